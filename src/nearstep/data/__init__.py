@@ -1,0 +1,1 @@
+"""Data: the procedural captioned world, and latents on disk."""

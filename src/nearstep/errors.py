@@ -1,0 +1,10 @@
+"""The one error type that means "the input is wrong, and here is what to change"."""
+
+from __future__ import annotations
+
+
+class NearstepError(ValueError):
+    """A mistake in what the user asked for, in one line: what was given, what is allowed, what to change.
+
+    The command line shows the line alone and exits with code 2; everything else is a bug and keeps its traceback.
+    """
