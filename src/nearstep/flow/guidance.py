@@ -1,0 +1,41 @@
+"""Classifier-free guidance, as a denoiser made from a denoiser.
+
+v = u + w (c - u): w = 1 is the conditional prediction alone. Self-Forcing writes c + g (c - u), so its g = 3 is w = 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearstep.protocols import CausalDenoiser
+
+
+class Guided:
+    """A causal denoiser of batch B over one of batch 2B: rows 0 .. B-1 conditional, rows B .. 2B-1 unconditional.
+
+    Both halves run in one call; the cache holds both, because keys and values of the frames depend on the text.
+    """
+
+    def __init__(self, both: CausalDenoiser, weight: float) -> None:
+        self.both = both
+        self.weight = weight
+
+    def __call__(self, x: Tensor, t: Tensor, *, cache: Any = None, start: int = 0) -> Tensor:
+        """Guided velocity of ``x`` [B, F, C, H, W] at ``t`` [B, F]."""
+        conditional, unconditional = self.both(_twice(x), _twice(t), cache=cache, start=start).chunk(2)
+        return torch.lerp(unconditional, conditional, self.weight)
+
+    def commit(self, x: Tensor, *, cache: Any, start: int) -> None:
+        """Write the clean frames ``x`` under both texts."""
+        self.both.commit(_twice(x), cache=cache, start=start)
+
+    def new_cache(self, batch: int, frames: int, height: int, width: int) -> Any:
+        """An empty cache with room for both halves."""
+        return self.both.new_cache(2 * batch, frames, height, width)
+
+
+def _twice(x: Tensor) -> Tensor:
+    return torch.cat([x, x])

@@ -1,0 +1,165 @@
+"""Plans: how many steps each chunk gets, and at which times. Data, not behaviour.
+
+A schedule of n steps holds n times and costs n network calls; n = 1 is no special case. A plan is a schedule per
+chunk. One syntax everywhere (recipes, command line, Python): steps per chunk, comma separated, the last repeated
+with ``x``::
+
+    "4"        every chunk 4 steps
+    "4,1x"     first chunk 4, the others 1: first-frame enhancement, the paper's 1*
+    "4,2,1x"   4, then 2, then 1 for the rest
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nearstep.errors import NearstepError
+from nearstep.flow.times import shifted
+
+GRID = 4
+"""Steps of the grid a student is distilled on [paper]."""
+
+_SYNTAX = re.compile(r"\d+(,\d+)*x?")
+_EXAMPLES = '"4" (every chunk), "4,1x" (first 4, the rest 1) or "4,2,1x"'
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The times of one chunk's steps: strictly decreasing in (0, 1], the first one 1 (pure noise)."""
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
+        if not self.times or self.times[0] != 1.0 or self.times[-1] <= 0.0 or not falling:
+            raise NearstepError(f"schedule {self.times} must start at 1 and fall strictly, staying above 0")
+
+    def __len__(self) -> int:
+        """Steps, each one network call."""
+        return len(self.times)
+
+
+def respaced(steps: int, *, shift: float, grid: int = GRID) -> Schedule:
+    """The inference list: ``steps`` entries of the grid, spread evenly; finer than the grid above it.
+
+    On the 4-step grid before the shift: 1: [1]; 2: [1, .5]; 3: [1, .75, .5]; 4: all; 8: [1, .875, ...].
+    """
+    _positive(steps)
+    cells = [k * grid // steps / grid if steps <= grid else k / steps for k in range(steps)]
+    return Schedule(tuple(shifted(1 - cell, shift) for cell in cells))
+
+
+def prefix(steps: int, *, shift: float, grid: int = GRID) -> Schedule:
+    """The training list of the reference's exit mechanism: the first ``steps`` entries of the grid."""
+    return subset(range(steps), shift=shift, grid=grid)
+
+
+def subset(cells: Sequence[int], *, shift: float, grid: int = GRID) -> Schedule:
+    """Any increasing choice of grid cells 0 .. grid - 1 that begins with 0 (noise)."""
+    if not cells or max(cells) >= grid:
+        raise NearstepError(f"{list(cells)} does not fit a grid of {grid} steps (cells 0 to {grid - 1})")
+    return Schedule(tuple(shifted(1 - cell / grid, shift) for cell in cells))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkPlan:
+    """Chunk lengths in latent frames, and a schedule for each."""
+
+    text: str
+    lengths: tuple[int, ...]
+    schedules: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) != len(self.schedules) or min(self.lengths, default=0) < 1:
+            raise NearstepError(f"{len(self.schedules)} schedules for chunk lengths {self.lengths}; give each one")
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the whole clip."""
+        return sum(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        """Denoising calls."""
+        return sum(len(schedule) for schedule in self.schedules)
+
+    @property
+    def commits(self) -> int:
+        """Calls at t = 0 that write a finished chunk to the cache; the last chunk needs none."""
+        return len(self.lengths) - 1
+
+    @property
+    def calls(self) -> int:
+        """All network calls: steps and commits. What to compare speeds by."""
+        return self.steps + self.commits
+
+
+def parse_steps(text: str, chunks: int) -> tuple[int, ...]:
+    """Steps per chunk of a plan string, for a clip of ``chunks`` chunks.
+
+    Raises:
+        NearstepError: if the string does not parse, asks for no steps, or names another number of chunks.
+    """
+    text = text.strip()
+    if not _SYNTAX.fullmatch(text):
+        raise NearstepError(f"plan {text!r} does not parse; write steps per chunk like {_EXAMPLES}")
+    steps = [int(entry) for entry in text.removesuffix("x").split(",")]
+    for entry in steps:
+        _positive(entry)
+    if text.endswith("x") or len(steps) == 1:
+        steps += [steps[-1]] * (chunks - len(steps))
+    elif len(steps) != chunks:
+        raise NearstepError(
+            f"plan {text!r} names {len(steps)} chunks and the clip has {chunks}; end it with x to repeat the last entry"
+        )
+    return tuple(steps[:chunks])
+
+
+def chunk_lengths(frames: int, chunk_frames: int | None) -> tuple[int, ...]:
+    """Latent frames of each chunk; one chunk of all frames where ``chunk_frames`` is None (a bidirectional network).
+
+    Raises:
+        NearstepError: unless the frames divide into whole chunks.
+    """
+    if chunk_frames is None:
+        return (frames,)
+    if frames < 1 or frames % chunk_frames:
+        less = max(1, frames // chunk_frames) * chunk_frames
+        raise NearstepError(
+            f"{frames} latent frames are no whole number of chunks of {chunk_frames}; use {less} or "
+            f"{less + chunk_frames} latent frames (num_frames {4 * less - 3} or {4 * (less + chunk_frames) - 3})"
+        )
+    return (chunk_frames,) * (frames // chunk_frames)
+
+
+def make_plan(
+    text: str, *, frames: int, chunk_frames: int | None, shift: float, grid: int = GRID
+) -> ChunkPlan:
+    """The plan a string means for a clip of ``frames`` latent frames.
+
+    Args:
+        text: a plan string, such as ``"4,1x"``.
+        frames: latent frames of the clip.
+        chunk_frames: latent frames per chunk; None puts all frames in one chunk.
+        shift: the model's shift k (flow/times.py).
+        grid: steps of the grid the model was distilled on.
+    """
+    lengths = chunk_lengths(frames, chunk_frames)
+    steps = parse_steps(text, len(lengths))
+    schedules = tuple(respaced(n, shift=shift, grid=grid) for n in steps)
+    return ChunkPlan(text=text.strip(), lengths=lengths, schedules=schedules)
+
+
+def first_frame_enhanced(first: int, rest: int) -> str:
+    """The plan string of first-frame enhancement: ``first`` steps for chunk 0, ``rest`` for all others [paper]."""
+    return f"{first},{rest}x"
+
+
+def _positive(steps: int) -> None:
+    if steps < 1:
+        raise NearstepError(f"a chunk needs at least 1 step, got {steps}")

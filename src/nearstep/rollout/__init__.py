@@ -1,0 +1,1 @@
+"""Self-forced generation: the one denoising loop, for training, evaluation, command line and stream."""
