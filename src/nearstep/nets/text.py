@@ -1,0 +1,142 @@
+"""Prompts to token features: UMT5's encoder and its tokenizer, as Wan uses them.
+
+Wan pads every prompt to a fixed length, zeroes the features of the padding and lets the video attend to those zeros
+(method.md section 3); so does this. The playground's encoder is the same class, small, with a tokenizer of whole words
+(:func:`build_tokenizer`), so that a word it has never seen is an error that names its neighbours, not a silent unknown.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers.tokenization_utils_base import LARGE_INTEGER
+
+from nearstep.errors import NearstepError
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # T5's special tokens, in T5's order
+WORD_START = "\u2581"  # how sentence-piece vocabularies mark a piece that begins a word
+LISTED_WORDS = 200  # a vocabulary up to this size is shown whole in an error
+
+
+class PromptEncoder(nn.Module):
+    """Prompts -> ``[B, L, D]``, zero from each prompt's end to ``length``; differentiable.
+
+    Args:
+        tokenizer: a fast tokenizer (one that knows where in the prompt each token came from).
+        encoder: UMT5's encoder, of any size.
+        length: text tokens L; by default the tokenizer's ``model_max_length`` (512 for Wan).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, length: int | None = None):
+        super().__init__()
+        self.length = length or tokenizer.model_max_length
+        if self.length > LARGE_INTEGER:
+            raise NearstepError("the tokenizer does not say how long a prompt may be: set model_max_length in its config")
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, length: int | None = None, **options: Any) -> PromptEncoder:
+        """The ``tokenizer/`` and ``text_encoder/`` of a model folder."""
+        tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "tokenizer")
+        return cls(tokenizer, UMT5EncoderModel.from_pretrained(Path(folder) / "text_encoder", **options), length)
+
+    @property
+    def width(self) -> int:
+        """Feature width D."""
+        return self.encoder.config.d_model
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """``prompts`` -> features [B, L, D] in the encoder's dtype.
+
+        Raises:
+            NearstepError: if a prompt holds words the tokenizer does not know, or is longer than L tokens.
+        """
+        ids, mask = self.tokens(prompts)
+        ids, mask = ids.to(self.encoder.device), mask.to(self.encoder.device)
+        features = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return features * mask.unsqueeze(-1).to(features.dtype)
+
+    def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Checked token ids and mask, both ``[B, L]`` int64; raises as :meth:`forward` does, and runs no network."""
+        if isinstance(prompts, str):
+            raise NearstepError(f"a list of prompts is needed, got the single string {prompts!r}")
+        encoded = self.tokenizer(list(prompts), return_offsets_mapping=True)
+        rows = list(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        self._check_words(rows)
+        for prompt, ids, _ in rows:
+            if len(ids) > self.length:
+                raise NearstepError(f"prompt of {len(ids)} tokens, at most {self.length} fit: shorten {prompt[:60]!r}...")
+        padded = torch.full((len(rows), self.length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(padded)
+        for row, (_, ids, _) in enumerate(rows):
+            padded[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = 1
+        return padded, mask
+
+    def vocabulary(self) -> list[str]:
+        """Every word (or piece of one) that the tokenizer knows, without its special tokens, sorted."""
+        tokens = set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens)
+        return sorted({token.removeprefix(WORD_START) for token in tokens})
+
+    def _check_words(self, rows: Sequence[tuple[str, list[int], list[tuple[int, int]]]]) -> None:
+        unknown_id = self.tokenizer.unk_token_id
+        unknown: dict[str, None] = {}  # an ordered set
+        for prompt, ids, spans in rows:
+            found = (_word_at(prompt, *span) for token, span in zip(ids, spans, strict=True) if token == unknown_id)
+            unknown |= dict.fromkeys(found)
+        if unknown:
+            raise NearstepError(_unknown_message(list(unknown), self.vocabulary()))
+
+
+def _word_at(prompt: str, start: int, end: int) -> str:
+    """The whole word around ``prompt[start:end]``, which a sub-word tokenizer may have cut to a letter."""
+    while start > 0 and prompt[start - 1].isalnum():
+        start -= 1
+    while end < len(prompt) and prompt[end].isalnum():
+        end += 1
+    return prompt[start:end]
+
+
+def _unknown_message(unknown: list[str], vocabulary: list[str]) -> str:
+    """One line: the unknown words, what is near each, and all that is understood when that is short."""
+    named = []
+    for word in unknown:
+        near = difflib.get_close_matches(word.lower(), vocabulary, n=3, cutoff=0.6)
+        named.append(f"{word!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+    known = f"; it knows: {' '.join(vocabulary)}" if len(vocabulary) <= LISTED_WORDS else ""
+    return f"the model does not know {'the word' if len(unknown) == 1 else 'the words'} {', '.join(named)}{known}"
+
+
+def build_tokenizer(words: Iterable[str], length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, in the standard folder format, that any AutoTokenizer loads.
+
+    Case and punctuation do not count: "A red ball, sliding." is ``a red ball sliding </s>``, as T5 ends its text.
+
+    Args:
+        words: the vocabulary, lower case, one word each; order and repeats do not matter.
+        length: text tokens L that a prompt is padded to, ``</s>`` included.
+    """
+    known = sorted(set(words))
+    bad = [word for word in known if not word.isalnum() or word != word.lower()]
+    if bad:
+        raise NearstepError(f"a vocabulary holds single words in lower case, not {', '.join(map(repr, bad))}")
+    vocabulary = {token: index for index, token in enumerate([PAD, END, UNKNOWN, *known])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="removed")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", pair=None, special_tokens=[(END, vocabulary[END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=length
+    )
