@@ -1,0 +1,186 @@
+"""Clips to files: mp4, gif, webp and png contact sheets, chosen by suffix; written whole or not at all.
+
+A file is written beside its target under a temporary name and then renamed. A full disk, an error or Ctrl-C therefore
+leaves either the finished file or what was there before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from nearstep.errors import NearstepError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+H264_OPTIONS = {"crf": "16", "preset": "medium"}  # visually lossless; the clips are small
+WEBP_QUALITY = 90
+SHEET_COLUMNS = 9  # frames shown of a clip
+SHEET_TILE = 96  # smaller frames are enlarged by a whole factor to about this many pixels
+SHEET_GAP, SHEET_TEXT, SHEET_PAPER, SHEET_INK = 4, 14, (250, 250, 250), (30, 30, 30)
+NAME_BYTES = 160  # of a prompt, kept in a file name (file systems allow 255 in all)
+
+Pixels = np.ndarray
+"""A clip as uint8 ``[T, H, W, 3]``."""
+
+
+def pixels(video: Tensor) -> Pixels:
+    """A clip ``[T, 3, H, W]`` in [0, 1] -> uint8 ``[T, H, W, 3]``, rounded to nearest."""
+    return (video.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mapping[str, Any] | None = None) -> Path:
+    """Write a clip ``[T, 3, H, W]`` in [0, 1] in the format that the suffix of ``path`` names.
+
+    Args:
+        path: where to; its folder is made if need be.
+        video: the clip.
+        fps: pixel frames per second.
+        metadata: what made the clip (prompt, plan, seed, ...), kept in the file as JSON where the format has a comment.
+
+    Raises:
+        NearstepError: for an unknown suffix, or if the file cannot be written; nothing half-written stays.
+    """
+    path = Path(path)
+    encode, clip, comment = _encoder(path), pixels(video), json.dumps(dict(metadata or {}))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            encode(part, clip, fps, comment)
+    except OSError as error:  # PyAV's errors are OSErrors too
+        raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place on success and is removed on anything else."""
+    part = _beside(path)
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # a full disk may show only here
+        part.replace(path.resolve())
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out now, before anything is generated, whether :func:`write_video` could write ``path``.
+
+    Raises:
+        NearstepError: naming the path and the reason.
+    """
+    path = Path(path)
+    _encoder(path)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise NearstepError(f"cannot write {path}: it is {kind}; name a file such as {path.name or 'clip'}/clip.mp4")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = _beside(path)
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise NearstepError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _beside(path: Path) -> Path:
+    path = path.resolve()  # through a link, so that the link stays
+    return path.with_name(f".{os.getpid()}.{path.name}.part")
+
+
+def safe_name(prompt: str) -> str:
+    """A prompt as a file name: the prompt itself (VBench's habit) where it is plain and short.
+
+    Otherwise what can be kept of it and a digest, so that different prompts never share a name.
+    """
+    plain = re.sub(r"[^\w ,.'!()&+-]", "", prompt).encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")
+    if plain == prompt and prompt:
+        return prompt
+    return f"{plain or 'prompt'}~{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+
+
+def contact_sheet(clips: Sequence[Tensor], labels: Sequence[str] = (), columns: int = SHEET_COLUMNS) -> Image.Image:
+    """A row of evenly spaced frames for each clip ``[T, 3, H, W]``, its label above."""
+    return _sheet([pixels(clip) for clip in clips], labels, columns)
+
+
+def _sheet(clips: Sequence[Pixels], labels: Sequence[str], columns: int) -> Image.Image:
+    if labels and len(labels) != len(clips):
+        raise NearstepError(f"{len(labels)} labels for {len(clips)} clips; give one each, or none")
+    _, height, width, _ = clips[0].shape
+    scale = max(1, round(SHEET_TILE / width))
+    columns = min(columns, max(len(clip) for clip in clips))
+    across, header = width * scale + SHEET_GAP, SHEET_TEXT + SHEET_GAP if labels else 0
+    down = height * scale + SHEET_GAP + header
+    sheet = Image.new("RGB", (across * columns + SHEET_GAP, down * len(clips) + SHEET_GAP), SHEET_PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=SHEET_TEXT - 2)
+    for row, clip in enumerate(clips):
+        top = row * down + SHEET_GAP
+        if labels:
+            draw.text((SHEET_GAP, top), labels[row], fill=SHEET_INK, font=font)
+        for column, index in enumerate(np.linspace(0, len(clip) - 1, columns).round().astype(int)):
+            tile = Image.fromarray(clip[index]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            sheet.paste(tile, (column * across + SHEET_GAP, top + header))
+    return sheet
+
+
+def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
+    import av  # a tenth of a second that only this format needs
+
+    _, height, width, _ = clip.shape
+    if height % 2 or width % 2:
+        raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
+    # faststart puts the index first, so that a page can play the file while it loads.
+    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        container.metadata["comment"] = comment
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=H264_OPTIONS)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for picture in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _gif(path: Path, clip: Pixels, fps: float, comment: str) -> None:
+    _animation(path, clip, fps, format="GIF", comment=comment.encode())
+
+
+def _webp(path: Path, clip: Pixels, fps: float, comment: str) -> None:
+    _animation(path, clip, fps, format="WEBP", quality=WEBP_QUALITY, xmp=comment.encode())
+
+
+def _animation(path: Path, clip: Pixels, fps: float, **options: Any) -> None:
+    first, *rest = (Image.fromarray(picture) for picture in clip)
+    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
+
+
+def _png(path: Path, clip: Pixels, _fps: float, comment: str) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", comment)
+    _sheet([clip], (), SHEET_COLUMNS).save(path, format="PNG", pnginfo=text)
+
+
+Encoder = Callable[[Path, Pixels, float, str], None]
+
+ENCODERS: dict[str, Encoder] = {".mp4": _mp4, ".gif": _gif, ".webp": _webp, ".png": _png}
+"""Suffix -> what writes a clip, at a frame rate, with a comment."""
+
+
+def _encoder(path: Path) -> Encoder:
+    try:
+        return ENCODERS[path.suffix.lower()]
+    except KeyError:
+        given = f"suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise NearstepError(f"cannot write {path}: {given}; use {', '.join(ENCODERS)} (png: a contact sheet)") from None
