@@ -8,6 +8,7 @@ can be open on one codec, and a clip decoded chunk by chunk equals the clip deco
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,8 +59,8 @@ class VideoCodec(nn.Module):
 
     @property
     def spatial_stride(self) -> int:
-        """Pixels per latent along height and width: a halving between levels, times the patch."""
-        return 2 ** (len(self.vae.config.dim_mult) - 1) * (self.vae.config.patch_size or 1)
+        """Pixels per latent along height and width."""
+        return spatial_stride(self.vae.config)
 
     def latent_shape(self, frames: int, height: int, width: int) -> LatentShape:
         """The latent size of a clip of ``frames`` pixel frames of ``height x width`` pixels.
@@ -89,9 +90,9 @@ class VideoCodec(nn.Module):
         """``video`` [B, T, 3, H, W] in [0, 1] -> normalised latents [B, F, C, h, w]: the posterior's mean."""
         return self.normalise(self.posterior(video).mode())
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, F, C, h, w] -> video [B, T, 3, H, W] in [0, 1]."""
-        return self.stream().decode(latents)
+    def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
+        """Normalised latents [B, F, C, h, w] -> video [B, T, 3, H, W] in [0, 1] (see CodecStream.decode)."""
+        return self.stream().decode(latents, clamp=clamp)
 
     def stream(self) -> CodecStream:
         """A fresh stream for one clip (or one batch of clips in step); any number may be open at once."""
@@ -116,6 +117,11 @@ class VideoCodec(nn.Module):
         return mean, std
 
 
+def spatial_stride(config: Mapping[str, Any]) -> int:
+    """Pixels per latent along height and width of a codec's configuration: a halving between levels, times the patch."""
+    return 2 ** (len(config["dim_mult"]) - 1) * (config.get("patch_size") or 1)
+
+
 class CodecStream:
     """Decodes one clip, a chunk at a time, holding the causal convolutions' feature cache between chunks."""
 
@@ -125,17 +131,19 @@ class CodecStream:
         self.frames = 0
         """Latent frames decoded so far."""
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """The next normalised latents [B, f, C, h, w] -> their pixel frames [B, T, 3, H, W] in [0, 1].
 
-        T is 4f, or 4f - 3 for the first chunk of the clip, whose first latent frame is a single picture.
+        T is 4f, or 4f - 3 for the first chunk of the clip, whose first latent frame is a single picture. Without
+        ``clamp`` values may leave [0, 1]: a codec in training needs the gradient there, or it stays out.
         """
         vae = self._codec.vae
         raw = self._codec.denormalise(latents).to(vae.dtype)
         # One latent frame a call: the floating-point work of a frame is then the same however a clip is cut.
         pixels = torch.cat([self._frame(vae, frame) for frame in raw.split(1, dim=2)], dim=2)
-        pixels = unpatchify(pixels, vae.config.patch_size or 1).clamp(-1, 1)
-        return rearrange(pixels, "b c t h w -> b t c h w") * 0.5 + 0.5
+        pixels = unpatchify(pixels, vae.config.patch_size or 1)
+        video = rearrange(pixels, "b c t h w -> b t c h w") * 0.5 + 0.5
+        return video.clamp(0, 1) if clamp else video
 
     def _frame(self, vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
         features = vae.post_quant_conv(raw)
