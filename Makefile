@@ -1,0 +1,39 @@
+# make demo    four clips from the embedded model, in ./demo
+# make test    the tests that need neither minutes nor an accelerator
+# make check   lint, types and tests: what a change must pass
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: install demo test test-slow test-gpu check lint types clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,dev]"
+	touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout=1800
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+
+check: lint types test
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/pyright
+
+clean:
+	rm -rf build dist demo .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
