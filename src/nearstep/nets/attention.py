@@ -1,0 +1,80 @@
+"""Self-attention over [past | present] and cross-attention to text, under diffusers' parameter names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from nearstep.nets.cache import KeysValues, Past
+from nearstep.nets.rope import RopeTable, rotate
+
+
+class Attention(nn.Module):
+    """Projections of one attention, with RMS norm of queries and keys over the full width (Wan2.1).
+
+    The parameters serve self- and cross-attention alike; which one it is follows from the method that is called.
+    """
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[B, S, D] -> [B, S, heads, head_dim], normed."""
+        return self._heads(self.norm_q(self.to_q(x)))
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """[B, S, D] -> keys (normed) and values, each [B, S, heads, head_dim]."""
+        return self._heads(self.norm_k(self.to_k(x))), self._heads(self.to_v(x))
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention of queries [B, S, heads, head_dim] over keys and values [B, K, ...]; mask [S, K] -> [B, S, D].
+
+        The values' dtype decides: under autocast norms and rotations leave float32, and attention wants one dtype.
+        """
+        q, k, v = (part.transpose(1, 2).to(values.dtype) for part in (queries, keys, values))
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out[0](out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1))
+
+
+class SelfAttention(Attention):
+    """Attention of a call's tokens over those committed before and over themselves."""
+
+    def forward(
+        self, x: Tensor, rope: RopeTable, mask: Tensor | None = None, past: Past | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """x [B, S, D] -> output [B, S, D] and this call's own rotated keys and values, each [B, S, heads, head_dim]."""
+        keys, values = self.keys_values(x)
+        queries, keys = rotate(self.queries(x), rope), rotate(keys, rope)
+        return self.attend(queries, *joined(past, keys, values), mask), (keys, values)
+
+
+class CrossAttention(Attention):
+    """Attention over a text whose keys and values were computed once (`keys_values`)."""
+
+    def forward(self, x: Tensor, text: KeysValues) -> Tensor:
+        """x [B, S, D] over text keys and values [B, L, heads, head_dim] -> [B, S, D]."""
+        return self.attend(self.queries(x), *text)
+
+
+def joined(past: Past | None, keys: Tensor, values: Tensor) -> KeysValues:
+    """[past | present] along the tokens; in place where the past brings room for the present (cache.Past)."""
+    if past is None:
+        return keys, values
+    if past.room:
+        past.keys[:, -keys.shape[1] :].copy_(keys)
+        past.values[:, -values.shape[1] :].copy_(values)
+        return past.keys.to(values.dtype), past.values.to(values.dtype)
+    return torch.cat([past.keys.to(values.dtype), keys.to(values.dtype)], 1), torch.cat(
+        [past.values.to(values.dtype), values], 1
+    )

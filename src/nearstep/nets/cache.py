@@ -1,0 +1,145 @@
+"""Keys and values of finished frames.
+
+The cache is an object that the caller owns and passes in. A read never changes what it holds; only `commit` writes,
+detached, so that no gradient of a later chunk reaches an earlier one. Positions travel with the keys, and what a chunk
+may read follows from positions by the rule of masks.py, so a cached call sees what the masked call sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+from nearstep.nets.masks import within_reach
+
+KeysValues = tuple[Tensor, Tensor]  # each [B, tokens, heads, head_dim]
+
+
+class Past(NamedTuple):
+    """What one layer's attention reads before its own keys and values.
+
+    keys, values: [B, tokens, heads, head_dim], views of the cache wherever possible.
+    room: the last tokens are free space of the cache, where the call may put its own keys and values instead of copying
+        the past beside them. Never so under grad, where attention keeps its inputs for the backward pass.
+    """
+
+    keys: Tensor
+    values: Tensor
+    room: bool
+
+
+class KVCache:
+    """Preallocated keys and values of `capacity_frames` frames for every layer.
+
+    window_frames, sink_frames: how far back a chunk may look (masks.py); None sees everything.
+    append_only: never drop a frame. Training needs it: the backward pass may read frames again, so a commit that would
+        have to drop one is refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        batch: int,
+        capacity_frames: int,
+        tokens_per_frame: int,
+        heads: int,
+        head_dim: int,
+        window_frames: int | None = None,
+        sink_frames: int = 0,
+        append_only: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        shape = (batch, capacity_frames * tokens_per_frame, heads, head_dim)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.batch = batch
+        self.capacity_frames = capacity_frames
+        self.tokens_per_frame = tokens_per_frame
+        self.window_frames = window_frames
+        self.sink_frames = sink_frames
+        self.append_only = append_only
+        self.end = 0
+        """Frames committed so far, dropped ones included: where the next chunk starts."""
+        self.positions: tuple[int, ...] = ()
+        """Absolute frame in every used slot, ascending."""
+
+    def find(self, positions: Sequence[int]) -> list[slice]:
+        """Slots of the held `positions` (ascending), as few slices as possible."""
+        missing = sorted(set(positions) - set(self.positions))
+        if missing:
+            raise NearstepError(
+                f"frames {missing} are not in the cache, which holds {list(self.positions)}; "
+                "commit every earlier chunk first, and do not go back past a dropped frame"
+            )
+        slots = [slot for slot, position in enumerate(self.positions) if position in set(positions)]
+        if not slots:
+            return []
+        breaks = [i + 1 for i, (a, b) in enumerate(pairwise(slots)) if b != a + 1]
+        return [slice(slots[a], slots[b - 1] + 1) for a, b in pairwise([0, *breaks, len(slots)])]
+
+    def read(self, layer: int, slots: Sequence[slice], *, frames: int) -> Past | None:
+        """One layer's keys and values in `slots`, for a call on `frames` frames after them; None if there are none."""
+        if not slots:
+            return None
+        keys, values, stop = self.keys[layer], self.values[layer], slots[-1].stop + frames
+        fits = len(slots) == 1 and slots[0].stop == len(self.positions) and stop <= self.capacity_frames
+        if fits and not torch.is_grad_enabled():
+            tokens = self._tokens(slice(slots[0].start, stop))
+            return Past(keys[:, tokens], values[:, tokens], room=True)
+        return Past(self._gather(keys, slots), self._gather(values, slots), room=False)
+
+    def commit(self, start: int, layers: Sequence[KeysValues]) -> None:
+        """Append the frames `start`, `start` + 1, ... whose keys and values every layer gives; detached."""
+        if start != self.end:
+            raise NearstepError(
+                f"cannot commit frames from {start} on: the cache ends at frame {self.end}; commit chunks in order"
+            )
+        frames = layers[0][0].shape[1] // self.tokens_per_frame
+        self._make_room(frames)
+        held = len(self.positions)
+        tokens = self._tokens(slice(held, held + frames))
+        with torch.no_grad():
+            for layer, (keys, values) in enumerate(layers):
+                self.keys[layer][:, tokens].copy_(keys)
+                self.values[layer][:, tokens].copy_(values)
+        self.positions += tuple(range(start, start + frames))
+        self.end = start + frames
+
+    def _make_room(self, frames: int) -> None:
+        """Drop frames that no later chunk can see, if `frames` more do not fit otherwise."""
+        if len(self.positions) + frames <= self.capacity_frames:
+            return
+        if self.append_only:
+            raise NearstepError(
+                f"an append-only cache of {self.capacity_frames} frames cannot take {frames} more after "
+                f"{len(self.positions)}; make it with at least {len(self.positions) + frames} frames"
+            )
+        # The next chunk has at least one frame, so it ends at least one past the frames now being committed.
+        next_end = self.end + frames + 1
+        kept = tuple(p for p in self.positions if within_reach(p, next_end, self.window_frames, self.sink_frames))
+        if len(kept) + frames > self.capacity_frames:
+            raise NearstepError(
+                f"a cache of {self.capacity_frames} frames cannot take {frames} more after {len(kept)} that are still "
+                f"in sight; make it with at least {len(kept) + frames} frames or set a shorter window"
+            )
+        slots = self.find(kept)
+        target = self._tokens(slice(0, len(kept)))
+        with torch.no_grad():
+            for buffer in (*self.keys, *self.values):
+                buffer[:, target] = self._gather(buffer, slots).clone()
+        self.positions = kept
+
+    def _tokens(self, slots: slice) -> slice:
+        return slice(slots.start * self.tokens_per_frame, slots.stop * self.tokens_per_frame)
+
+    def _gather(self, buffer: Tensor, slots: Sequence[slice]) -> Tensor:
+        """[B, tokens of the slots, heads, head_dim]; a view where they lie side by side."""
+        parts = [buffer[:, self._tokens(run)] for run in slots]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -1,0 +1,129 @@
+"""Who sees whom, decided from frame positions (method.md section 3).
+
+One rule serves the masked forward of training and the cached forward of generation. A frame sees the frames of its own
+chunk, and every clean frame of an earlier chunk that lies within reach: among the last `window` frames up to the end of
+the observer's chunk, or among the first `sink` frames of the video. Noisy frames are seen by their own chunk alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+
+
+def within_reach(position: int, end: int, window: int | None, sink: int) -> bool:
+    """Whether a chunk that ends before frame `end` may look back at frame `position`."""
+    return window is None or position >= end - window or position < sink
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What each frame of one network call may see.
+
+    positions: absolute frame number of every frame in the sequence, which its rotary position follows too.
+    spans: (first frame, one past the last) of the chunk that the frame belongs to.
+    noisy: frames that only their own chunk may see.
+    """
+
+    positions: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    noisy: tuple[bool, ...]
+    window: int | None = None
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        longest = max(end - start for start, end in self.spans)
+        if self.window is not None and self.window < longest:
+            raise NearstepError(
+                f"a window of {self.window} frames is shorter than a chunk of {longest}; "
+                f"give a window of at least {longest} frames"
+            )
+
+    def shifted(self, start: int) -> Visibility:
+        """The same pattern for a sequence that begins at frame `start`."""
+        if start == 0:
+            return self
+        return Visibility(
+            positions=tuple(position + start for position in self.positions),
+            spans=tuple((first + start, end + start) for first, end in self.spans),
+            noisy=self.noisy,
+            window=self.window,
+            sink=self.sink,
+        )
+
+    def sees(self, observer: int, other: int) -> bool:
+        """Whether frame number `observer` of the sequence sees frame number `other` of it."""
+        (start, end), (_, other_end) = self.spans[observer], self.spans[other]
+        if other_end == end and self.noisy[observer] == self.noisy[other]:
+            return True
+        return other_end <= start and not self.noisy[other] and self.recalls(observer, self.positions[other])
+
+    def recalls(self, observer: int, position: int) -> bool:
+        """Whether frame number `observer` sees the clean frame at an earlier absolute `position`."""
+        return within_reach(position, self.spans[observer][1], self.window, self.sink)
+
+    def past(self, positions: Iterable[int]) -> tuple[int, ...]:
+        """Those of the committed `positions` that some frame of the sequence sees."""
+        first = min(self.positions)
+        ends = {end for _, end in self.spans}
+        return tuple(
+            p for p in positions if p < first and any(within_reach(p, end, self.window, self.sink) for end in ends)
+        )
+
+    def frame_mask(self, past: Sequence[int] = ()) -> Tensor:
+        """Boolean [F, len(past) + F]: what each frame sees of the committed frames `past` and of the sequence itself."""
+        observers = range(len(self.positions))
+        rows = [[self.recalls(i, p) for p in past] + [self.sees(i, j) for j in observers] for i in observers]
+        return torch.tensor(rows)
+
+
+@lru_cache(maxsize=64)
+def token_mask(
+    visibility: Visibility, past: tuple[int, ...], tokens_per_frame: int, device: torch.device
+) -> Tensor | None:
+    """Boolean [F * tokens, (len(past) + F) * tokens] for attention, or None where everything is visible."""
+    mask = visibility.frame_mask(past)
+    if mask.all():
+        return None
+    mask = mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+    return mask.to(device)
+
+
+def spans_of(chunk_lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(start, end) of its chunk for every frame: (1, 2) -> ((0, 1), (1, 3), (1, 3))."""
+    if not chunk_lengths or min(chunk_lengths) < 1:
+        raise NearstepError(f"chunk lengths {tuple(chunk_lengths)} must be one or more positive frame counts")
+    ends = accumulate(chunk_lengths)
+    return tuple((end - length, end) for length, end in zip(chunk_lengths, ends, strict=True) for _ in range(length))
+
+
+def block_causal(chunk_lengths: Sequence[int], window: int | None = None, sink: int = 0) -> Visibility:
+    """Each chunk sees itself and the earlier ones within reach."""
+    spans = spans_of(chunk_lengths)
+    frames = len(spans)
+    return Visibility(tuple(range(frames)), spans, (False,) * frames, window, sink)
+
+
+def full(frames: int) -> Visibility:
+    """Every frame sees every frame: one chunk."""
+    return block_causal((frames,))
+
+
+def teacher_forcing(chunk_lengths: Sequence[int], window: int | None = None, sink: int = 0) -> Visibility:
+    """For a sequence [clean | noisy] of 2F frames: noisy chunk i sees itself and the clean chunks before i."""
+    clean = block_causal(chunk_lengths, window, sink)
+    frames = len(clean.positions)
+    return Visibility(
+        positions=clean.positions * 2,
+        spans=clean.spans * 2,
+        noisy=(False,) * frames + (True,) * frames,
+        window=window,
+        sink=sink,
+    )

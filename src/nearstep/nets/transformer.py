@@ -1,0 +1,323 @@
+"""The video transformer: Wan's architecture with per-frame times, an explicit cache and features at asked blocks.
+
+One class serves as bidirectional teacher and assistant (full visibility) and as causal student (masked, or cached).
+Parameter names and configuration are those of diffusers' WanTransformer3DModel, so its folders load unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, silu
+
+from nearstep.errors import NearstepError
+from nearstep.nets.blocks import TransformerBlock, WideLayerNorm, wide
+from nearstep.nets.cache import KeysValues, KVCache
+from nearstep.nets.masks import Visibility, block_causal, full, token_mask
+from nearstep.nets.rope import rope_table
+from nearstep.nets.wan import TICKS
+
+
+@dataclass(frozen=True)
+class TextKeys:
+    """A batch of prompts as every block's cross-attention keys and values: computed once per prompt.
+
+    Made under grad they carry a graph: use them for one backward pass.
+    """
+
+    layers: tuple[KeysValues, ...]
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts."""
+        return self.layers[0][0].shape[0]
+
+
+class Projection(nn.Module):
+    """Linear, activation, linear: the time and the text embedder."""
+
+    def __init__(self, source: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(source, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+
+class ConditionEmbedder(nn.Module):
+    """Embeds times and texts."""
+
+    def __init__(self, dim: int, freq_dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.freq_dim = freq_dim
+        self.time_embedder = Projection(freq_dim, dim)
+        self.time_proj = nn.Linear(dim, 6 * dim)
+        self.text_embedder = Projection(text_dim, dim)
+
+    def times(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """t [B, F] in [0, 1] -> embedding [B, F, D] and the blocks' modulation [B, F, 6, D]."""
+        first, second, last = self.time_embedder.linear_1, self.time_embedder.linear_2, self.time_proj
+        waves = sinusoid(t, self.freq_dim).to(first.weight.dtype)
+        embedding = second(silu(first(waves)))
+        modulation = last(silu(embedding.to(last.weight.dtype)))
+        return embedding, modulation.unflatten(-1, (6, -1))
+
+    def text(self, text: Tensor) -> Tensor:
+        """[B, L, text_dim] -> [B, L, D]; zero tokens are embedded and attended like any other (Wan2.1)."""
+        first, second = self.text_embedder.linear_1, self.text_embedder.linear_2
+        return second(gelu(first(text.to(first.weight.dtype)), approximate="tanh"))
+
+
+class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Predicts the velocity v = eps - x0 of latent video.
+
+    Args:
+        patch_size: (1, rows, columns) of a token, in latent pixels.
+        num_attention_heads: heads of every attention.
+        attention_head_dim: width of a head; the model is num_attention_heads times as wide.
+        in_channels: latent channels.
+        out_channels: channels of the prediction.
+        text_dim: width of the text encoder's tokens.
+        freq_dim: width of the time sinusoid.
+        ffn_dim: hidden width of the feed-forward.
+        num_layers: blocks.
+        cross_attn_norm: affine norm before cross-attention.
+        qk_norm: must be "rms_norm_across_heads".
+        eps: of every norm.
+        image_dim: must be None: image conditioning is not built.
+        added_kv_proj_dim: must be None, likewise.
+        rope_max_seq_len: positions that each rotary axis knows.
+        pos_embed_seq_len: must be None, likewise.
+        chunk_frames: frames that a causal network denoises together; None for a bidirectional one.
+        window_frames: how many of the newest frames, its own included, a chunk sees; None for all.
+        sink_frames: first frames of the video that every chunk sees in addition.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["TransformerBlock"]
+    _repeated_blocks = ["TransformerBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+    _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: Sequence[int] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        chunk_frames: int | None = None,
+        window_frames: int | None = None,
+        sink_frames: int = 0,
+    ) -> None:
+        super().__init__()
+        check_config(self.config)
+        dim = num_attention_heads * attention_head_dim
+        frames, *patch = patch_size
+        self.patch_embedding = nn.Conv3d(in_channels, dim, (frames, *patch), (frames, *patch))
+        self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm=cross_attn_norm, eps=eps)
+            for _ in range(num_layers)
+        )
+        self.norm_out = WideLayerNorm(dim, eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(dim, out_channels * math.prod(patch))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.gradient_checkpointing = False
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Wan's initialisation: Xavier for what carries the stream, std .02 for embedders and (ours) for the output.
+
+        Wan starts the output at zero; a small start predicts nearly nothing as well and lets every gradient through.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        embedder = self.condition_embedder
+        for projection in (embedder.time_embedder, embedder.text_embedder):
+            nn.init.normal_(projection.linear_1.weight, std=0.02)
+            nn.init.normal_(projection.linear_2.weight, std=0.02)
+        nn.init.normal_(self.proj_out.weight, std=0.02)
+
+    def text_keys(self, text: Tensor) -> TextKeys:
+        """Text [B, L, text_dim] as every block's cross-attention keys and values."""
+        embedded = self.condition_embedder.text(text)
+        return TextKeys(tuple(block.text_keys(embedded) for block in self.blocks))
+
+    def new_cache(self, batch: int, frames: int, height: int, width: int, *, append_only: bool = False) -> KVCache:
+        """An empty cache for clips of `frames` frames of height x width (latent pixels).
+
+        Sized by the configured window and sink, unless append_only. In autocast's dtype where autocast is on.
+        """
+        config, weight = self.config, self.patch_embedding.weight
+        rows, columns = self._grid(height, width)
+        reach = None if config.window_frames is None else config.window_frames + config.sink_frames
+        device = weight.device.type
+        return KVCache(
+            layers=config.num_layers,
+            batch=batch,
+            capacity_frames=frames if reach is None or append_only else min(frames, reach),
+            tokens_per_frame=rows * columns,
+            heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            window_frames=config.window_frames,
+            sink_frames=config.sink_frames,
+            append_only=append_only,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype,
+            device=weight.device,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor | TextKeys,
+        *,
+        visibility: Visibility | None = None,
+        cache: KVCache | None = None,
+        start: int = 0,
+        commit: bool = False,
+        features: Sequence[int] = (),
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        """Velocity of the frames x.
+
+        Args:
+            x: [B, F, C, H, W] noised latents.
+            t: [B, F] in [0, 1], or [B] where all frames share a time.
+            text: [B, L, text_dim], or what `text_keys` made of it.
+            visibility: who sees whom among the frames of x, counted from 0 (masks.py); None: all see all.
+            cache: finished frames that x sees in addition; only written with `commit`.
+            start: absolute index of x's first frame.
+            commit: append x's keys and values to the cache, detached.
+            features: indices of blocks whose outputs are wanted, e.g. for a discriminator.
+
+        Returns:
+            v [B, F, C, H, W] in x's dtype; with `features` also {index: [B, F * tokens, D]}.
+        """
+        batch, frames, _, height, width = x.shape
+        rows, columns = self._grid(height, width)
+        self._check_call(x, t, cache, commit)
+        keys = self.text_keys(text) if isinstance(text, Tensor) else text
+
+        seen = self._visibility(frames, visibility, cache).shifted(start)
+        past = () if cache is None else seen.past(range(start))
+        slots = [] if cache is None else cache.find(past)
+        mask = token_mask(seen, past, rows * columns, x.device)
+        rope = rope_table(
+            seen.positions,
+            rows,
+            columns,
+            head_dim=self.config.attention_head_dim,
+            limit=self.config.rope_max_seq_len,
+            dtype=torch.promote_types(self.patch_embedding.weight.dtype, torch.float32),
+            device=x.device,
+        )
+        stream = self._embed(x)
+        # Official Wan computes times and output head in float32 under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            embedding, modulation = self.condition_embedder.times(t if t.ndim == 2 else t[:, None])
+        wanted: dict[int, Tensor] = {}
+        committed: list[KeysValues] = []
+        for index, block in enumerate(self.blocks):
+            before = None if cache is None else cache.read(index, slots, frames=frames)
+            arguments = (stream, modulation, keys.layers[index], rope, mask, before, commit)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                stream, own = self._gradient_checkpointing_func(block, *arguments)
+            else:
+                stream, own = block(*arguments)
+            if commit:
+                committed.append(own)
+            if index in features:
+                wanted[index] = stream.flatten(1, 2)
+        if cache is not None and commit:
+            cache.commit(start, committed)
+        with torch.autocast(x.device.type, enabled=False):
+            v = self._head(stream, embedding, rows).to(x.dtype)
+        return (v, wanted) if features else v
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """[B, F, C, H, W] -> tokens [B, F, N, D] in the weights' dtype. A convolution whose patches do not overlap."""
+        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
+        _, rows, columns = self.config.patch_size
+        patches = rearrange(x, "b f c (h r) (w s) -> b f (h w) (c r s)", r=rows, s=columns)
+        return linear(patches.to(weight.dtype), weight.flatten(1), bias).to(weight.dtype)
+
+    def _head(self, x: Tensor, embedding: Tensor, rows: int) -> Tensor:
+        """Tokens [B, F, N, D] and time embedding [B, F or 1, D] -> v [B, F, C, H, W]."""
+        shift, scale = wide(self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(-2).unbind(2)
+        normed = self.norm_out(x) * (1 + scale) + shift
+        out = self.proj_out(normed.to(self.proj_out.weight.dtype))
+        _, r, s = self.config.patch_size
+        return rearrange(out, "b f (h w) (r s c) -> b f c (h r) (w s)", h=rows, r=r, s=s)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens in a frame of height x width latent pixels."""
+        _, rows, columns = self.config.patch_size
+        if height % rows or width % columns:
+            raise NearstepError(
+                f"latent frames of {height}x{width} do not divide into patches of {rows}x{columns}; "
+                f"use multiples of {rows} and {columns}"
+            )
+        return height // rows, width // columns
+
+    @staticmethod
+    def _visibility(frames: int, visibility: Visibility | None, cache: KVCache | None) -> Visibility:
+        if visibility is None and cache is not None:
+            return block_causal((frames,), cache.window_frames, cache.sink_frames)
+        if visibility is None:
+            return full(frames)
+        if len(visibility.positions) != frames:
+            raise NearstepError(f"visibility is for {len(visibility.positions)} frames, but x has {frames}")
+        return visibility
+
+    @staticmethod
+    def _check_call(x: Tensor, t: Tensor, cache: KVCache | None, commit: bool) -> None:
+        batch, frames = x.shape[:2]
+        if t.shape not in ((batch, frames), (batch,), (batch, 1)):
+            raise NearstepError(
+                f"t has shape {tuple(t.shape)}; give [{batch}, {frames}], one time per frame, or [{batch}]"
+            )
+        if commit and cache is None:
+            raise NearstepError("commit=True needs a cache to write to; make one with new_cache")
+        if cache is not None and cache.batch != batch:
+            raise NearstepError(f"the cache is for batch {cache.batch}, x has batch {batch}; make a new cache")
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """cos and sin of 1000 t at `width` / 2 frequencies, [..., width] in float64 (float32 costs 2e-5 in parity)."""
+    half = width // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
+    angles = TICKS * t.double()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def check_config(config: object) -> None:
+    """Refuse what this network does not have, by name."""
+    for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
+        if (value := getattr(config, name)) is not None:
+            raise NearstepError(f"{name}={value}: image-conditioned Wan is not supported; use a text-to-video model")
+    if config.qk_norm != "rms_norm_across_heads":
+        raise NearstepError(f"qk_norm={config.qk_norm!r} is not supported; use 'rms_norm_across_heads'")
+    if config.patch_size[0] != 1:
+        raise NearstepError(f"patch_size={tuple(config.patch_size)} joins frames; the first entry must be 1")
