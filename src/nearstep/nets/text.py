@@ -8,10 +8,12 @@ Wan pads every prompt to a fixed length, zeroes the features of the padding and 
 from __future__ import annotations
 
 import difflib
+import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from nearstep.errors import NearstepError
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # T5's special tokens, in T5's order
 WORD_START = "\u2581"  # how sentence-piece vocabularies mark a piece that begins a word
+WAN_TEXT_LENGTH = 512
 LISTED_WORDS = 200  # a vocabulary up to this size is shown whole in an error
 
 
@@ -31,14 +34,13 @@ class PromptEncoder(nn.Module):
     Args:
         tokenizer: a fast tokenizer (one that knows where in the prompt each token came from).
         encoder: UMT5's encoder, of any size.
-        length: text tokens L; by default the tokenizer's ``model_max_length`` (512 for Wan).
+        length: text tokens L; by default the tokenizer's ``model_max_length``, or Wan's 512 where it has none.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, length: int | None = None):
         super().__init__()
-        self.length = length or tokenizer.model_max_length
-        if self.length > LARGE_INTEGER:
-            raise NearstepError("the tokenizer does not say how long a prompt may be: set model_max_length in its config")
+        named = tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else WAN_TEXT_LENGTH
+        self.length = length or named
         self.tokenizer = tokenizer
         self.encoder = encoder
 
@@ -68,12 +70,13 @@ class PromptEncoder(nn.Module):
         """Checked token ids and mask, both ``[B, L]`` int64; raises as :meth:`forward` does, and runs no network."""
         if isinstance(prompts, str):
             raise NearstepError(f"a list of prompts is needed, got the single string {prompts!r}")
-        encoded = self.tokenizer(list(prompts), return_offsets_mapping=True)
+        prompts = [cleaned(prompt) for prompt in prompts]
+        encoded = self.tokenizer(prompts, return_offsets_mapping=True)
         rows = list(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True))
         self._check_words(rows)
         for prompt, ids, _ in rows:
             if len(ids) > self.length:
-                raise NearstepError(f"prompt of {len(ids)} tokens, at most {self.length} fit: shorten {prompt[:60]!r}...")
+                raise NearstepError(f"a prompt has {len(ids)} tokens, {self.length} fit: shorten {prompt[:60]!r}...")
         padded = torch.full((len(rows), self.length), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(padded)
         for row, (_, ids, _) in enumerate(rows):
@@ -94,6 +97,11 @@ class PromptEncoder(nn.Module):
             unknown |= dict.fromkeys(found)
         if unknown:
             raise NearstepError(_unknown_message(list(unknown), self.vocabulary()))
+
+
+def cleaned(prompt: str) -> str:
+    """What Wan does to a prompt first: broken encodings mended, HTML entities read, white space made single."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
 def _word_at(prompt: str, start: int, end: int) -> str:
