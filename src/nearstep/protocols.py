@@ -6,11 +6,12 @@ Anything with these methods works; tests use closed-form stand-ins of a few line
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """Predicts the velocity v = eps - x0 (method.md section 2)."""
 
@@ -19,6 +20,7 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class CausalDenoiser(Protocol):
     """A denoiser that can see finished chunks through a cache that the caller owns."""
 
@@ -35,6 +37,7 @@ class CausalDenoiser(Protocol):
         ...
 
 
+@runtime_checkable
 class LatentStream(Protocol):
     """Decodes one clip chunk by chunk; equal to decoding it whole."""
 
@@ -43,6 +46,7 @@ class LatentStream(Protocol):
         ...
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Pixels to normalised latents and back."""
 
@@ -59,6 +63,7 @@ class Codec(Protocol):
         ...
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Prompts to token features."""
 
