@@ -1,0 +1,186 @@
+"""What holds for every file: who imports whom, what is imported late, and what never appears."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "nearstep"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LEAVES = frozenset({"errors", "shapes", "protocols", "rng"})
+LIBRARY = LEAVES | {"flow", "nets", "losses", "rollout", "data", "train", "stream", "evaluate", "recipes"}
+MAY_IMPORT = {
+    **dict.fromkeys(LEAVES, LEAVES),
+    "flow": LEAVES,
+    "data": LEAVES,
+    "nets": LEAVES,
+    "losses": LEAVES - {"rng"} | {"flow"},  # a loss does not sample
+    "rollout": LEAVES | {"flow", "nets.cache"},
+    "stream": LEAVES | {"rollout", "flow", "nets"},
+    "train": LEAVES | {"rollout", "losses", "flow", "nets", "data"},
+    "evaluate": LEAVES | {"stream", "data"},
+    "server": LEAVES | {"stream"},
+    "recipes": LIBRARY,
+    "cli": LIBRARY | {"server"},
+    "__init__": LIBRARY,
+}
+"""A package or module of nearstep -> what it may import besides itself."""
+
+HEAVY = frozenset({"torch", "diffusers", "transformers", "av", "tensorboard", "matplotlib"})
+"""Not loaded before they are needed: `nearstep --help` answers at once."""
+
+OPTIONAL = frozenset({"matplotlib", "peft", "tensorboard", "fastapi", "uvicorn", "websockets"})
+"""Behind an extra, so each is imported in one place only."""
+
+DISTRIBUTED = {"train/parallel.py", "train/checkpoint.py"}
+MOST_LINES = 400
+PICKLES = {".pt", ".pth", ".pkl", ".ckpt"}
+MACHINE_PATH = re.compile(r"(?<![\w.$}/-])/(?:home|root|Users|mnt|scratch|tmp|work)/\w")
+GLOBAL_DRAWS = frozenset(
+    "manual_seed rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial".split()
+)
+
+
+def inside(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def each_module(*folders: str) -> pytest.MarkDecorator:
+    """One case per module, of the named packages or of all."""
+    chosen = [path for path in MODULES if not folders or inside(path).split("/")[0] in folders]
+    return pytest.mark.parametrize("path", chosen, ids=inside)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(nodes: Iterator[ast.AST], path: Path) -> Iterator[str]:
+    """Dotted names that the import statements among `nodes` bring in, relative ones resolved."""
+    package = ("nearstep", *path.relative_to(SOURCE).parent.parts)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*above, *([node.module] if node.module else [])))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def at_module_level(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when the module is imported: not those of functions, nor under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            continue
+        yield child
+        yield from at_module_level(child)
+
+
+def tops(names: Iterator[str]) -> set[str]:
+    """Top-level packages of dotted names; torch's tensorboard writer counts as tensorboard."""
+    return {"tensorboard" if name.startswith("torch.utils.tensorboard") else name.split(".")[0] for name in names}
+
+
+@each_module()
+def test_imports_go_one_way(path: Path) -> None:
+    home = inside(path).removesuffix(".py").split("/")[0]
+    allowed = MAY_IMPORT[home] | {home}
+    for name in imported(ast.walk(tree_of(path)), path):
+        if name.startswith("nearstep."):
+            target = name.removeprefix("nearstep.") + "."
+            assert any(target.startswith(f"{row}.") for row in allowed), f"{home} may not import {name}"
+
+
+@each_module()
+def test_distribution_stays_in_its_two_files(path: Path) -> None:
+    names = set(imported(ast.walk(tree_of(path)), path))
+    names |= {ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+    assert inside(path) in DISTRIBUTED or not {name for name in names if name.startswith("torch.distributed")}
+
+
+@each_module("cli", "__init__.py")
+def test_the_command_line_imports_heavy_packages_late(path: Path) -> None:
+    assert not tops(imported(at_module_level(tree_of(path)), path)) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import nearstep", "sys.argv = ['nearstep', '--help']; import nearstep.cli.main as m; m.main()"],
+    ids=["import", "help"],
+)
+def test_starting_up_is_light(statement: str) -> None:
+    script = f"import sys\ntry:\n    {statement}\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": str(SOURCE.parent)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not set(done.stderr.split()) & HEAVY
+
+
+def test_every_public_name_exists() -> None:
+    import nearstep
+
+    for name in nearstep.__all__:
+        assert getattr(nearstep, name) is not None
+
+
+@pytest.mark.parametrize("package", sorted(OPTIONAL))
+def test_an_optional_dependency_has_one_home(package: str) -> None:
+    homes = [inside(path) for path in MODULES if package in tops(imported(ast.walk(tree_of(path)), path))]
+    assert len(homes) <= 1
+
+
+@each_module()
+def test_nothing_forbidden(path: Path) -> None:
+    tree = tree_of(path)
+    assert "torchvision" not in tops(imported(ast.walk(tree), path)), "it breaks the import of transformers"
+    words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    words |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert "nan_to_num" not in words, "a non-finite value stops the run"
+    assert "print" not in words or inside(path).startswith("cli/"), "a library does not print"
+
+
+@each_module("flow", "losses", "rollout", "data", "train", "stream", "evaluate", "recipes")
+def test_draws_name_their_generator(path: Path) -> None:
+    for call in (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)):
+        owner, _, name = ast.unparse(call.func).rpartition(".")
+        if owner in {"torch", "np.random", "numpy.random"} and name in GLOBAL_DRAWS:
+            assert any(keyword.arg == "generator" for keyword in call.keywords), f"line {call.lineno}: {name}"
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))], ids=str)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@cache
+def tracked() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_no_machine_paths_in_git() -> None:
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in MACHINE_PATH.finditer(text)]
+    assert not found
+
+
+def test_no_pickles_in_git() -> None:
+    assert not [path for path in tracked() if path.suffix in PICKLES]
