@@ -8,12 +8,8 @@ from torch.nn.functional import gelu, layer_norm
 
 from nearstep.nets.attention import CrossAttention, SelfAttention
 from nearstep.nets.cache import KeysValues, Past
+from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 if it is narrower; float32 and float64 are left alone."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class WideLayerNorm(nn.LayerNorm):

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, silu
 
 from nearstep.errors import NearstepError
-from nearstep.nets.blocks import TransformerBlock, WideLayerNorm, wide
+from nearstep.nets.blocks import TransformerBlock, WideLayerNorm
 from nearstep.nets.cache import KeysValues, KVCache
 from nearstep.nets.masks import Visibility, block_causal, full, token_mask
+from nearstep.nets.precision import wide
 from nearstep.nets.rope import rope_table
 from nearstep.nets.wan import TICKS
 
