@@ -46,7 +46,7 @@ MOST_LINES = 400
 PICKLES = {".pt", ".pth", ".pkl", ".ckpt"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}/-])/(?:home|root|Users|mnt|scratch|tmp|work)/\w")
 GLOBAL_DRAWS = frozenset(
-    "manual_seed rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial".split()
+    "rand randn randint randperm rand_like randn_like randint_like normal bernoulli multinomial".split()
 )
 
 
