@@ -1,0 +1,1 @@
+"""Complete runs as functions that return configs; ``nearstep train MODULE.FUNCTION`` runs one."""

@@ -1,0 +1,93 @@
+"""The playground's runs, in order; each starts from the result of the one before, and any can be resumed.
+
+    nearstep train playground.codec
+    nearstep train playground.teacher
+    nearstep train playground.forcing
+    nearstep train playground.consistency
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nearstep.data.latents import LatentsConfig
+from nearstep.data.playground import FPS, FRAMES, SIZE
+from nearstep.train.loop import LoopConfig
+from nearstep.train.optim import OptimConfig
+from nearstep.train.stages.causal import CausalConfig
+from nearstep.train.stages.codec import CodecConfig, CodecSize
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
+
+_RUNS = Path("runs")
+_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=24_576)
+_SHIFT = 3.0
+_SETTINGS: dict[str, Any] = {
+    "fps": FPS,
+    "num_frames": FRAMES,
+    "height": SIZE,
+    "width": SIZE,
+    "default_plan": "4",
+    "teacher_plan": "20",
+    "guidance_scale": 2.0,
+}
+
+
+def codec() -> CodecConfig:
+    """Stage 1: the codec, from nothing (25 minutes on 2 cores)."""
+    return CodecConfig(
+        loop=LoopConfig(folder=_RUNS / "codec", steps=1900),
+        optim=OptimConfig(lr=1e-3, warmup=30, decay=0.5),
+        size=CodecSize(
+            base_dim=32,
+            decoder_base_dim=32,
+            z_dim=8,
+            dim_mult=(1, 2, 2),
+            num_res_blocks=1,
+            temperal_downsample=(True, True),
+            patch_size=2,
+        ),
+    )
+
+
+def teacher() -> TeacherConfig:
+    """Stage 2: text encoder and bidirectional teacher; encodes the clips first."""
+    return TeacherConfig(
+        loop=LoopConfig(folder=_RUNS / "teacher", steps=12_000),
+        optim=OptimConfig(lr=2e-3, warmup=200, muon=True, weight_decay=0.01),
+        network=NetworkSize(num_attention_heads=6, attention_head_dim=32, ffn_dim=576, num_layers=5),
+        text=TextSize(d_model=96, d_kv=24, d_ff=192, num_heads=4, num_layers=2, length=24),
+        codec=_RUNS / "codec" / "model" / "vae",
+        latents=_LATENTS,
+        shift=_SHIFT,
+        settings=_SETTINGS,
+    )
+
+
+def forcing() -> CausalConfig:
+    """Stage 3a: the causal many-step network, by teacher forcing from the teacher's weights."""
+    return CausalConfig(
+        objective="forcing",
+        loop=LoopConfig(folder=_RUNS / "forcing", steps=3_000),
+        optim=OptimConfig(lr=1e-3, warmup=100, muon=True, weight_decay=0.01),
+        model=_RUNS / "teacher" / "model",
+        source="teacher",
+        latents=_LATENTS,
+        shift=_SHIFT,
+        settings=_SETTINGS,
+    )
+
+
+def consistency() -> CausalConfig:
+    """Stage 3b: the few-step student, by causal consistency from the causal many-step network."""
+    return CausalConfig(
+        objective="consistency",
+        loop=LoopConfig(folder=_RUNS / "consistency", steps=1_500),
+        optim=OptimConfig(lr=3e-4, warmup=50, muon=True),
+        model=_RUNS / "forcing" / "model",
+        source="transformer",
+        latents=_LATENTS,
+        shift=_SHIFT,
+        ema=0.99,
+        settings=_SETTINGS,
+    )

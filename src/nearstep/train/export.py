@@ -1,0 +1,72 @@
+"""A stage's result as a model folder in diffusers' layout."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from transformers import UMT5EncoderModel
+
+import nearstep
+from nearstep.nets.codec import VideoCodec
+from nearstep.nets.text import PromptEncoder
+from nearstep.nets.transformer import VideoTransformer
+
+_LIBRARIES = {
+    "vae": ("diffusers", "AutoencoderKLWan"),
+    "text_encoder": ("transformers", "UMT5EncoderModel"),
+    "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
+    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+}
+
+
+def export_model(
+    folder: Path,
+    *,
+    networks: Mapping[str, VideoTransformer],
+    text: PromptEncoder,
+    codec: VideoCodec,
+    shift: float,
+    settings: Mapping[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write every component and model_index.json, the index last, so that a folder that has one is complete.
+
+    Args:
+        folder: where to; components already there are replaced.
+        networks: sub-folder -> network (``transformer``, ``teacher``).
+        text: tokenizer and encoder.
+        codec: pixels and latents.
+        shift: of the schedules.
+        settings: what the model was made for (stream/folder.py Settings), under "nearstep" in the index.
+        dtype: of the stored weights; whoever loads them chooses the type to compute in.
+    """
+    for name, network in networks.items():
+        _in_dtype(network, dtype).save_pretrained(folder / name)
+    encoder = UMT5EncoderModel(text.encoder.config)
+    encoder.load_state_dict(text.encoder.state_dict())
+    encoder.to(dtype).save_pretrained(folder / "text_encoder")
+    text.tokenizer.save_pretrained(folder / "tokenizer")
+    VideoCodec(_in_dtype(codec.vae, dtype)).save_pretrained(folder / "vae")
+    FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "CausalVideoPipeline",
+        "_nearstep_version": nearstep.__version__,
+        **{name: ("nearstep", "VideoTransformer") for name in networks},
+        **_LIBRARIES,
+        "nearstep": dict(settings),
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _in_dtype(module: Any, dtype: torch.dtype) -> Any:
+    # A copy, because the run goes on with the float32 weights.
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return copied

@@ -1,0 +1,135 @@
+"""The loop that serves every stage: step, log, show, save, stop, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+from nearstep.train import checkpoint
+from nearstep.train.checkpoint import TrainState
+from nearstep.train.metrics import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Where a run lives, how long it is, and how often it reports."""
+
+    folder: Path
+    """Run folder: checkpoint, metrics and sample pictures. A run with a checkpoint there goes on from it."""
+    steps: int
+    minutes: float | None = None
+    """Stop (and save) after this long; the same command goes on later."""
+    log_every: int = 20
+    save_every: int = 250
+    preview_every: int = 500
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "save_every", "preview_every"):
+            if getattr(self, name) < 1:
+                raise NearstepError(f"{name}={getattr(self, name)}; give at least 1")
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What a stage brings to the loop."""
+
+    state: TrainState
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """One update, a function of the state and ``index`` alone; returns scalars to log."""
+        ...
+
+    def preview(self, path: Path) -> None:
+        """Draw fixed-seed samples to ``path`` (PNG)."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write the stage's result in diffusers' layout."""
+        ...
+
+
+def run(stage: Stage, config: LoopConfig, recipe: dict[str, Any]) -> Path:
+    """Train to the end, or to SIGTERM, Ctrl-C or ``config.minutes``, and export; returns the exported folder."""
+    path = config.folder / "checkpoint.pt"
+    if path.exists():
+        checkpoint.load(stage.state, recipe, path)
+    torch.set_flush_denormal(True)  # vanishing moments and activations otherwise cost five-fold on x86
+    metrics = Metrics(config.folder, tensorboard=config.tensorboard)
+    deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
+    with _stop_signals() as stopped, _progress(config.steps, stage.state.step) as advance:
+        for index in range(stage.state.step, config.steps):
+            metrics.add(stage.step(index))
+            stage.state.step = done = index + 1
+            last = done == config.steps or bool(stopped) or (deadline is not None and time.monotonic() > deadline)
+            row = metrics.flush(done) if last or done % config.log_every == 0 else {}
+            advance(row)
+            if last or done % config.save_every == 0:
+                checkpoint.save(stage.state, recipe, path)
+            if last or done % config.preview_every == 0:
+                stage.preview(config.folder / "previews" / f"{done:07d}.png")
+            if last:
+                break
+    metrics.close()
+    stage.export(config.folder / "model")
+    return config.folder / "model"
+
+
+def recipe_of(config: Any) -> dict[str, Any]:
+    """A config as plain data, without what may differ when a run goes on (its length in minutes, its reporting)."""
+    content = dataclasses.asdict(config)
+    loop = content.pop("loop")
+    content["steps"] = loop["steps"]
+    return {key: _plain(value) for key, value in content.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, int | float | str | bool | None) else str(value)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    # A first SIGTERM or Ctrl-C lets the step end and saves; a second Ctrl-C ends at once.
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(steps: int, done: int) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step") as bar:
+
+        def advance(row: dict[str, float]) -> None:
+            bar.update()
+            if row:
+                bar.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name != "seconds_per_step"})
+
+        yield advance

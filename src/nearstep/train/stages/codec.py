@@ -1,0 +1,163 @@
+"""Stage 1: the codec, an AutoencoderKLWan trained from nothing on the playground's clips.
+
+Loss: mean absolute error + a share of squared error (large mistakes first) + error of the differences along time, rows
+and columns (edges and motion stay sharp) + a little KL (latents stay smooth, so that a denoiser can learn them). Three
+things it took to converge at all, found by measuring: the posterior starts narrow (at unit variance the noise drowns
+the signal of untrained weights), the decoder's output is not clamped (a clamped pixel has no gradient), and the edge
+term stays below the pixel term (with weight 1 it holds the picture flat for hundreds of steps).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.data.playground import FRAMES, render, sample_scenes
+from nearstep.nets.codec import VideoCodec
+from nearstep.train.checkpoint import TrainState
+from nearstep.train.ema import Ema
+from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.optim import OptimConfig, Optimizer
+from nearstep.train.preview import write_grid
+
+_LOG_VARIANCE_START = -6.0
+_STATISTICS_CLIPS = 256
+_STATISTICS_SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecSize:
+    """AutoencoderKLWan's own names."""
+
+    base_dim: int
+    decoder_base_dim: int
+    z_dim: int
+    dim_mult: tuple[int, ...]
+    num_res_blocks: int
+    temperal_downsample: tuple[bool, ...]
+    patch_size: int
+
+    def build(self) -> AutoencoderKLWan:
+        """The untrained network, its posterior narrow."""
+        sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        pixels = 3 * self.patch_size**2
+        vae = AutoencoderKLWan(
+            **sizes,
+            attn_scales=[],
+            in_channels=pixels,
+            out_channels=pixels,
+            latents_mean=[0.0] * self.z_dim,
+            latents_std=[1.0] * self.z_dim,
+            scale_factor_spatial=self.patch_size * 2 ** (len(self.dim_mult) - 1),
+            scale_factor_temporal=2 ** sum(self.temperal_downsample),
+        )
+        with torch.no_grad():
+            assert vae.quant_conv.bias is not None
+            vae.quant_conv.bias[self.z_dim :] += _LOG_VARIANCE_START
+        return vae
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """A codec run."""
+
+    loop: LoopConfig
+    optim: OptimConfig
+    size: CodecSize
+    seed: int = 0
+    short: tuple[int, int] = (5, 12)
+    """Pixel frames and clips of a batch in the first part of the run: many scenes a step."""
+    long: tuple[int, int] = (9, 8)
+    """The same for the rest: three latent frames, so that the temporal caches are exercised."""
+    long_from: float = 0.6
+    """Where the long clips begin, as a part of the run."""
+    square: float = 2.0
+    """Weight of the squared error beside the absolute one."""
+    edge: float = 0.3
+    """Weight of the error of the differences along time, rows and columns."""
+    kl: float = 3e-4
+    """Weight of the KL to a standard normal, per latent number."""
+    kl_rise: int = 300
+    """Steps over which the KL comes in."""
+    ema: float = 0.99
+
+    def run(self) -> Path:
+        """Train, or go on; returns the folder with ``vae/``."""
+        return run(CodecStage(self), self.loop, recipe_of(self))
+
+
+class CodecStage:
+    """The codec's step, preview and export."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.key("codec weights", config.seed))
+            self.codec = VideoCodec(config.size.build())
+        self.optimizer = Optimizer([self.codec], config.optim, config.loop.steps)
+        self.ema = Ema(self.codec, config.ema)
+        self.state = TrainState({"codec": self.codec, "optimizer": self.optimizer, "ema": self.ema})
+
+    def batch(self, index: int) -> Tensor:
+        """The clips of step ``index``, [B, T, 3, H, W]: a window of each scene."""
+        frames, clips = self.config.long if self._is_long(index) else self.config.short
+        largest = max(self.config.short[1], self.config.long[1])
+        scenes = sample_scenes(self.config.seed, range(index * largest, index * largest + clips))
+        draw = rng.generator("codec window", self.config.seed, index)
+        first = int(torch.randint(FRAMES - frames + 1, (), generator=draw))
+        return render(scenes, frames=frames, first=first)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """One update."""
+        video = self.batch(index)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = self.codec.posterior(video)
+            mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+            eps = torch.randn(mean.shape, generator=rng.generator("codec noise", self.config.seed, index))
+            latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps)
+            decoded = self.codec.decode(latents, clamp=False).float()
+        absolute, squared = (decoded - video).abs().mean(), (decoded - video).square().mean()
+        edge = difference_error(decoded, video)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        config = self.config
+        rise = min(1.0, index / config.kl_rise)
+        loss = absolute + config.square * squared + config.edge * edge + rise * config.kl * kl
+        moved = self.optimizer.step(loss, index)
+        self.ema.update(self.codec)
+        psnr = -10 * squared.detach().log10()
+        return {"loss": loss, "absolute": absolute, "edge": edge, "kl": kl, "psnr": psnr, **moved}
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> None:
+        """Real clips and what comes back of them, in turns."""
+        video = render(sample_scenes(_STATISTICS_SEED, range(4)))
+        codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = codec.decode(codec.encode(video)).float()
+        write_grid(torch.stack([video, decoded], dim=1).flatten(0, 1), path)
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Write ``vae/``, its config holding each channel's mean and deviation over real clips."""
+        codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
+        raw = []
+        for first in range(0, _STATISTICS_CLIPS, 16):
+            with torch.autocast("cpu", torch.bfloat16):
+                video = render(sample_scenes(_STATISTICS_SEED, range(first, first + 16)))
+                raw.append(codec.posterior(video).mode().float())
+        std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
+        codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        codec.save_pretrained(folder / "vae")
+
+    def _is_long(self, index: int) -> bool:
+        return index >= self.config.long_from * self.config.loop.steps
+
+
+def difference_error(decoded: Tensor, video: Tensor) -> Tensor:
+    """Mean absolute error of the first differences along time, rows and columns, summed over the three."""
+    return torch.stack([(decoded.diff(dim=d) - video.diff(dim=d)).abs().mean() for d in (1, 3, 4)]).sum()
