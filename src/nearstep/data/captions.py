@@ -77,10 +77,7 @@ _GLUE = "a an the is are stays there that which and to toward from of in on at o
 _DROP_ODDS = 0.12
 
 _MEANING = {
-    word: (attribute, value)
-    for attribute, values in WORDS.items()
-    for value, words in values.items()
-    for word in words
+    word: (attribute, value) for attribute, values in WORDS.items() for value, words in values.items() for word in words
 }
 
 
@@ -104,7 +101,7 @@ def caption(scene: Scene, *, seed: int, index: int, complete: bool = True) -> st
         complete: state every attribute; otherwise size, speed and background are each left out now and then, so that
             a model trained on such captions understands short prompts too.
     """
-    draw = random.Random(rng.key("caption", seed, index))  # noqa: S311
+    draw = random.Random(rng.key("caption", seed, index))
     said = {name: complete or draw.random() > _DROP_ODDS for name in ("size", "speed", "background")}
     adjectives = [draw.choice(WORDS["size"][scene.size])] if said["size"] else []
     noun = draw.choice(WORDS["shape"][scene.shape])
@@ -154,7 +151,8 @@ def parse(text: str) -> dict[str, str]:
         values = stated.get(name, set())
         if len(values) > 1:
             raise NearstepError(f"{text!r} states more than one {name}: {', '.join(sorted(values))}; keep one")
-        attributes.update({name: value for value in values})
+        if values:
+            attributes[name] = values.pop()
     if direction := _direction(stated, attributes.get("motion")):
         attributes["direction"] = direction
     return attributes

@@ -1,4 +1,4 @@
-"""Clips as latents, encoded ahead and kept on disk, because an encoder in the training loop would cost more than the network.
+"""Clips as latents, encoded ahead and kept on disk: an encoder in the training loop would cost more than the network.
 
 A folder holds shards ``00000.safetensors`` with ``latents`` [n, F, C, H, W] in float16, and ``index.json`` with what
 they were made from. Captions are not stored: a scene is a function of ``(seed, index)``, and each epoch words it anew.
@@ -7,7 +7,6 @@ they were made from. Captions are not stored: a scene is a function of ``(seed, 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,7 @@ def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClip
         if not path.exists():
             latents = _encode(config.seed, range(shard * SHARD, (shard + 1) * SHARD), codec)
             save_file({"latents": latents}, path.with_suffix(".partial"))
-            os.replace(path.with_suffix(".partial"), path)
+            path.with_suffix(".partial").replace(path)
         parts.append(load_file(path)["latents"])
     return LatentClips(config, torch.cat(parts)[: config.clips])
 

@@ -159,7 +159,7 @@ REACH = 1.12
 
 def sample_scenes(seed: int, indices: Iterable[int]) -> list[Scene]:
     """The scenes of ``indices`` in the endless stream named by ``seed``."""
-    return [_sample(random.Random(rng.key("scene", seed, index))) for index in indices]  # noqa: S311
+    return [_sample(random.Random(rng.key("scene", seed, index))) for index in indices]
 
 
 def make_scene(

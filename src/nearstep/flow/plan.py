@@ -137,9 +137,7 @@ def chunk_lengths(frames: int, chunk_frames: int | None) -> tuple[int, ...]:
     return (chunk_frames,) * (frames // chunk_frames)
 
 
-def make_plan(
-    text: str, *, frames: int, chunk_frames: int | None, shift: float, grid: int = GRID
-) -> ChunkPlan:
+def make_plan(text: str, *, frames: int, chunk_frames: int | None, shift: float, grid: int = GRID) -> ChunkPlan:
     """The plan a string means for a clip of ``frames`` latent frames.
 
     Args:

@@ -1,9 +1,9 @@
 """The playground's runs, in order; each starts from the result of the one before, and any can be resumed.
 
-    nearstep train playground.codec
-    nearstep train playground.teacher
-    nearstep train playground.forcing
-    nearstep train playground.consistency
+nearstep train playground.codec
+nearstep train playground.teacher
+nearstep train playground.forcing
+nearstep train playground.consistency
 """
 
 from __future__ import annotations

@@ -68,9 +68,7 @@ def rollout(
     start = 0
     for index, (length, schedule) in enumerate(zip(plan.lengths, plan.schedules, strict=True)):
         draw = partial(_noise, (length, *shape), seed, tuple(samples), index, device)
-        latents = denoise_chunk(
-            denoiser, schedule, draw, cache=cache, start=start, renoise=renoise, graph=graph
-        )
+        latents = denoise_chunk(denoiser, schedule, draw, cache=cache, start=start, renoise=renoise, graph=graph)
         yield Chunk(index=index, start=start, latents=latents, steps=len(schedule))
         if index + 1 < len(plan.lengths):
             with torch.no_grad():
@@ -83,7 +81,5 @@ def generate(denoiser: CausalDenoiser, plan: ChunkPlan, **options: Any) -> Tenso
     return torch.cat([chunk.latents for chunk in rollout(denoiser, plan, **options)], dim=1)
 
 
-def _noise(
-    shape: tuple[int, ...], seed: int, samples: tuple[int, ...], chunk: int, device: Any, step: int
-) -> Tensor:
+def _noise(shape: tuple[int, ...], seed: int, samples: tuple[int, ...], chunk: int, device: Any, step: int) -> Tensor:
     return rng.noise(shape, seed=seed, samples=samples, chunk=chunk, step=step, device=device)

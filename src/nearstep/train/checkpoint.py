@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -40,7 +39,7 @@ def save(state: TrainState, recipe: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".partial")
     try:
         torch.save(content, partial)
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,7 +59,7 @@ def load(state: TrainState, recipe: dict[str, Any], path: Path) -> None:
         key = changed[0]
         raise NearstepError(
             f"{path} was made with another recipe: {key} was {content['recipe'].get(key)!r} and is now "
-            f"{recipe.get(key)!r} ({len(changed)} fields differ: {', '.join(changed)}); use the old values or another run folder"
+            f"{recipe.get(key)!r} (these differ: {', '.join(changed)}); use the old values or another run folder"
         )
     for name, part in state.parts.items():
         part.load_state_dict(content["parts"][name])

@@ -22,7 +22,7 @@ class OptimConfig:
     warmup: int = 100
     """Steps of linear rise."""
     decay: float = 0.3
-    """Last part of the run over which the rate falls to zero (as one minus square root); 0 keeps it constant."""
+    """Last part of the run over which the rate falls linearly to zero; 0 keeps it constant."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -33,8 +33,8 @@ class OptimConfig:
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of ``step`` of a run of ``steps``: warm-up, constant, decay."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
-        left = (steps - step) / max(1.0, self.decay * steps)
-        return self.lr * rise * (1.0 if self.decay == 0 else min(1.0, left) ** 0.5 if left >= 1 else left)
+        fall = min(1.0, (steps - step) / (self.decay * steps)) if self.decay else 1.0
+        return self.lr * rise * fall
 
 
 class Optimizer:

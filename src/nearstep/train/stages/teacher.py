@@ -206,7 +206,7 @@ def show(
     shape: Sequence[int],
     weight: float,
 ) -> None:
-    """Write a picture of PREVIEWS clips of fixed captions and noise, generated along ``plan`` with guidance ``weight``."""
+    """Picture PREVIEWS clips of fixed captions and noise, generated along ``plan`` with guidance ``weight``."""
     scenes = sample_scenes(_PREVIEW_SEED, range(PREVIEWS))
     prompts = [caption(scene, seed=_PREVIEW_SEED, index=i) for i, scene in enumerate(scenes)]
     with torch.autocast("cpu", torch.bfloat16):
@@ -222,5 +222,3 @@ def _by_time(losses: Tensor, t: Tensor) -> dict[str, Tensor]:
     # The loss at small, middle and large t: they level off at different heights and different moments.
     thirds = {"loss_low": t < 1 / 3, "loss_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_high": t >= 2 / 3}
     return {name: losses.detach()[rows].mean() for name, rows in thirds.items() if bool(rows.any())}
-
-

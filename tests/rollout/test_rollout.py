@@ -1,0 +1,163 @@
+"""The one loop: calls, order, chunks, gradients, and the closed-form ODE."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+import torch
+
+from nearstep import rng
+from nearstep.flow.guidance import Guided
+from nearstep.flow.path import per_frame
+from nearstep.flow.plan import ChunkPlan, make_plan, prefix
+from nearstep.rollout.rollout import generate, rollout
+
+SHAPE = (2, 4, 4)
+
+
+@dataclass
+class Recorder:
+    """A causal denoiser of one weight that notes its calls; its context is the mean of what was committed."""
+
+    weight: torch.Tensor = field(default_factory=lambda: torch.tensor(0.5, requires_grad=True))
+    calls: list = field(default_factory=list)
+
+    def __call__(self, x, t, *, cache=None, start=0):
+        self.calls.append(("step", start, float(t[0, 0]), torch.is_grad_enabled()))
+        context = torch.stack(cache).mean() if cache else torch.zeros(())
+        return self.weight * x + context
+
+    def commit(self, x, *, cache, start):
+        assert not x.requires_grad
+        self.calls.append(("commit", start, 0.0, torch.is_grad_enabled()))
+        cache.append(x.mean())
+
+    def new_cache(self, batch, frames, height, width):
+        return []
+
+
+def plan_of(text: str, frames: int = 9) -> ChunkPlan:
+    return make_plan(text, frames=frames, chunk_frames=3, shift=5.0)
+
+
+@pytest.mark.parametrize("text", ["4", "2", "1", "4,2x", "4,1x", "4,2,1x"])
+def test_calls_are_what_the_plan_counts(text: str):
+    denoiser, plan = Recorder(), plan_of(text, 21)
+    list(rollout(denoiser, plan, shape=SHAPE, seed=0, samples=[0]))
+    assert len(denoiser.calls) == plan.calls
+    assert sum(kind == "commit" for kind, *_ in denoiser.calls) == plan.commits
+
+
+def test_a_chunk_is_given_out_before_it_is_committed_and_the_last_is_never():
+    denoiser = Recorder()
+    chunks = rollout(denoiser, plan_of("2"), shape=SHAPE, seed=0, samples=[0])
+    first = next(chunks)
+    assert (first.index, first.start, first.steps) == (0, 0, 2)
+    assert [kind for kind, *_ in denoiser.calls] == ["step", "step"]
+    assert [chunk.start for chunk in chunks] == [3, 6]
+    assert denoiser.calls[-1][0] == "step"
+
+
+def test_a_sample_depends_on_its_own_name_alone():
+    together = generate(Recorder(), plan_of("4,1x"), shape=SHAPE, seed=5, samples=[3, 8])
+    # The stand-in's context mixes the batch, so compare the first chunk, which has none.
+    alone = generate(Recorder(), plan_of("4", 3), shape=SHAPE, seed=5, samples=[8])
+    assert torch.equal(together[1:, :3], alone)
+    other = generate(Recorder(), plan_of("4", 3), shape=SHAPE, seed=6, samples=[8])
+    assert not torch.equal(alone, other)
+
+
+def test_only_the_last_step_of_a_chunk_keeps_a_graph():
+    denoiser = Recorder()
+    chunks = list(rollout(denoiser, plan_of("3"), shape=SHAPE, seed=0, samples=[0], graph=True))
+    assert all(chunk.latents.requires_grad for chunk in chunks)
+    graphs = [grad for kind, _, _, grad in denoiser.calls if kind == "step"]
+    assert graphs == [False, False, True] * 3
+    assert not any(grad for kind, _, _, grad in denoiser.calls if kind == "commit")
+
+
+def test_training_with_a_prefix_is_sampling_with_it_bitwise():
+    lengths = (3, 3, 3)
+    plan = ChunkPlan(text="2", lengths=lengths, schedules=(prefix(2, shift=5.0),) * 3)
+    trained = generate(Recorder(), plan, shape=SHAPE, seed=1, samples=[0, 1], graph=True)
+    with torch.no_grad():
+        sampled = generate(Recorder(), plan, shape=SHAPE, seed=1, samples=[0, 1])
+    assert torch.equal(trained.detach(), sampled)
+
+
+class Cacheless:
+    """One chunk needs no cache."""
+
+    def commit(self, x, *, cache, start):
+        raise AssertionError("one chunk is never committed")
+
+    def new_cache(self, batch, frames, height, width):
+        raise AssertionError("one chunk needs no cache")
+
+
+class GaussianScore(Cacheless):
+    """The exact velocity for data N(mean, deviation^2): the posterior mean of a Gaussian is linear."""
+
+    mean, deviation = 1.5, 0.3
+
+    def __call__(self, x, t, *, cache=None, start=0):
+        t = per_frame(t, x)
+        variance = ((1 - t) * self.deviation) ** 2 + t**2
+        x0 = self.mean + (1 - t) * self.deviation**2 / variance * (x - (1 - t) * self.mean)
+        return (x - x0) / t
+
+
+def test_the_implied_noise_is_eulers_method_and_converges_to_the_exact_flow():
+    errors = []
+    noise = rng.noise((3, *SHAPE), seed=0, samples=[0], chunk=0, step=0)
+    # The probability flow of a Gaussian is affine: noise maps to mean + deviation * noise.
+    exact = GaussianScore.mean + GaussianScore.deviation * noise
+    for steps in (16, 32, 64):
+        plan = make_plan(str(steps), frames=3, chunk_frames=None, shift=1.0)
+        made = generate(GaussianScore(), plan, shape=SHAPE, seed=0, samples=[0], renoise="implied")
+        errors.append(float((made - exact).abs().max()))
+    assert all(later < earlier * 0.6 for earlier, later in pairwise(errors)), errors
+
+
+def test_fresh_noise_samples_the_gaussian_too():
+    plan = make_plan("64", frames=3, chunk_frames=None, shift=1.0)
+    made = generate(GaussianScore(), plan, shape=(4, 32, 32), seed=0, samples=[0])
+    assert float(made.mean()) == pytest.approx(GaussianScore.mean, abs=0.01)
+
+
+class Halves:
+    """Velocity 1 for the conditional rows, 0 for the others."""
+
+    def __call__(self, x, t, *, cache=None, start=0):
+        ones = torch.ones_like(x)
+        ones[len(x) // 2 :] = 0
+        return ones
+
+    def commit(self, x, *, cache, start):
+        cache.append(len(x))
+
+    def new_cache(self, batch, frames, height, width):
+        return [batch]
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
+def test_guidance_is_u_plus_w_times_c_minus_u(weight: float):
+    guided = Guided(Halves(), weight)
+    x = torch.randn(2, 3, *SHAPE)
+    v = guided(x, torch.ones(2, 3))
+    torch.testing.assert_close(v, torch.full_like(x, weight))
+    cache = guided.new_cache(2, 9, 4, 4)
+    guided.commit(x, cache=cache, start=0)
+    assert cache == [4, 4]
+
+
+def test_noise_names_are_independent():
+    rows = [
+        rng.noise((2000,), seed=seed, samples=[sample], chunk=chunk, step=step)[0]
+        for seed, sample, chunk, step in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    ]
+    similarity = torch.corrcoef(torch.stack(rows)) - torch.eye(5)
+    assert float(similarity.abs().max()) < 5 / math.sqrt(2000)
