@@ -78,7 +78,7 @@ class Visibility:
         )
 
     def frame_mask(self, past: Sequence[int] = ()) -> Tensor:
-        """Boolean [F, len(past) + F]: what each frame sees of the committed frames `past` and of the sequence itself."""
+        """Boolean [F, len(past) + F]: what each frame sees of the committed frames `past` and of its own sequence."""
         observers = range(len(self.positions))
         rows = [[self.recalls(i, p) for p in past] + [self.sees(i, j) for j in observers] for i in observers]
         return torch.tensor(rows)

@@ -42,10 +42,10 @@ def rope_table(
     dtype: torch.dtype,
     device: torch.device,
 ) -> RopeTable:
-    """Cosine and sine for every token of `frames` x `height` x `width` (in tokens), frame-major: [tokens, 1, head_dim/2].
+    """Cosine and sine of every token, frame by frame: [frames * height * width, 1, head_dim / 2] each.
 
-    `frames` are absolute positions. A position at or past `limit` raises NearstepError: a clamped one would silently
-    give two frames the same place.
+    `frames` are absolute positions, height and width are in tokens. A position at or past `limit` raises NearstepError:
+    a clamped one would silently give two frames the same place.
     """
     furthest = max(max(frames), height - 1, width - 1)
     if furthest >= limit:

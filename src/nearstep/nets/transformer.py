@@ -6,15 +6,16 @@ Parameter names and configuration are those of diffusers' WanTransformer3DModel,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, silu
 
@@ -132,15 +133,15 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         super().__init__()
         check_config(self.config)
         dim = num_attention_heads * attention_head_dim
-        frames, *patch = patch_size
-        self.patch_embedding = nn.Conv3d(in_channels, dim, (frames, *patch), (frames, *patch))
+        frames, rows, columns = patch_size
+        self.patch_embedding = nn.Conv3d(in_channels, dim, (frames, rows, columns), (frames, rows, columns))
         self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim)
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm=cross_attn_norm, eps=eps)
             for _ in range(num_layers)
         )
         self.norm_out = WideLayerNorm(dim, eps, elementwise_affine=False)
-        self.proj_out = nn.Linear(dim, out_channels * math.prod(patch))
+        self.proj_out = nn.Linear(dim, out_channels * rows * columns)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.gradient_checkpointing = False
         self.reset_parameters()
@@ -161,10 +162,10 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.init.normal_(projection.linear_2.weight, std=0.02)
         nn.init.normal_(self.proj_out.weight, std=0.02)
 
-    def text_keys(self, text: Tensor) -> TextKeys:
+    def text_keys(self, text: Float[Tensor, "B L text_dim"]) -> TextKeys:
         """Text [B, L, text_dim] as every block's cross-attention keys and values."""
         embedded = self.condition_embedder.text(text)
-        return TextKeys(tuple(block.text_keys(embedded) for block in self.blocks))
+        return TextKeys(tuple(cast(TransformerBlock, block).text_keys(embedded) for block in self.blocks))
 
     def new_cache(self, batch: int, frames: int, height: int, width: int, *, append_only: bool = False) -> KVCache:
         """An empty cache for clips of `frames` frames of height x width (latent pixels).
@@ -173,17 +174,18 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         config, weight = self.config, self.patch_embedding.weight
         rows, columns = self._grid(height, width)
-        reach = None if config.window_frames is None else config.window_frames + config.sink_frames
+        window, sink = config["window_frames"], config["sink_frames"]
+        capacity = frames if window is None or append_only else min(frames, window + sink)
         device = weight.device.type
         return KVCache(
-            layers=config.num_layers,
+            layers=config["num_layers"],
             batch=batch,
-            capacity_frames=frames if reach is None or append_only else min(frames, reach),
+            capacity_frames=capacity,
             tokens_per_frame=rows * columns,
-            heads=config.num_attention_heads,
-            head_dim=config.attention_head_dim,
-            window_frames=config.window_frames,
-            sink_frames=config.sink_frames,
+            heads=config["num_attention_heads"],
+            head_dim=config["attention_head_dim"],
+            window_frames=window,
+            sink_frames=sink,
             append_only=append_only,
             dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype,
             device=weight.device,
@@ -191,16 +193,16 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def forward(
         self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor | TextKeys,
+        x: Float[Tensor, "B F C H W"],
+        t: Float[Tensor, "B F"] | Float[Tensor, " B"],
+        text: Float[Tensor, "B L text_dim"] | TextKeys,
         *,
         visibility: Visibility | None = None,
         cache: KVCache | None = None,
         start: int = 0,
         commit: bool = False,
         features: Sequence[int] = (),
-    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+    ) -> Float[Tensor, "B F C H W"] | tuple[Float[Tensor, "B F C H W"], dict[int, Float[Tensor, "B S D"]]]:
         """Velocity of the frames x.
 
         Args:
@@ -216,7 +218,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Returns:
             v [B, F, C, H, W] in x's dtype; with `features` also {index: [B, F * tokens, D]}.
         """
-        batch, frames, _, height, width = x.shape
+        _, frames, _, height, width = x.shape
         rows, columns = self._grid(height, width)
         self._check_call(x, t, cache, commit)
         keys = self.text_keys(text) if isinstance(text, Tensor) else text
@@ -229,8 +231,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             seen.positions,
             rows,
             columns,
-            head_dim=self.config.attention_head_dim,
-            limit=self.config.rope_max_seq_len,
+            head_dim=self.config["attention_head_dim"],
+            limit=self.config["rope_max_seq_len"],
             dtype=torch.promote_types(self.patch_embedding.weight.dtype, torch.float32),
             device=x.device,
         )
@@ -244,7 +246,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             before = None if cache is None else cache.read(index, slots, frames=frames)
             arguments = (stream, modulation, keys.layers[index], rope, mask, before, commit)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                stream, own = self._gradient_checkpointing_func(block, *arguments)
+                stream, own = cast(Any, self)._gradient_checkpointing_func(block, *arguments)
             else:
                 stream, own = block(*arguments)
             if commit:
@@ -260,7 +262,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _embed(self, x: Tensor) -> Tensor:
         """[B, F, C, H, W] -> tokens [B, F, N, D] in the weights' dtype. A convolution whose patches do not overlap."""
         weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        _, rows, columns = self.config.patch_size
+        _, rows, columns = self.config["patch_size"]
         patches = rearrange(x, "b f c (h r) (w s) -> b f (h w) (c r s)", r=rows, s=columns)
         return linear(patches.to(weight.dtype), weight.flatten(1), bias).to(weight.dtype)
 
@@ -269,12 +271,12 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         shift, scale = wide(self.scale_shift_table + embedding.unsqueeze(2)).unsqueeze(-2).unbind(2)
         normed = self.norm_out(x) * (1 + scale) + shift
         out = self.proj_out(normed.to(self.proj_out.weight.dtype))
-        _, r, s = self.config.patch_size
+        _, r, s = self.config["patch_size"]
         return rearrange(out, "b f (h w) (r s c) -> b f c (h r) (w s)", h=rows, r=r, s=s)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens in a frame of height x width latent pixels."""
-        _, rows, columns = self.config.patch_size
+        _, rows, columns = self.config["patch_size"]
         if height % rows or width % columns:
             raise NearstepError(
                 f"latent frames of {height}x{width} do not divide into patches of {rows}x{columns}; "
@@ -305,7 +307,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise NearstepError(f"the cache is for batch {cache.batch}, x has batch {batch}; make a new cache")
 
 
-def sinusoid(t: Tensor, width: int) -> Tensor:
+def sinusoid(t: Float[Tensor, "*B"], width: int) -> Float[Tensor, "*B {width}"]:
     """cos and sin of 1000 t at `width` / 2 frequencies, [..., width] in float64 (float32 costs 2e-5 in parity)."""
     half = width // 2
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
@@ -313,12 +315,12 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def check_config(config: object) -> None:
+def check_config(config: Mapping[str, Any]) -> None:
     """Refuse what this network does not have, by name."""
     for name in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
-        if (value := getattr(config, name)) is not None:
+        if (value := config[name]) is not None:
             raise NearstepError(f"{name}={value}: image-conditioned Wan is not supported; use a text-to-video model")
-    if config.qk_norm != "rms_norm_across_heads":
-        raise NearstepError(f"qk_norm={config.qk_norm!r} is not supported; use 'rms_norm_across_heads'")
-    if config.patch_size[0] != 1:
-        raise NearstepError(f"patch_size={tuple(config.patch_size)} joins frames; the first entry must be 1")
+    if config["qk_norm"] != "rms_norm_across_heads":
+        raise NearstepError(f"qk_norm={config['qk_norm']!r} is not supported; use 'rms_norm_across_heads'")
+    if config["patch_size"][0] != 1:
+        raise NearstepError(f"patch_size={tuple(config['patch_size'])} joins frames; the first entry must be 1")

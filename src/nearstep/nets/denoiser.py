@@ -1,0 +1,49 @@
+"""A network and a text as a causal denoiser (protocols.CausalDenoiser)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+from nearstep.nets.cache import KVCache
+from nearstep.nets.transformer import TextKeys, VideoTransformer
+
+
+class TextDenoiser:
+    """Binds a network to a batch of prompts.
+
+    The text's keys and values are computed here, once. They belong to the weights as they are now, and made under grad
+    they carry a graph: in training, bind anew for every backward pass.
+
+    Args:
+        net: the network.
+        text: [B, L, text_dim], or the network's `text_keys` of it.
+    """
+
+    def __init__(self, net: VideoTransformer, text: Float[Tensor, "B L D"] | TextKeys) -> None:
+        self.net = net
+        self.text = text if isinstance(text, TextKeys) else net.text_keys(text)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "B F C H W"],
+        t: Float[Tensor, "B F"] | Float[Tensor, " B"],
+        *,
+        cache: KVCache | None = None,
+        start: int = 0,
+    ) -> Float[Tensor, "B F C H W"]:
+        """Velocity of the frames from `start` on, given what `cache` holds; never writes."""
+        return self.net(x, t, self.text, cache=cache, start=start)
+
+    def commit(self, x: Float[Tensor, "B F C H W"], *, cache: KVCache, start: int) -> None:
+        """Write the clean frames x to the cache: one call at t = 0, without grad."""
+        with torch.no_grad():
+            self.net(x, x.new_zeros(x.shape[0]), self.text, cache=cache, start=start, commit=True)
+
+    def new_cache(self, batch: int, frames: int, height: int, width: int, *, append_only: bool = False) -> KVCache:
+        """An empty cache; `append_only` for training, where the backward pass may read frames again."""
+        if batch != self.text.batch:
+            raise NearstepError(f"a cache for batch {batch} needs {batch} prompts, not {self.text.batch}")
+        return self.net.new_cache(batch, frames, height, width, append_only=append_only)
