@@ -1,0 +1,59 @@
+"""nearstep: one-step causal video generation, by a student aligned with its own nearby step.
+
+The public names; each is imported when first used, because torch, diffusers and transformers take seconds to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nearstep.errors import NearstepError
+    from nearstep.flow.plan import ChunkPlan, make_plan
+    from nearstep.nets.codec import VideoCodec
+    from nearstep.nets.text import PromptEncoder
+    from nearstep.nets.transformer import VideoTransformer
+    from nearstep.rollout.rollout import rollout
+    from nearstep.stream.output import contact_sheet, write_video
+    from nearstep.stream.pipeline import CausalVideoPipeline
+
+_HOMES = {
+    "CausalVideoPipeline": "nearstep.stream.pipeline",
+    "ChunkPlan": "nearstep.flow.plan",
+    "NearstepError": "nearstep.errors",
+    "PromptEncoder": "nearstep.nets.text",
+    "VideoCodec": "nearstep.nets.codec",
+    "VideoTransformer": "nearstep.nets.transformer",
+    "contact_sheet": "nearstep.stream.output",
+    "make_plan": "nearstep.flow.plan",
+    "rollout": "nearstep.rollout.rollout",
+    "write_video": "nearstep.stream.output",
+}
+
+__all__ = [
+    "CausalVideoPipeline",
+    "ChunkPlan",
+    "NearstepError",
+    "PromptEncoder",
+    "VideoCodec",
+    "VideoTransformer",
+    "contact_sheet",
+    "make_plan",
+    "rollout",
+    "write_video",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nearstep")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nearstep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Models on disk, the pipeline, and what it writes."""

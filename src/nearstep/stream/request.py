@@ -1,0 +1,156 @@
+"""What is asked of a pipeline, checked and completed before any network runs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nearstep.errors import NearstepError
+from nearstep.flow.plan import ChunkPlan, make_plan
+from nearstep.nets.codec import spatial_stride
+from nearstep.rollout.chunk import Renoise
+from nearstep.shapes import LatentShape, latent_frames
+from nearstep.stream.folder import Settings
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+_SEED_BITS = 63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Size and plan of a clip that a model can make."""
+
+    plan: ChunkPlan
+    shape: LatentShape
+    causal: bool
+
+    @property
+    def renoise(self) -> Renoise:
+        """A causal student draws fresh noise between steps; a bidirectional network follows its ODE."""
+        return "fresh" if self.causal else "implied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that names a result: equal requests to equal weights give equal clips."""
+
+    prompts: tuple[str, ...]
+    negative: tuple[str, ...]
+    clip: Clip
+    guidance: float
+    seed: int
+    samples: tuple[int, ...]
+
+    def metadata(self, row: int) -> dict[str, Any]:
+        """What to keep beside the clip of one prompt, so that it can be made again."""
+        return {
+            "prompt": self.prompts[row],
+            "negative_prompt": self.negative[row],
+            "plan": str(self.clip.plan),
+            "steps": self.clip.plan.steps,
+            "commits": self.clip.plan.commits,
+            "guidance": self.guidance,
+            "seed": self.seed,
+            "sample": self.samples[row],
+        }
+
+
+def plan_clip(
+    transformer: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    settings: Settings,
+    *,
+    plan: str | None = None,
+    num_inference_steps: int | None = None,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Clip:
+    """The clip that these wishes mean for a model with these configurations; no weights are needed.
+
+    Raises:
+        NearstepError: for a plan that does not parse, or a size that codec, patches or chunks do not divide.
+    """
+    chunk_frames = transformer.get("chunk_frames")
+    if plan is not None and num_inference_steps is not None:
+        raise NearstepError(f"give plan={plan!r} or num_inference_steps={num_inference_steps}, not both")
+    if num_inference_steps is not None:
+        plan = str(num_inference_steps)
+    shape = _shape(
+        transformer,
+        vae,
+        frames=settings.num_frames if num_frames is None else num_frames,
+        height=settings.height if height is None else height,
+        width=settings.width if width is None else width,
+    )
+    made = make_plan(
+        plan or (settings.default_plan if chunk_frames else settings.teacher_plan),
+        frames=shape.frames,
+        chunk_frames=chunk_frames,
+        shift=shift_of(scheduler),
+        grid=settings.grid,
+    )
+    return Clip(plan=made, shape=shape, causal=chunk_frames is not None)
+
+
+def shift_of(scheduler: Mapping[str, Any]) -> float:
+    """The shift k of a saved scheduler: FlowMatchEuler calls it ``shift``, Wan's UniPC ``flow_shift``."""
+    for name in ("flow_shift", "shift"):
+        if name in scheduler:
+            return float(scheduler[name])
+    raise NearstepError("the scheduler's config has neither shift nor flow_shift; a flow-matching scheduler is needed")
+
+
+def _shape(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], *, frames: int, height: int, width: int
+) -> LatentShape:
+    stride, (_, *patch) = spatial_stride(vae), transformer["patch_size"]
+    for name, side, multiple in zip(("height", "width"), (height, width), (stride * p for p in patch), strict=True):
+        if side < multiple or side % multiple:
+            near = max(1, round(side / multiple)) * multiple
+            raise NearstepError(f"{name}={side} must be a multiple of {multiple} for this model; {near} is the nearest")
+    latent, limit = latent_frames(frames), transformer["rope_max_seq_len"]
+    if latent > limit:
+        raise NearstepError(f"num_frames={frames} is {latent} latent frames; this model has positions for {limit}")
+    return LatentShape(frames=latent, channels=vae["z_dim"], height=height // stride, width=width // stride)
+
+
+def prompts_of(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Prompts and as many negative prompts."""
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    negatives = (negative,) * len(prompts) if isinstance(negative, str) else tuple(negative)
+    if not prompts:
+        raise NearstepError("no prompt was given; give a string or a list of strings")
+    if len(negatives) != len(prompts):
+        raise NearstepError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
+    if strange := [text for text in prompts + negatives if not isinstance(text, str)]:
+        raise NearstepError(f"a prompt is a string, not {strange[0]!r}")
+    return prompts, negatives
+
+
+def seed_of(seed: int | None, generator: torch.Generator | None) -> int:
+    """The seed that names all noise: as given, drawn from a generator (which moves on), or a new random one."""
+    if generator is not None:
+        if seed is not None:
+            raise NearstepError(f"give seed={seed} or a generator, not both")
+        if not isinstance(generator, torch.Generator):
+            raise NearstepError("one generator names the noise of all prompts; use seed= and samples= to name each")
+        return int(torch.randint(2**_SEED_BITS - 1, (), generator=generator, device=generator.device))
+    if seed is None:
+        return secrets.randbits(32)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise NearstepError(f"seed={seed!r} is not a whole number")
+    return seed
+
+
+def samples_of(samples: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """Which samples of the seed the prompts are: 0, 1, 2, ... unless named."""
+    chosen = tuple(range(count)) if samples is None else tuple(samples)
+    if len(chosen) != count:
+        raise NearstepError(f"{len(chosen)} samples for {count} prompts; name one each")
+    return chosen
