@@ -1,0 +1,1 @@
+"""The command line: thin sub-commands over what Python callers use."""

@@ -1,0 +1,222 @@
+"""``nearstep generate``: prompts in, video files out."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nearstep.errors import NearstepError
+from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.stream.output import ENCODERS, check_writable, safe_name, write_video
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline, Request
+
+PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
+
+
+def _optional(metavar: str, otherwise: str = "the model's own") -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Make videos from prompts, chunk by chunk.
+
+    One prompt with "-o ball.mp4" makes that file (the suffix names the format: mp4, gif, webp, or png for a contact
+    sheet). Otherwise -o is a folder, and each clip becomes "PROMPT-INDEX.mp4" in it; files that are there already are
+    skipped, so an interrupted run can be started again. A clip depends on its prompt, plan, seed and index alone.
+    """
+
+    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], _optional("PROMPT ...", "none")] = ()
+    """What to show; one clip each."""
+    prompts_file: Annotated[Path | None, _optional("FILE", "none")] = None
+    """A text file of more prompts, one a line."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE|FOLDER/")] = "."
+    """Where to."""
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    """"playground" (inside this package), a model folder, or a hub id."""
+    network: Annotated[str, tyro.conf.arg(metavar="NAME")] = "transformer"
+    """The model's network to use: transformer (the causal student) or teacher (bidirectional, many steps)."""
+    plan: Annotated[str | None, _optional("PLAN")] = None
+    """Steps per chunk: "4" for all; "4,1x" for a first chunk of 4 and the rest 1."""
+    frames: Annotated[int | None, _optional("4N+1")] = None
+    """Pixel frames."""
+    height: Annotated[int | None, _optional("PIXELS")] = None
+    """Of a frame."""
+    width: Annotated[int | None, _optional("PIXELS")] = None
+    """Of a frame."""
+    guidance: Annotated[float | None, _optional("W", "1 for a student, a teacher's own")] = None
+    """In v = u + w (c - u); 1 is none."""
+    negative: Annotated[str, tyro.conf.arg(metavar="PROMPT")] = ""
+    """What guidance leads away from."""
+    seed: Annotated[int | None, _optional("N", "random, and printed")] = None
+    """Names all noise."""
+    samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Clips per prompt, with indices 0, 1, ..."""
+    format: Literal["mp4", "gif", "webp", "png"] = "mp4"
+    """Of the files in a folder."""
+    device: Annotated[str | None, _optional("DEVICE", "the CPU")] = None
+    """Where to run, such as cuda."""
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of network and text encoder."""
+    overwrite: bool = False
+    """Make files again that are there already."""
+    dry_run: bool = False
+    """Check everything, say what would be made, and stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One clip to make."""
+
+    prompt: str
+    index: int
+    path: Path
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and make the clips."""
+    generate(tyro.cli(Generate, prog="nearstep generate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def generate(asked: Generate) -> None:
+    """Make what is asked, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
+    targets = pending(asked)
+    if not targets:
+        return
+    folder = ModelFolder.open(asked.model)
+    _check_clip(asked, folder)
+    pipe = _pipeline(asked, folder)
+    seed = secrets.randbits(32) if asked.seed is None else asked.seed
+    requests = [_request(pipe, asked, target, seed) for target in targets]
+    _say(_summary(requests[0], len(targets)))
+    if asked.dry_run:
+        for target in targets:
+            print(target.path)
+        return
+    _make(pipe, asked.model, targets, requests)
+
+
+def pending(asked: Generate) -> list[Target]:
+    """The clips whose files are still to be made, each of which can be written."""
+    targets = _targets(asked)
+    kept = [target for target in targets if asked.overwrite or not target.path.is_file()]
+    if skipped := [target for target in targets if target not in kept]:
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        _say(f"skipped, already there: {skipped[0].path}{more} (--overwrite makes them again)")
+    for target in kept:
+        check_writable(target.path)
+    return kept
+
+
+def _targets(asked: Generate) -> list[Target]:
+    prompts = [*asked.prompts, *(_lines(asked.prompts_file) if asked.prompts_file else ())]
+    if not prompts:
+        raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
+    if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
+        raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
+    if asked.samples < 1:
+        raise NearstepError(f"--samples {asked.samples}; at least 1")
+    clips = [(prompt, index) for prompt in prompts for index in range(asked.samples)]
+    if _is_folder(asked.output):
+        folder = Path(asked.output)
+        names = [f"{safe_name(prompt)}-{index}.{asked.format}" for prompt, index in clips]
+        return [Target(prompt=p, index=i, path=folder / name) for (p, i), name in zip(clips, names, strict=True)]
+    if len(clips) > 1:
+        raise NearstepError(f"{len(clips)} clips do not fit into the file {asked.output}; give -o a folder")
+    return [Target(prompt=clips[0][0], index=clips[0][1], path=Path(asked.output))]
+
+
+def _is_folder(output: str) -> bool:
+    """A folder ends in a slash, is there already, or has no suffix."""
+    path = Path(output)
+    if output.endswith("/") or path.is_dir() or not path.suffix:
+        return True
+    if path.suffix.lower() not in ENCODERS:
+        raise NearstepError(f"-o {output}: a file ends in {', '.join(ENCODERS)}; a folder's name in /")
+    return False
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise NearstepError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise NearstepError(f"{file} is not a text file in UTF-8") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise NearstepError(f"{file} holds no prompts; write one a line")
+    return prompts
+
+
+def _check_clip(asked: Generate, folder: ModelFolder) -> None:
+    """Plan and sizes against the model's configurations: weights may take minutes to load."""
+    from nearstep.stream.request import plan_clip
+
+    configs = (folder.config(name) for name in (asked.network, "vae", "scheduler"))
+    plan_clip(*configs, folder.settings, **_size(asked))
+
+
+def _size(asked: Generate) -> dict[str, str | int | None]:
+    return {"plan": asked.plan, "num_frames": asked.frames, "height": asked.height, "width": asked.width}
+
+
+def _pipeline(asked: Generate, folder: ModelFolder) -> CausalVideoPipeline:
+    import torch
+
+    from nearstep.stream.pipeline import CausalVideoPipeline
+
+    dtype = getattr(torch, asked.dtype) if asked.dtype else None
+    return CausalVideoPipeline.from_pretrained(
+        folder.path, transformer=asked.network, torch_dtype=dtype, device=asked.device
+    )
+
+
+def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: int) -> Request:
+    return pipe.request(
+        target.prompt,
+        negative_prompt=asked.negative,
+        guidance_scale=asked.guidance,
+        seed=seed,
+        samples=[target.index],
+        **_size(asked),
+    )
+
+
+def _make(pipe: CausalVideoPipeline, model: str, targets: Sequence[Target], requests: Sequence[Request]) -> None:
+    import torch
+    from tqdm import tqdm
+
+    began, chunks = time.perf_counter(), len(requests[0].clip.plan.lengths)
+    with tqdm(total=len(targets) * chunks, unit="chunk", disable=None, dynamic_ncols=True) as bar:
+        for target, request in zip(targets, requests, strict=True):
+            bar.set_description(target.prompt[:PROMPT_SHOWN])
+            parts = []
+            for frames in pipe.play(request):
+                parts.append(frames.video[0])
+                bar.update()
+            metadata = {"model": model, **request.metadata(0)}
+            write_video(target.path, torch.cat(parts), fps=pipe.settings.fps, metadata=metadata)
+            bar.write(str(target.path), file=sys.stdout)
+    seconds = time.perf_counter() - began
+    _say(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
+
+
+def _summary(request: Request, count: int) -> str:
+    plan, shape = request.clip.plan, request.clip.shape
+    size = f"{count} x {shape.frames} latent frames in {len(plan.lengths)} chunks"
+    guided = f", guidance {request.guidance:g} (each call twice as wide)" if request.guidance != 1 else ""
+    return f"plan {plan}: {plan.steps} steps + {plan.commits} commits a clip{guided}; {size}; seed {request.seed}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

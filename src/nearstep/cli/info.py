@@ -1,0 +1,124 @@
+"""``nearstep info``: what a model is and what its plans cost, from its files alone; no weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from nearstep.stream.folder import EMBEDDED, ModelFolder
+
+PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show a model's components, sizes and plans."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    """"playground" (inside this package), a model folder, or a hub id."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and print."""
+    asked = tyro.cli(Info, prog="nearstep info", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    facts = describe(ModelFolder.open(asked.model))
+    print(json.dumps(facts, indent=2) if asked.json else _text(facts))
+
+
+def describe(folder: ModelFolder) -> dict[str, Any]:
+    """Everything ``nearstep info`` says, as data."""
+    networks = folder.networks()
+    return {
+        "folder": str(folder.path),
+        "components": {name: _component(folder, name) for name in [*networks, "text_encoder", "vae"]},
+        "settings": asdict(folder.settings),
+        "networks": {name: _network(folder, name) for name in networks},
+    }
+
+
+def _component(folder: ModelFolder, name: str) -> dict[str, Any]:
+    config, tensors = folder.config(name), folder.tensors(name).values()
+    return {
+        "class": config.get("_class_name") or config["model_type"],
+        "parameters": sum(_count(tensor.shape) for tensor in tensors),
+        "bytes": sum(tensor.bytes for tensor in tensors),
+        "dtypes": [dtype for dtype, _ in Counter(tensor.dtype for tensor in tensors).most_common()],
+    }
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _network(folder: ModelFolder, name: str) -> dict[str, Any]:
+    from nearstep.stream.request import plan_clip, shift_of
+
+    config, settings = folder.config(name), folder.settings
+    configs = (config, folder.config("vae"), folder.config("scheduler"))
+    causal = config.get("chunk_frames") is not None
+    clips = [plan_clip(*configs, settings, plan=plan) for plan in (PLANS if causal else [settings.teacher_plan])]
+    shape = clips[0].shape
+    _, rows, columns = config["patch_size"]
+    return {
+        "causal": causal,
+        "latents": [shape.frames, *shape.frame],
+        "chunks": list(clips[0].plan.lengths),
+        "tokens_per_frame": shape.height // rows * (shape.width // columns),
+        "width": config["num_attention_heads"] * config["attention_head_dim"],
+        "layers": config["num_layers"],
+        "shift": shift_of(configs[2]),
+        "plans": {
+            str(clip.plan): {"steps": clip.plan.steps, "commits": clip.plan.commits, "calls": clip.plan.calls}
+            for clip in clips
+        },
+    }
+
+
+def _text(facts: dict[str, Any]) -> str:
+    rows = [("component", "class", "parameters", "size", "type")]
+    for name, part in facts["components"].items():
+        size = f"{_short(part['bytes'])}B"
+        rows.append((name, part["class"], _short(part["parameters"]), size, ", ".join(part["dtypes"])))
+    lines = [facts["folder"], "", *_table(rows), ""]
+    settings = facts["settings"]
+    lines.append("clip      {num_frames} frames of {width}x{height} at {fps:g} fps".format(**settings))
+    for name, network in facts["networks"].items():
+        lines += ["", *_network_text(name, network)]
+    return "\n".join(lines)
+
+
+def _network_text(name: str, network: dict[str, Any]) -> list[str]:
+    frames, *frame = network["latents"]
+    chunks = ", ".join(map(str, network["chunks"]))
+    kind = f"causal, in chunks of {chunks} latent frames" if network["causal"] else "bidirectional, all frames at once"
+    lines = [
+        f"{name}: {kind}",
+        f"  latents {frames} frames of {'x'.join(map(str, frame))}, {network['tokens_per_frame']} tokens each; "
+        f"width {network['width']}, {network['layers']} layers; shift {network['shift']:g}",
+    ]
+    rows = [("plan", "steps", "commits", "calls")]
+    rows += [(plan, *(str(cost[key]) for key in rows[0][1:])) for plan, cost in network["plans"].items()]
+    return lines + [f"  {line}" for line in _table(rows)]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _short(number: float) -> str:
+    for unit, letter in _UNITS:
+        if number >= unit:
+            return f"{number / unit:.3g} {letter}"
+    return str(int(number)) + " "

@@ -1,0 +1,81 @@
+"""``nearstep COMMAND``: finds the command, and turns what can go wrong into one line and an exit code.
+
+Nothing heavy is imported before a command is known, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from nearstep.errors import NearstepError
+
+COMMANDS = {
+    "generate": "make videos from prompts",
+    "info": "what a model is: components, sizes, plans and what they cost",
+    "evaluate": "measure a model, or a folder of videos, on the playground",
+    "train": "run a recipe: train codec, teacher or student",
+}
+"""Command -> one line about it. Each lives in the module of its name in this package, as ``run(arguments)``."""
+
+USER_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 2, 130, 143, 141  # as shells count
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, or 2 after a one-line error, or 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except NearstepError as error:
+        print(f"nearstep: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("\nnearstep: interrupted; finished files are whole, nothing half-written was left", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return 0
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)  # an exception, so that what is half-written is cleaned up
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return
+    name, *rest = arguments
+    if name in ("-V", "--version", "version"):
+        from importlib.metadata import version
+
+        print(f"nearstep {version('nearstep')}")
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
+        raise NearstepError(f"there is no command {name!r}: {hint}")
+    importlib.import_module(f"nearstep.cli.{name}").run(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:<{width}}{line}" for name, line in COMMANDS.items())
+    return (
+        "usage: nearstep COMMAND [options]\n\n"
+        "One-step causal video generation.\n\n"
+        f"commands:\n{commands}\n\n"
+        "nearstep COMMAND --help explains a command. To begin:\n\n"
+        '  nearstep generate "a large red ball slides left on snow" --plan 4,1x --seed 7 -o ball.mp4\n'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""``nearstep train``: runs a recipe.
+
+A recipe is a public function in a module of nearstep/recipes that needs no arguments and returns a frozen dataclass
+with ``.run()``; its fields become options. Recipes are listed from their source, so that the list needs no imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import tyro
+
+from nearstep.errors import NearstepError
+
+
+def run(arguments: Sequence[str]) -> None:
+    """List the recipes, or run one with its fields as options."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    name, *rest = arguments
+    known = recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"recipes are {', '.join(known) or 'none'}"
+        raise NearstepError(f"there is no recipe {name!r}: {hint}")
+    module, function = name.split(".")
+    config = getattr(importlib.import_module(f"nearstep.recipes.{module}"), function)()
+    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    tyro.cli(
+        type(config), default=config, prog=f"nearstep train {name}", description=known[name], args=rest, config=settings
+    ).run()
+
+
+def recipes() -> dict[str, str]:
+    """``module.function`` -> first line of its docstring, for every recipe of this package."""
+    folder = Path(str(resources.files("nearstep"))) / "recipes"
+    found: dict[str, str] = {}
+    for file in sorted(folder.glob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not _required(node.args):
+                found[f"{file.stem}.{node.name}"] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return found
+
+
+def _required(arguments: ast.arguments) -> bool:
+    positional = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
+    return positional > 0 or any(default is None for default in arguments.kw_defaults)
+
+
+def _help() -> str:
+    known = recipes()
+    width = max(map(len, known), default=0) + 2
+    lines = "\n".join(f"  {name:<{width}}{line}" for name, line in known.items())
+    return (
+        "usage: nearstep train RECIPE [options]\n\n"
+        f"recipes:\n{lines}\n\n"
+        "nearstep train RECIPE --help shows its options; every field of the recipe is one."
+    )
