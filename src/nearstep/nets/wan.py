@@ -1,6 +1,104 @@
-"""Wan2.1: its sizes, its names, and its clock of a thousand ticks."""
+"""Wan2.1: its sizes, its parameter names, and its clock of a thousand ticks (method.md sections 3 and 14).
+
+Weights go by two sets of names: official ones (Wan2.1's release, Self-Forcing's .pt files) and diffusers' ones, which
+are ours. Both conversions read one table.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+
 TICKS = 1000.0
 """Wan networks are fed 1000 t; everywhere else t lies in [0, 1]."""
+
+_COMMON = {
+    "patch_size": (1, 2, 2),
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+}
+
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "1.3B": {**_COMMON, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    "14B": {**_COMMON, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+}
+"""Configuration of each Wan2.1 text-to-video network, as VideoTransformer's arguments."""
+
+_ATTENTIONS = {"self_attn": "attn1", "cross_attn": "attn2"}
+_PARTS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+
+_IN_BLOCK = {
+    **{f"{a}.{b}": f"{_ATTENTIONS[a]}.{_PARTS[b]}" for a, b in product(_ATTENTIONS, _PARTS)},
+    "modulation": "scale_shift_table",
+    "norm3": "norm2",  # the affine norm before cross-attention; the other two have no weights
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}
+_OUTSIDE = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.modulation": "scale_shift_table",
+    "head.head": "proj_out",
+}
+
+_NAME = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<stem>.+?)(?P<kind>\.(?:weight|bias))?")
+_WRAPPERS = frozenset({"model", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official Wan2.1 names to diffusers' (ours). Wrappers' prefixes are dropped (`unwrapped`)."""
+    return {_renamed(key, _IN_BLOCK, _OUTSIDE): value for key, value in unwrapped(state).items()}
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Diffusers' names to official Wan2.1 ones."""
+    inside, outside = ({ours: official for official, ours in table.items()} for table in (_IN_BLOCK, _OUTSIDE))
+    return {_renamed(key, inside, outside): value for key, value in state.items()}
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights without the name parts that FSDP, checkpointing, compile and `model` wrappers leave in keys."""
+    return {".".join(part for part in key.split(".") if part not in _WRAPPERS): value for key, value in state.items()}
+
+
+def weights_in(
+    checkpoint: Mapping[str, Any], roles: Sequence[str] = ("generator_ema", "generator", "model")
+) -> Mapping[str, Tensor]:
+    """The state dict in a checkpoint file: under the first of `roles` that it has, or the checkpoint itself.
+
+    Self-Forcing's files hold `generator`, `generator_ema` and `critic` side by side; ask for another by `roles`.
+
+    Raises:
+        NearstepError: where the checkpoint holds dictionaries but none of the roles.
+    """
+    for role in roles:
+        if isinstance(checkpoint.get(role), Mapping):
+            return checkpoint[role]
+    nested = [key for key, value in checkpoint.items() if isinstance(value, Mapping)]
+    if nested:
+        raise NearstepError(f"this checkpoint holds {nested} and none of {list(roles)}; name the one to use")
+    return checkpoint
+
+
+def _renamed(key: str, inside: Mapping[str, str], outside: Mapping[str, str]) -> str:
+    match = _NAME.fullmatch(key)
+    block, stem, kind = match.group("block", "stem", "kind") if match else (None, key, None)
+    table = inside if block else outside
+    if stem not in table:
+        raise NearstepError(f"weight {key!r} is no part of a Wan2.1 text-to-video network; convert only such networks")
+    return f"{block or ''}{table[stem]}{kind or ''}"
