@@ -162,11 +162,11 @@ def _check_clip(asked: Generate, folder: ModelFolder) -> None:
     """Plan and sizes against the model's configurations: weights may take minutes to load."""
     from nearstep.stream.request import plan_clip
 
-    configs = (folder.config(name) for name in (asked.network, "vae", "scheduler"))
-    plan_clip(*configs, folder.settings, **_size(asked))
+    network, vae, scheduler = (folder.config(name) for name in (asked.network, "vae", "scheduler"))
+    plan_clip(network, vae, scheduler, folder.settings, **_size(asked))
 
 
-def _size(asked: Generate) -> dict[str, str | int | None]:
+def _size(asked: Generate) -> dict[str, Any]:
     return {"plan": asked.plan, "num_frames": asked.frames, "height": asked.height, "width": asked.width}
 
 

@@ -30,11 +30,11 @@ class VideoCodec(nn.Module):
 
     def __init__(self, vae: AutoencoderKLWan):
         super().__init__()
-        strides = 2 ** sum(vae.config.temperal_downsample)
-        if strides != TEMPORAL_STRIDE:
+        halvings = vae.config["temperal_downsample"]
+        if 2 ** sum(halvings) != TEMPORAL_STRIDE:
             raise NearstepError(
-                f"a codec with temperal_downsample={vae.config.temperal_downsample} packs {strides} pixel frames into "
-                f"one; AutoencoderKLWan can only run with {TEMPORAL_STRIDE}, that is two entries that are true"
+                f"a codec with temperal_downsample={halvings} packs {2 ** sum(halvings)} pixel frames into one; "
+                f"AutoencoderKLWan can only run with {TEMPORAL_STRIDE}, that is two entries that are true"
             )
         self.vae = vae
 
@@ -50,7 +50,7 @@ class VideoCodec(nn.Module):
     @property
     def channels(self) -> int:
         """Latent channels C."""
-        return self.vae.config.z_dim
+        return self.vae.config["z_dim"]
 
     @property
     def temporal_stride(self) -> int:
@@ -112,13 +112,13 @@ class VideoCodec(nn.Module):
         config = self.vae.config
         mean, std = (
             torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
+            for values in (config["latents_mean"], config["latents_std"])
         )
         return mean, std
 
 
 def spatial_stride(config: Mapping[str, Any]) -> int:
-    """Pixels per latent along height and width of a codec's configuration: a halving between levels, times the patch."""
+    """Pixels per latent along height and width, from a codec's config: a halving between levels, times the patch."""
     return 2 ** (len(config["dim_mult"]) - 1) * (config.get("patch_size") or 1)
 
 
@@ -141,7 +141,7 @@ class CodecStream:
         raw = self._codec.denormalise(latents).to(vae.dtype)
         # One latent frame a call: the floating-point work of a frame is then the same however a clip is cut.
         pixels = torch.cat([self._frame(vae, frame) for frame in raw.split(1, dim=2)], dim=2)
-        pixels = unpatchify(pixels, vae.config.patch_size or 1)
+        pixels = unpatchify(pixels, vae.config["patch_size"] or 1)
         video = rearrange(pixels, "b c t h w -> b t c h w") * 0.5 + 0.5
         return video.clamp(0, 1) if clamp else video
 

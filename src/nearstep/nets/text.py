@@ -11,7 +11,7 @@ import difflib
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ftfy
 import torch
@@ -77,7 +77,7 @@ class PromptEncoder(nn.Module):
         for prompt, ids, _ in rows:
             if len(ids) > self.length:
                 raise NearstepError(f"a prompt has {len(ids)} tokens, {self.length} fit: shorten {prompt[:60]!r}...")
-        padded = torch.full((len(rows), self.length), self.tokenizer.pad_token_id)
+        padded = torch.full((len(rows), self.length), cast(int, self.tokenizer.pad_token_id))
         mask = torch.zeros_like(padded)
         for row, (_, ids, _) in enumerate(rows):
             padded[row, : len(ids)] = torch.tensor(ids)

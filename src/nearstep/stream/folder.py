@@ -25,7 +25,7 @@ EMBEDDED = "playground"
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8"}
+_DTYPE_NAMES: dict[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +179,8 @@ def _what_else(start: bytes, size: int) -> str:
 
 
 def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
-    first, last = entry["data_offsets"]
-    return TensorInfo(tuple(entry["shape"]), _DTYPE_NAMES.get(entry["dtype"], entry["dtype"]), last - first)
+    (first, last), dtype = entry["data_offsets"], str(entry["dtype"])
+    return TensorInfo(tuple(entry["shape"]), _DTYPE_NAMES.get(dtype, dtype), last - first)
 
 
 def _is_network(config: Mapping[str, Any]) -> bool:
