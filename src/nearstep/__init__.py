@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from nearstep.nets.codec import VideoCodec
     from nearstep.nets.text import PromptEncoder
     from nearstep.nets.transformer import VideoTransformer
-    from nearstep.rollout.rollout import rollout
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
 
@@ -27,7 +26,6 @@ _HOMES = {
     "VideoTransformer": "nearstep.nets.transformer",
     "contact_sheet": "nearstep.stream.output",
     "make_plan": "nearstep.flow.plan",
-    "rollout": "nearstep.rollout.rollout",
     "write_video": "nearstep.stream.output",
 }
 
@@ -40,7 +38,6 @@ __all__ = [
     "VideoTransformer",
     "contact_sheet",
     "make_plan",
-    "rollout",
     "write_video",
 ]
 

@@ -40,7 +40,9 @@ def test_a_prompt_does_not_depend_on_its_batch_or_on_the_length(encoder: PromptE
     torch.testing.assert_close(alone, longer[:, :12])
 
 
-@pytest.mark.parametrize("prompt", ["A Red BALL.", "a  red,ball!", " a\nred-ball", "a&nbsp;red ball", "a (red) 'ball'..."])
+@pytest.mark.parametrize(
+    "prompt", ["A Red BALL.", "a  red,ball!", " a\nred-ball", "a&nbsp;red ball", "a (red) 'ball'..."]
+)
 def test_case_space_and_punctuation_do_not_count(encoder: PromptEncoder, prompt: str) -> None:
     assert torch.equal(encoder([prompt]), encoder(["a red ball"]))
 

@@ -27,10 +27,16 @@ USER_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 2, 130, 143, 141  # as shells
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, or 2 after a one-line error, or 130 after Ctrl-C."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run one command; the exit code is 0, or 2 after a one-line error, or 130 after Ctrl-C.
+
+    Args:
+        arguments: of the command; None means this is the program itself, with its own arguments and signals.
+    """
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _terminate)
+        arguments = sys.argv[1:]
     try:
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        _dispatch(list(arguments))
         sys.stdout.flush()
     except NearstepError as error:
         print(f"nearstep: {' '.join(str(error).split())}", file=sys.stderr)

@@ -31,10 +31,7 @@ def run(arguments: Sequence[str]) -> None:
         raise NearstepError(f"there is no recipe {name!r}: {hint}")
     module, function = name.split(".")
     config = getattr(importlib.import_module(f"nearstep.recipes.{module}"), function)()
-    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    tyro.cli(
-        type(config), default=config, prog=f"nearstep train {name}", description=known[name], args=rest, config=settings
-    ).run()
+    tyro.cli(type(config), default=config, prog=f"nearstep train {name}", description=known[name], args=rest).run()
 
 
 def recipes() -> dict[str, str]:

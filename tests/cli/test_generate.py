@@ -1,0 +1,146 @@
+"""``nearstep generate`` and ``info`` on the tiny model, as a user calls them."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import av
+import pytest
+
+from nearstep.cli.main import main
+from nearstep.stream import output, pipeline
+
+PROMPT = "a small red ball slides left"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def generate(model_folder: Path):
+    def call(*arguments: str) -> int:
+        return main(["generate", *arguments, "--model", str(model_folder)])
+
+    return call
+
+
+def files() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+
+def test_one_prompt_one_file_that_says_how_it_was_made(generate, capsys, model_folder: Path) -> None:
+    assert generate(PROMPT, "--plan", "4,1x", "--seed", "7", "-o", "out/ball.mp4") == 0
+    out, err = capsys.readouterr()
+    assert out == "out/ball.mp4\n"
+    assert "plan 4,1x: 6 steps + 2 commits" in err and "seed 7" in err
+    with av.open("out/ball.mp4") as container:
+        made = json.loads(container.metadata["comment"])
+        assert container.streams.video[0].frames == 21
+    assert (made["prompt"], made["plan"], made["seed"], made["sample"]) == (PROMPT, "4,1x", 7, 0)
+    assert made["model"] == str(model_folder)
+
+
+def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, capsys) -> None:
+    Path("prompts.txt").write_text(f"{PROMPT}\n\na blue square\n")
+    arguments = ("--prompts-file", "prompts.txt", "--samples", "2", "--seed", "1", "--format", "gif", "-o", "clips")
+    expected = [f"clips/{p}-{i}.gif" for p in (PROMPT, "a blue square") for i in (0, 1)]
+    assert generate(*arguments) == 0
+    assert capsys.readouterr().out.splitlines() == expected
+    assert files() == sorted([*expected, "prompts.txt"])
+    before = {path: Path(path).read_bytes() for path in expected}
+    Path(expected[1]).unlink()
+    assert generate(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == expected[1:2] and "skipped, already there" in err and "and 2 more" in err
+    assert {path: Path(path).read_bytes() for path in expected} == before  # alone or among others, the same clip
+    assert generate(*arguments) == 0
+    assert capsys.readouterr().out == ""
+    assert generate(*arguments, "--overwrite") == 0
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_teacher_and_a_sheet(generate, capsys) -> None:
+    assert generate(PROMPT, "--network", "teacher", "--seed", "1", "-o", "ball.png") == 0
+    assert "plan 3: 3 steps + 0 commits a clip, guidance 2" in capsys.readouterr().err
+    assert files() == ["ball.png"]
+
+
+def test_dry_run_makes_nothing(generate, capsys) -> None:
+    assert generate(PROMPT, "--dry-run", "--seed", "1") == 0
+    out, err = capsys.readouterr()
+    assert out == f"{PROMPT}-0.mp4\n" and "plan 2: 6 steps" in err
+    assert files() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([PROMPT, "--plan", "4,x"], "does not parse"),
+        ([PROMPT, "--frames", "20"], "4n+1"),
+        ([PROMPT, "--height", "30"], "multiple of 16"),
+        ([PROMPT, "--network", "nurse"], "has no nurse/; it holds"),
+        ([PROMPT, "-o", "clip.avi"], "a file ends in .mp4"),
+        ([PROMPT, "-o", "/proc/clip.mp4"], "cannot write /proc/clip.mp4"),
+        ([PROMPT, "a ball", "-o", "clip.mp4"], "2 clips do not fit into the file"),
+        ([PROMPT, PROMPT], "given twice"),
+        ([PROMPT, "--samples", "0"], "at least 1"),
+        (["--prompts-file", "nothing.txt"], "cannot read nothing.txt"),
+        (["a ball", "a small elephant"], "does not know the word 'elephant'"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_found_before_anything_is_made(
+    generate, arguments: list[str], message: str, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.CausalVideoPipeline, "_denoiser", lambda *_: pytest.fail("a network was run"))
+    assert generate(*arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    assert files() == []
+
+
+def test_a_full_disk_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fill(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output.os, "fsync", fill)
+    assert generate("a ball", "a square", "-o", "clips/", "--seed", "1") == 2
+    assert files() == ["clips/a ball-0.mp4"]
+    assert "cannot write clips/a square-0.mp4: No space left on device" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    play = pipeline.CausalVideoPipeline.play
+
+    def interrupted(self, request):
+        frames = play(self, request)
+        yield next(frames)
+        if request.prompts == ("a square",):
+            raise KeyboardInterrupt
+        yield from frames
+
+    monkeypatch.setattr(pipeline.CausalVideoPipeline, "play", interrupted)
+    assert generate("a ball", "a square", "-o", "clips/", "--seed", "1") == 130
+    assert files() == ["clips/a ball-0.mp4"]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_info_says_what_a_model_is(model_folder: Path, capsys) -> None:
+    assert main(["info", str(model_folder)]) == 0
+    text = capsys.readouterr().out
+    assert "in chunks of 2, 2, 2 latent frames" in text and "bidirectional" in text and "4,1x" in text
+    assert main(["info", str(model_folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    pipe = pipeline.CausalVideoPipeline.from_pretrained(model_folder)
+    for name in ("transformer", "vae", "text_encoder"):
+        parameters = {id(p): p.numel() for p in getattr(pipe, name).parameters()}  # shared ones once
+        assert facts["components"][name]["parameters"] == sum(parameters.values())
+    assert facts["networks"]["transformer"]["plans"]["4,1x"] == {"steps": 6, "commits": 2, "calls": 8}

@@ -1,0 +1,108 @@
+"""The front door: quick help, near misses named, one line and an exit code for everything that goes wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import nearstep
+from nearstep.cli import main as front
+from nearstep.cli import train
+from nearstep.cli.main import main
+from nearstep.errors import NearstepError
+
+SOURCE = str(Path(nearstep.__file__).parents[1])
+HEAVY = {"torch", "diffusers", "transformers", "numpy", "tyro", "PIL", "av", "rich"}
+
+
+def fresh(code: str) -> str:
+    """What ``code`` prints in an interpreter of its own."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": SOURCE}).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"import sys; from nearstep.cli.main import main; main(['--help']); print({HEAVY!r} & set(sys.modules))"
+    out = fresh(code)
+    assert out.splitlines()[-1] == "set()"
+    assert all(name in out for name in front.COMMANDS)
+
+
+def test_public_names_are_lazy_and_exist() -> None:
+    names = fresh("import sys, nearstep; assert 'torch' not in sys.modules; print(*nearstep.__all__)").split()
+    assert all(callable(getattr(nearstep, name)) for name in names)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = nearstep.nothing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["genrate"], "did you mean generate?"),
+        (["xyz"], "commands are generate, info"),
+        (["train", "playground.codek"], "did you mean playground.codec?"),
+        (["train", "qqq"], "recipes are "),
+        (["generate"], "no prompt"),
+        (["generate", "a ball", "--model", "/nowhere"], "there is no folder /nowhere"),
+        (["info", "/nowhere"], "there is no folder /nowhere"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and not out
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(KeyboardInterrupt(), 130), (NearstepError("two\nlines"), 2), (BrokenPipeError(), 141)]
+)
+def test_exit_codes(
+    raised: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(front, "_dispatch", fail)
+    monkeypatch.setattr(front.os, "dup2", lambda *_: None)
+    with capsys.disabled():
+        assert main([]) == code
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "_dispatch", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+def test_recipes_are_listed_and_their_keys_checked(capsys: pytest.CaptureFixture) -> None:
+    assert main(["train", "--help"]) == 0
+    assert "playground.codec" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "playground.codec", "--loop.stepz", "3"])
+    assert caught.value.code == 2 and "--loop.steps" in capsys.readouterr().err
+
+
+def test_a_recipe_runs_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import dataclass
+
+    ran = []
+
+    @dataclass(frozen=True)
+    class Config:
+        steps: int = 3
+
+        def run(self) -> None:
+            ran.append(self.steps)
+
+    monkeypatch.setitem(sys.modules, "nearstep.recipes.toy", SimpleNamespace(stage=Config))  # type: ignore[arg-type]
+    monkeypatch.setattr(train, "recipes", lambda: {"toy.stage": "A toy."})
+    assert main(["train", "toy.stage"]) == main(["train", "toy.stage", "--steps", "5"]) == 0
+    assert ran == [3, 5]
