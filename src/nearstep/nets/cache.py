@@ -129,11 +129,11 @@ class KVCache:
                 f"a cache of {self.capacity_frames} frames cannot take {frames} more after {len(kept)} that are still "
                 f"in sight; make it with at least {len(kept) + frames} frames or set a shorter window"
             )
-        slots = self.find(kept)
-        target = self._tokens(slice(0, len(kept)))
-        with torch.no_grad():
-            for buffer in (*self.keys, *self.values):
-                buffer[:, target] = self._gather(buffer, slots).clone()
+        if slots := self.find(kept):
+            target = self._tokens(slice(0, len(kept)))
+            with torch.no_grad():
+                for buffer in (*self.keys, *self.values):
+                    buffer[:, target] = self._gather(buffer, slots).clone()
         self.positions = kept
 
     def _tokens(self, slots: slice) -> slice:

@@ -29,7 +29,7 @@ class TextDenoiser:
     def __call__(
         self,
         x: Float[Tensor, "B F C H W"],
-        t: Float[Tensor, "B F"] | Float[Tensor, " B"],
+        t: Float[Tensor, "B ..."],
         *,
         cache: KVCache | None = None,
         start: int = 0,

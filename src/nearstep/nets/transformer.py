@@ -120,7 +120,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         ffn_dim: int = 13824,
         num_layers: int = 40,
         cross_attn_norm: bool = True,
-        qk_norm: str = "rms_norm_across_heads",
+        qk_norm: str | None = "rms_norm_across_heads",
         eps: float = 1e-6,
         image_dim: int | None = None,
         added_kv_proj_dim: int | None = None,
@@ -194,7 +194,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def forward(
         self,
         x: Float[Tensor, "B F C H W"],
-        t: Float[Tensor, "B F"] | Float[Tensor, " B"],
+        t: Float[Tensor, "B ..."],
         text: Float[Tensor, "B L text_dim"] | TextKeys,
         *,
         visibility: Visibility | None = None,
@@ -220,8 +220,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         _, frames, _, height, width = x.shape
         rows, columns = self._grid(height, width)
-        self._check_call(x, t, cache, commit)
         keys = self.text_keys(text) if isinstance(text, Tensor) else text
+        self._check_call(x, t, keys, cache, commit)
 
         seen = self._visibility(frames, visibility, cache).shifted(start)
         past = () if cache is None else seen.past(range(start))
@@ -295,12 +295,14 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return visibility
 
     @staticmethod
-    def _check_call(x: Tensor, t: Tensor, cache: KVCache | None, commit: bool) -> None:
+    def _check_call(x: Tensor, t: Tensor, keys: TextKeys, cache: KVCache | None, commit: bool) -> None:
         batch, frames = x.shape[:2]
         if t.shape not in ((batch, frames), (batch,), (batch, 1)):
             raise NearstepError(
                 f"t has shape {tuple(t.shape)}; give [{batch}, {frames}], one time per frame, or [{batch}]"
             )
+        if keys.batch != batch:
+            raise NearstepError(f"x has batch {batch} and the text has {keys.batch}; give one prompt for each")
         if commit and cache is None:
             raise NearstepError("commit=True needs a cache to write to; make one with new_cache")
         if cache is not None and cache.batch != batch:

@@ -1,0 +1,68 @@
+"""Who sees whom, against tables written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nearstep.errors import NearstepError
+from nearstep.nets.masks import block_causal, full, teacher_forcing, token_mask
+
+
+def table(text: str) -> torch.Tensor:
+    return torch.tensor([[mark == "x" for mark in row] for row in text.split()])
+
+
+def test_full_sees_all() -> None:
+    assert full(3).frame_mask().all()
+    assert token_mask(full(3), (), 4, torch.device("cpu")) is None
+
+
+def test_a_chunk_sees_itself_and_the_past() -> None:
+    expected = table("x.... xxx.. xxx.. xxxxx xxxxx")
+    assert torch.equal(block_causal((1, 2, 2)).frame_mask(), expected)
+
+
+def test_window_and_sink_count_frames_from_the_end_of_the_chunk() -> None:
+    expected = table("xx...... xx...... xxxx.... xxxx.... x.xxxx.. x.xxxx.. x...xxxx x...xxxx")
+    assert torch.equal(block_causal((2, 2, 2, 2), window=4, sink=1).frame_mask(), expected)
+    uneven = table("x..... xx.... .xx... ..xx.. ...xx. ....xx")
+    assert torch.equal(block_causal((1,) * 6, window=2).frame_mask(), uneven)
+
+
+def test_teacher_forcing_shows_noisy_chunks_the_clean_past_and_themselves() -> None:
+    clean = table("x.. xxx xxx")
+    noisy_to_clean = table("... x.. x..")
+    noisy_to_noisy = table("x.. .xx .xx")
+    expected = torch.cat(
+        [torch.cat([clean, torch.zeros(3, 3, dtype=bool)], 1), torch.cat([noisy_to_clean, noisy_to_noisy], 1)]
+    )
+    visibility = teacher_forcing((1, 2))
+    assert torch.equal(visibility.frame_mask(), expected)
+    assert visibility.positions == (0, 1, 2, 0, 1, 2)
+
+
+def test_the_past_is_what_the_masked_forward_would_show() -> None:
+    whole = block_causal((2, 2, 2, 2), window=5, sink=1)
+    chunk = block_causal((2,), window=5, sink=1).shifted(6)
+    past = chunk.past(range(6))
+    assert past == (0, 3, 4, 5)
+    assert torch.equal(whole.frame_mask()[6:, (*past, 6, 7)], chunk.frame_mask(past))
+    pair = block_causal((2, 2), window=5, sink=1).shifted(4)
+    assert pair.past(range(4)) == (0, 1, 2, 3)
+    assert torch.equal(whole.frame_mask()[4:], pair.frame_mask((0, 1, 2, 3)))
+
+
+def test_a_token_sees_what_its_frame_sees() -> None:
+    mask = token_mask(block_causal((1, 1)), (), 3, torch.device("cpu"))
+    assert mask is not None
+    assert mask.shape == (6, 6)
+    assert mask[:3, 3:].sum() == 0
+    assert mask.sum() == 27
+
+
+def test_bad_chunks_and_windows_are_refused() -> None:
+    with pytest.raises(NearstepError, match="positive"):
+        block_causal((3, 0))
+    with pytest.raises(NearstepError, match="at least 3"):
+        block_causal((1, 3), window=2)
