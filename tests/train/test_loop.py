@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_what_is_not_finite_stops_before_any_weight_moves(tmp_path: Path):
 
 def test_another_recipe_is_refused_by_the_field_that_differs(tmp_path: Path):
     run(Fit(), config(tmp_path), RECIPE)
-    with pytest.raises(NearstepError, match="lr was 0.01 and is now 0.02"):
+    with pytest.raises(NearstepError, match=r"lr was 0\.01 and is now 0\.02"):
         run(Fit(), config(tmp_path), {**RECIPE, "lr": 0.02})
 
 
@@ -109,7 +110,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path):
     run(Fit(), config(tmp_path), RECIPE)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(NearstepError, match="checkpoint.pt"):
+    with pytest.raises(NearstepError, match=r"checkpoint\.pt"):
         run(Fit(), config(tmp_path), RECIPE)
 
 
@@ -128,7 +129,7 @@ def test_the_rate_rises_stays_and_falls():
     rates = [law.rate(step, 100) for step in range(100)]
     assert rates[0] == 0.1
     assert rates[9:51] == [1.0] * 42
-    assert all(a > b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[50:]))
     assert rates[-1] == pytest.approx(0.02)
     assert OptimConfig(lr=1.0, warmup=1, decay=0).rate(99, 100) == 1.0
 

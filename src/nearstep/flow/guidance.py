@@ -5,19 +5,27 @@ v = u + w (c - u): w = 1 is the conditional prediction alone. Self-Forcing write
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nearstep.protocols import CausalDenoiser
+from nearstep.protocols import CausalDenoiser, Denoiser
+
+
+def guided(both: Denoiser, weight: float) -> Denoiser:
+    """The guided denoiser of batch B over one of batch 2B: rows 0 .. B-1 conditional, rows B .. 2B-1 unconditional."""
+
+    def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = both(_twice(x), _twice(t)).chunk(2)
+        return torch.lerp(unconditional, conditional, weight)
+
+    return denoiser
 
 
 class Guided:
-    """A causal denoiser of batch B over one of batch 2B: rows 0 .. B-1 conditional, rows B .. 2B-1 unconditional.
-
-    Both halves run in one call; the cache holds both, because keys and values of the frames depend on the text.
-    """
+    """``guided`` for a causal denoiser. The cache holds both halves: a frame's keys and values depend on the text."""
 
     def __init__(self, both: CausalDenoiser, weight: float) -> None:
         self.both = both
@@ -25,8 +33,7 @@ class Guided:
 
     def __call__(self, x: Tensor, t: Tensor, *, cache: Any = None, start: int = 0) -> Tensor:
         """Guided velocity of ``x`` [B, F, C, H, W] at ``t`` [B, F]."""
-        conditional, unconditional = self.both(_twice(x), _twice(t), cache=cache, start=start).chunk(2)
-        return torch.lerp(unconditional, conditional, self.weight)
+        return guided(partial(self.both, cache=cache, start=start), self.weight)(x, t)
 
     def commit(self, x: Tensor, *, cache: Any, start: int) -> None:
         """Write the clean frames ``x`` under both texts."""

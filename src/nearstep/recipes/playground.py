@@ -16,7 +16,7 @@ from nearstep.data.playground import FPS, FRAMES, SIZE
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.codec import CodecConfig, CodecSize
+from nearstep.train.stages.codec import CodecConfig, CodecSize, Phase
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
@@ -36,8 +36,9 @@ _SETTINGS: dict[str, Any] = {
 def codec() -> CodecConfig:
     """Stage 1: the codec, from nothing (25 minutes on 2 cores)."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=1900),
-        optim=OptimConfig(lr=1e-3, warmup=30, decay=0.5),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=2000),
+        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.6, muon=True),
+        phases=(Phase(500, 1, 48, 32), Phase(700, 5, 10, 32), Phase(500, 13, 4, 32), Phase(300, 33, 1, 64)),
         size=CodecSize(
             base_dim=32,
             decoder_base_dim=32,

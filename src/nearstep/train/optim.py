@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+_SMALLEST = 8
+"""Narrower matrices gain nothing from Muon."""
 
 
 class NonFiniteError(RuntimeError):
@@ -28,7 +30,7 @@ class OptimConfig:
     clip: float = 1.0
     """Largest gradient norm."""
     muon: bool = False
-    """Muon for the matrices of the transformer blocks, AdamW for all else; both at the same rate."""
+    """Muon for the matrices of transformer blocks and the kernels of convolutions, AdamW for all else; same rate."""
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of ``step`` of a run of ``steps``: warm-up, constant, decay."""
@@ -42,17 +44,19 @@ class Optimizer:
 
     def __init__(self, modules: Iterable[nn.Module], config: OptimConfig, steps: int) -> None:
         self.config, self.steps = config, steps
-        named = list(chain.from_iterable(module.named_parameters() for module in modules))
-        self.parameters = [p for _, p in named if p.requires_grad]
-        matrices = [p for name, p in named if p.requires_grad and config.muon and _is_block_matrix(name, p)]
-        chosen = {id(p) for p in matrices}
+        named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.matrices = [p for name, p in named if config.muon and _is_hidden_matrix(name, p)]
+        chosen = {id(p) for p in self.matrices}
         rest = [p for p in self.parameters if id(p) not in chosen]
         common = {"lr": config.lr, "weight_decay": config.weight_decay}
         self.parts: list[torch.optim.Optimizer] = []
         if rest:
             self.parts.append(torch.optim.AdamW(rest, betas=config.betas, **common))
-        if matrices:
-            self.parts.append(torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **common))
+        # Muon takes matrices alone: each kernel as one of shape [outputs, inputs * taps], in the kernel's own memory.
+        self.views = [nn.Parameter(p.detach().view(p.shape[0], -1)) for p in self.matrices]
+        if self.views:
+            self.parts.append(torch.optim.Muon(self.views, adjust_lr_fn="match_rms_adamw", **common))
 
     def step(self, loss: Tensor, index: int) -> dict[str, Tensor]:
         """Backward, check, clip and move; returns what to log.
@@ -71,12 +75,15 @@ class Optimizer:
                 f"step {index}: loss {loss.item()}, gradient norm {norm.item()}; no weight was moved. Resume from the "
                 "last checkpoint with a lower learning rate"
             )
+        for view, p in zip(self.views, self.matrices, strict=True):
+            view.grad = None if p.grad is None else p.grad.view_as(view)
         rate = self.config.rate(index, self.steps)
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = rate
             part.step()
-            part.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
         return {"grad_norm": norm, "lr": torch.tensor(rate)}
 
     def state_dict(self) -> dict[str, object]:
@@ -89,5 +96,7 @@ class Optimizer:
             part.load_state_dict(state[str(i)])
 
 
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
-    return "blocks." in name and parameter.ndim == 2
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    if parameter.ndim < 2 or "patch_embedding" in name or min(parameter.shape[0], parameter[0].numel()) < _SMALLEST:
+        return False
+    return "blocks." in name or parameter.ndim >= 4

@@ -21,7 +21,7 @@ from torch import Tensor
 from nearstep import rng
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.errors import NearstepError
-from nearstep.flow.guidance import Guided
+from nearstep.flow.guidance import guided
 from nearstep.flow.plan import chunk_lengths, make_plan
 from nearstep.flow.times import shifted, training_times
 from nearstep.losses.consistency import causal_consistency
@@ -121,7 +121,7 @@ class CausalStage:
         return causal_consistency(
             student=_denoiser(self.network, text, self.visibility),
             slow=_denoiser(self.ema.module, text, self.visibility),
-            teacher=Guided(_cacheless(self.many_step, both, self.visibility), self.config.guidance),
+            teacher=guided(_denoiser(self.many_step, both, self.visibility), self.config.guidance),
             x0=x0,
             eps=eps,
             t=t,
@@ -166,11 +166,3 @@ def _load(folder: Path) -> VideoTransformer:
 
 def _denoiser(network: Any, text: Tensor, visibility: Visibility) -> Denoiser:
     return partial(network, text=text, visibility=visibility)
-
-
-def _cacheless(network: Any, text: Tensor, visibility: Visibility) -> Any:
-    # Guided asks for a causal denoiser; one that sees its context in the same sequence has no use for a cache.
-    def denoiser(x: Tensor, t: Tensor, *, cache: None = None, start: int = 0) -> Tensor:
-        return network(x, t, text, visibility=visibility)
-
-    return denoiser

@@ -1,0 +1,154 @@
+"""The stages end to end at the smallest size: each starts from the last one's folder, and the result generates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nearstep.data.latents import LatentsConfig
+from nearstep.errors import NearstepError
+from nearstep.recipes import playground
+from nearstep.train.loop import LoopConfig
+from nearstep.train.stages.causal import CausalConfig
+from nearstep.train.stages.codec import CodecConfig, CodecSize, Phase, difference_error
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize, stratified
+
+
+def loop(folder: Path, steps: int = 4) -> LoopConfig:
+    return LoopConfig(folder=folder, steps=steps, log_every=2, save_every=2, preview_every=100, tensorboard=False)
+
+
+def tiny_codec(folder: Path, steps: int = 4) -> CodecConfig:
+    size = CodecSize(
+        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1,
+        temperal_downsample=(True, True), patch_size=2,
+    )  # fmt: skip
+    phases = (Phase(steps // 2, 1, 3, 32), Phase(steps - steps // 2, 5, 2, 32))
+    return replace(playground.codec(), loop=loop(folder, steps), size=size, phases=phases)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_clips():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nearstep.data.latents.SHARD", 8)
+        patch.setattr("nearstep.data.latents._ENCODED_TOGETHER", 8)
+        patch.setattr("nearstep.train.stages.codec._STATISTICS_CLIPS", 16)
+        patch.setattr("nearstep.train.stages.teacher.PREVIEWS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_codec(tmp_path_factory.mktemp("codec"), 2).run()
+
+
+def tiny_teacher(codec: Path, folder: Path, latents: Path, steps: int = 4) -> TeacherConfig:
+    return replace(
+        playground.teacher(),
+        loop=loop(folder, steps),
+        network=NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2),
+        text=TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=24),
+        codec=codec / "vae",
+        latents=LatentsConfig(folder=latents, clips=8),
+        batch=4,
+    )
+
+
+def tiny_causal(recipe: CausalConfig, model: Path, folder: Path, latents: Path) -> CausalConfig:
+    return replace(recipe, loop=loop(folder), model=model, latents=LatentsConfig(folder=latents, clips=8), batch=2)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latents")
+
+
+@pytest.fixture(scope="module")
+def teacher(codec: Path, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_teacher(codec, tmp_path_factory.mktemp("teacher"), latents).run()
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{file.parent.name}/{name}": tensor
+        for file in sorted(model.glob("*/*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def cut(config) -> None:
+    """Run the first half, then lose the process: what is on disk is the checkpoint of step 2."""
+    half = replace(config, loop=replace(config.loop, minutes=1e-9, save_every=1))
+    half.run()
+
+
+def test_codec_resumes_exactly(tmp_path: Path):
+    whole = tiny_codec(tmp_path / "whole").run()
+    cut(tiny_codec(tmp_path / "cut"))
+    assert_equal(whole, tiny_codec(tmp_path / "cut").run())
+    config = json.loads((whole / "vae" / "config.json").read_text())
+    assert all(deviation > 0 for deviation in config["latents_std"])
+
+
+def test_teacher_resumes_exactly(codec: Path, teacher: Path, latents: Path, tmp_path: Path):
+    cut(tiny_teacher(codec, tmp_path, latents))
+    assert_equal(teacher, tiny_teacher(codec, tmp_path, latents).run())
+
+
+def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latents: Path, tmp_path: Path):
+    from nearstep import CausalVideoPipeline
+
+    forced = tiny_causal(playground.forcing(), teacher, tmp_path / "forcing", latents).run()
+    again = tiny_causal(playground.forcing(), teacher, tmp_path / "again", latents)
+    cut(again)
+    assert_equal(forced, again.run())
+
+    student = tiny_causal(playground.consistency(), forced, tmp_path / "consistency", latents)
+    cut(student)
+    resumed = student.run()
+    assert_equal(tiny_causal(playground.consistency(), forced, tmp_path / "whole", latents).run(), resumed)
+
+    for network, plan in (("transformer", "2,1x"), ("teacher", "3")):
+        pipe = CausalVideoPipeline.from_pretrained(resumed, transformer=network)
+        video = pipe("a red ball slides left", plan=plan, seed=0, output_type="pt").frames
+        assert video.shape == (1, 33, 3, 64, 64)
+        assert torch.isfinite(video).all()
+
+
+def test_latents_of_another_codec_are_refused(teacher: Path, codec: Path, latents: Path, tmp_path: Path):
+    other = tiny_codec(tmp_path / "other", 4).run()
+    with pytest.raises(NearstepError, match="another latents folder"):
+        tiny_teacher(other, tmp_path / "run", latents).run()
+
+
+def test_a_missing_stage_is_named(tmp_path: Path, latents: Path, teacher: Path):
+    config = tiny_causal(playground.consistency(), teacher, tmp_path, latents)
+    with pytest.raises(NearstepError, match="run the stage before this one"):
+        config.run()
+
+
+def test_phases_must_fill_the_run(tmp_path: Path):
+    with pytest.raises(NearstepError, match="phases have 4 steps and the run 5"):
+        replace(tiny_codec(tmp_path), loop=loop(tmp_path, 5))
+
+
+def test_stratified_times_are_one_in_each_cell():
+    u = stratified(16, torch.Generator().manual_seed(0))
+    assert sorted((u * 16).int().tolist()) == list(range(16))
+
+
+def test_difference_error_sees_edges_and_not_brightness():
+    video = torch.rand(1, 3, 3, 8, 8)
+    assert float(difference_error(video + 0.2, video)) < 1e-6
+    assert float(difference_error(video.flip(-1), video)) > 0.1
