@@ -69,6 +69,12 @@ def test_a_teacher_and_a_sheet(generate, capsys) -> None:
     assert files() == ["ball.png"]
 
 
+def test_one_sheet_shows_all_clips(generate, capsys) -> None:
+    assert generate(PROMPT, "--samples", "2", "--seed", "1", "-o", "out", "--sheet", "out/sheet.png") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "out/sheet.png"
+    assert files() == [f"out/{PROMPT}-0.mp4", f"out/{PROMPT}-1.mp4", "out/sheet.png"]
+
+
 def test_dry_run_makes_nothing(generate, capsys) -> None:
     assert generate(PROMPT, "--dry-run", "--seed", "1") == 0
     out, err = capsys.readouterr()

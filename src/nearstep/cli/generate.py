@@ -14,9 +14,11 @@ import tyro
 
 from nearstep.errors import NearstepError
 from nearstep.stream.folder import EMBEDDED, ModelFolder
-from nearstep.stream.output import ENCODERS, check_writable, safe_name, write_video
+from nearstep.stream.output import ENCODERS, check_writable, safe_name, write_sheet, write_video
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nearstep.stream.pipeline import CausalVideoPipeline, Request
 
 PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
@@ -63,6 +65,8 @@ class Generate:
     """Clips per prompt, with indices 0, 1, ..."""
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
     """Of the files in a folder."""
+    sheet: Annotated[Path | None, _optional("FILE.png", "none")] = None
+    """One picture of all clips made, a row of frames each."""
     device: Annotated[str | None, _optional("DEVICE", "the CPU")] = None
     """Where to run, such as cuda."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
@@ -102,7 +106,9 @@ def generate(asked: Generate) -> None:
         for target in targets:
             print(target.path)
         return
-    _make(pipe, asked.model, targets, requests)
+    clips = _make(pipe, asked.model, targets, requests)
+    if asked.sheet:
+        print(write_sheet(asked.sheet, clips, labels=[target.prompt for target in targets]))
 
 
 def pending(asked: Generate) -> list[Target]:
@@ -112,8 +118,10 @@ def pending(asked: Generate) -> list[Target]:
     if skipped := [target for target in targets if target not in kept]:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         _say(f"skipped, already there: {skipped[0].path}{more} (--overwrite makes them again)")
-    for target in kept:
-        check_writable(target.path)
+    if asked.sheet and asked.sheet.suffix.lower() != ".png":
+        raise NearstepError(f"--sheet {asked.sheet}: a contact sheet ends in .png")
+    for path in [target.path for target in kept] + ([asked.sheet] if asked.sheet else []):
+        check_writable(path)
     return kept
 
 
@@ -172,9 +180,11 @@ def _size(asked: Generate) -> dict[str, Any]:
 
 def _pipeline(asked: Generate, folder: ModelFolder) -> CausalVideoPipeline:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from nearstep.stream.pipeline import CausalVideoPipeline
 
+    disable_progress_bar()  # of loading a file; ours counts chunks
     dtype = getattr(torch, asked.dtype) if asked.dtype else None
     return CausalVideoPipeline.from_pretrained(
         folder.path, transformer=asked.network, torch_dtype=dtype, device=asked.device
@@ -192,10 +202,13 @@ def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: i
     )
 
 
-def _make(pipe: CausalVideoPipeline, model: str, targets: Sequence[Target], requests: Sequence[Request]) -> None:
+def _make(
+    pipe: CausalVideoPipeline, model: str, targets: Sequence[Target], requests: Sequence[Request]
+) -> list[Tensor]:
     import torch
     from tqdm import tqdm
 
+    clips: list[Tensor] = []
     began, chunks = time.perf_counter(), len(requests[0].clip.plan.lengths)
     with tqdm(total=len(targets) * chunks, unit="chunk", disable=None, dynamic_ncols=True) as bar:
         for target, request in zip(targets, requests, strict=True):
@@ -204,11 +217,13 @@ def _make(pipe: CausalVideoPipeline, model: str, targets: Sequence[Target], requ
             for frames in pipe.play(request):
                 parts.append(frames.video[0])
                 bar.update()
+            clips.append(torch.cat(parts).cpu())
             metadata = {"model": model, **request.metadata(0)}
-            write_video(target.path, torch.cat(parts), fps=pipe.settings.fps, metadata=metadata)
+            write_video(target.path, clips[-1], fps=pipe.settings.fps, metadata=metadata)
             bar.write(str(target.path), file=sys.stdout)
     seconds = time.perf_counter() - began
     _say(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
+    return clips
 
 
 def _summary(request: Request, count: int) -> str:

@@ -54,24 +54,35 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
     """
     path = Path(path)
     encode, clip, comment = _encoder(path), pixels(video), json.dumps(dict(metadata or {}))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            encode(part, clip, fps, comment)
-    except OSError as error:  # PyAV's errors are OSErrors too
-        raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
+    with replacing(path) as part:
+        encode(part, clip, fps, comment)
+    return path
+
+
+def write_sheet(path: str | Path, clips: Sequence[Tensor], labels: Sequence[str] = ()) -> Path:
+    """Write :func:`contact_sheet` of the clips as a PNG, whole or not at all."""
+    path, sheet = Path(path), contact_sheet(clips, labels)
+    with replacing(path) as part:
+        sheet.save(part, format="PNG")
     return path
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place on success and is removed on anything else."""
+    """A temporary name beside ``path`` that takes its place on success and is removed on anything else.
+
+    Raises:
+        NearstepError: if the file cannot be written.
+    """
     part = _beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # a full disk may show only here
         part.replace(path.resolve())
+    except OSError as error:  # PyAV's errors are OSErrors too
+        raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
     finally:
         part.unlink(missing_ok=True)
 
