@@ -8,6 +8,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
+DEMO := "a large red ball slides right slowly on snow" \
+	"a small yellow star bounces sideways at night" \
+	"a medium purple ring drifts up quickly in the forest" \
+	"a big orange cross rests on slate"
+
 .PHONY: install demo test test-slow test-gpu check lint types clean
 
 install: $(STAMP)
@@ -16,6 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[train,dev]"
 	touch $@
+
+demo: $(STAMP)
+	$(BIN)/nearstep generate $(DEMO) --seed 7 --overwrite -o demo/ --sheet demo/sheet.png
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS)
