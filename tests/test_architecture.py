@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -113,27 +112,6 @@ def test_distribution_stays_in_its_two_files(path: Path) -> None:
 @each_module("cli", "__init__.py")
 def test_the_command_line_imports_heavy_packages_late(path: Path) -> None:
     assert not tops(imported(at_module_level(tree_of(path)), path)) & HEAVY
-
-
-@pytest.mark.parametrize(
-    "statement",
-    ["import nearstep", "sys.argv = ['nearstep', '--help']; import nearstep.cli.main as m; m.main()"],
-    ids=["import", "help"],
-)
-def test_starting_up_is_light(statement: str) -> None:
-    script = f"import sys\ntry:\n    {statement}\nfinally:\n    print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={"PYTHONPATH": str(SOURCE.parent)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert not set(done.stderr.split()) & HEAVY
-
-
-def test_every_public_name_exists() -> None:
-    import nearstep
-
-    for name in nearstep.__all__:
-        assert getattr(nearstep, name) is not None
 
 
 @pytest.mark.parametrize("package", sorted(OPTIONAL))
