@@ -7,9 +7,11 @@ from functools import partial
 import pytest
 import torch
 
+from nearstep.flow.ode import ode_path
 from nearstep.flow.path import noised, per_frame, velocity, x0_from_velocity
 from nearstep.losses.consistency import causal_consistency
 from nearstep.losses.denoising import flow_matching, teacher_forced
+from nearstep.losses.trajectory import trajectory_regression
 
 SHAPE = (4, 6, 2, 2, 2)
 
@@ -66,6 +68,19 @@ def test_consistency_at_the_end_of_the_ode_aims_at_the_teachers_step(drawn):
     # The teacher does not move, and at t = 0 the slow student's x0 is x itself: both sides are x_t.
     assert float(loss.detach().max()) == 0.0
     assert loss.requires_grad
+
+
+def test_trajectory_regression_is_zero_on_a_straight_path(drawn):
+    x0, eps, t = drawn
+    assert float(trajectory_regression(exact(x0, eps), noised(x0, eps, t), t, x0).max()) < 1e-10
+
+
+def test_the_ode_path_of_a_straight_flow_ends_in_the_data(drawn):
+    x0, eps, _ = drawn
+    points = ode_path(exact(x0, eps), eps, [1.0, 0.7, 0.2])
+    assert points.shape == (4, *SHAPE)
+    for point, time in zip(points, [1.0, 0.7, 0.2, 0.0], strict=True):
+        torch.testing.assert_close(point, noised(x0, eps, torch.full((4, 6), time)))
 
 
 def test_only_the_student_keeps_a_graph(drawn):

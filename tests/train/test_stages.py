@@ -126,6 +126,15 @@ def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latent
         assert torch.isfinite(video).all()
 
 
+def test_trajectory_regression_trains_and_resumes(teacher: Path, latents: Path, tmp_path: Path):
+    whole, halved = (
+        replace(tiny_causal(playground.trajectory(), teacher, tmp_path / name, latents), cells=8)
+        for name in ("whole", "cut")
+    )
+    cut(halved)
+    assert_equal(whole.run(), halved.run())
+
+
 def test_latents_of_another_codec_are_refused(teacher: Path, codec: Path, latents: Path, tmp_path: Path):
     other = tiny_codec(tmp_path / "other", 4).run()
     with pytest.raises(NearstepError, match="another latents folder"):

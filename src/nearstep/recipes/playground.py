@@ -8,6 +8,7 @@ nearstep train playground.consistency
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,15 @@ _SETTINGS: dict[str, Any] = {
 def codec() -> CodecConfig:
     """Stage 1: the codec, from nothing (25 minutes on 2 cores)."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=2000),
-        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.6, muon=True),
-        phases=(Phase(500, 1, 48, 32), Phase(700, 5, 10, 32), Phase(500, 13, 4, 32), Phase(300, 33, 1, 64)),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=2500),
+        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.3, muon=True),
+        phases=(
+            Phase(500, 1, 48, 32),
+            Phase(700, 5, 10, 32),
+            Phase(600, 13, 4, 32),
+            Phase(400, 33, 2, 32),
+            Phase(300, 33, 1, 64),
+        ),
         size=CodecSize(
             base_dim=32,
             decoder_base_dim=32,
@@ -76,6 +83,16 @@ def forcing() -> CausalConfig:
         latents=_LATENTS,
         shift=_SHIFT,
         settings=_SETTINGS,
+    )
+
+
+def trajectory() -> CausalConfig:
+    """Stage 3, CausVid's way, to compare with: regression on the teacher's ODE paths."""
+    return replace(
+        forcing(),
+        objective="trajectory",
+        loop=LoopConfig(folder=_RUNS / "trajectory", steps=1_500),
+        optim=OptimConfig(lr=3e-4, warmup=50, muon=True),
     )
 
 

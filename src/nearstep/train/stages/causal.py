@@ -1,9 +1,10 @@
-"""Stage 3: causal initialisation, in two runs.
+"""Stage 3: causal initialisation, in two runs (or in one, to compare with).
 
 ``forcing`` turns the teacher into a causal many-step network: flow matching of every chunk given the clean chunks
 before it, each chunk at its own time. ``consistency`` turns that into a few-step student by causal consistency on the
 many-step network's own ODE. Both see [clean | noised] sequences under the teacher-forcing visibility (method.md
-section 8 b and c; Causal-Forcing++, Causal-rCM).
+section 8 b and c; Causal-Forcing++, Causal-rCM). ``trajectory`` is CausVid's way instead: regression on the
+bidirectional teacher's own ODE paths, made as it goes (section 8 a).
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from nearstep import rng
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import guided
-from nearstep.flow.plan import chunk_lengths, make_plan
+from nearstep.flow.ode import ode_path
+from nearstep.flow.plan import GRID, chunk_lengths, make_plan, respaced
 from nearstep.flow.times import shifted, training_times
 from nearstep.losses.consistency import causal_consistency
 from nearstep.losses.denoising import teacher_forced
+from nearstep.losses.trajectory import trajectory_regression
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.masks import Visibility, teacher_forcing
+from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser
@@ -43,13 +46,13 @@ from nearstep.train.stages.teacher import codec_name, compile_blocks, dropped, s
 class CausalConfig:
     """A causal run."""
 
-    objective: Literal["forcing", "consistency"]
+    objective: Literal["forcing", "consistency", "trajectory"]
     loop: LoopConfig
     optim: OptimConfig
     model: Path
     """Model folder to start from: its ``source`` network, codec, text encoder and teacher."""
     source: str
-    """Sub-folder of the network to start from: ``teacher`` for forcing, the forced one for consistency."""
+    """Sub-folder of the network to start from: the forced one for consistency, else ``teacher``."""
     latents: LatentsConfig
     chunk_frames: int = 3
     batch: int = 16
@@ -57,14 +60,18 @@ class CausalConfig:
     caption_dropout: float = 0.1
     """Forcing only; the few-step student is not guided."""
     guidance: float = 2.0
-    """Of the many-step network that consistency follows."""
+    """Of the many-step network that is followed."""
     cells: int = 48
-    """Consistency only: steps of the many-step network's grid."""
+    """Steps of the grid on which a many-step network is followed; a multiple of the student's grid."""
     ema: float = 0.995
     seed: int = 0
     autocast: bool = True
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.cells % GRID:
+            raise NearstepError(f"cells={self.cells} is no multiple of {GRID}, the student's grid; use 24 or 48")
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
@@ -98,9 +105,9 @@ class CausalStage:
         x0, captions = self.clips.batch(index, config.batch)
         draw = rng.generator(config.objective, config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
-        objective = {"forcing": self._forcing, "consistency": self._consistency}[config.objective]
+        objectives = {"forcing": self._forcing, "consistency": self._consistency, "trajectory": self._trajectory}
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            losses = objective(x0, eps, captions, draw)
+            losses = objectives[config.objective](x0, eps, captions, draw)
         loss = losses.mean()
         moved = self.optimizer.step(loss, index)
         self.ema.update(self.network)
@@ -128,12 +135,25 @@ class CausalStage:
             t_next=t_next,
         )
 
+    def _trajectory(self, x0: Tensor, eps: Tensor, captions: list[str], draw: torch.Generator) -> Tensor:
+        text = self.text(captions)
+        both = torch.cat([text, self.text([""] * len(captions))])
+        teacher = guided(partial(self.many_step, text=both), self.config.guidance)
+        grid = respaced(self.config.cells, shift=self.config.shift).times
+        points = ode_path(teacher, eps, grid)
+        # Each chunk at one of the times that the few-step student will be called at.
+        step = torch.randint(GRID, (x0.shape[0], len(self.lengths)), generator=draw)
+        cell = self._per_frame(step * (self.config.cells // GRID))
+        rows, frames = torch.meshgrid(torch.arange(x0.shape[0]), torch.arange(x0.shape[1]), indexing="ij")
+        student = _denoiser(self.network, text, block_causal(self.lengths))
+        return trajectory_regression(student, points[cell, rows, frames], torch.tensor(grid)[cell], points[-1])
+
     def _per_frame(self, per_chunk: Tensor) -> Tensor:
         return per_chunk.repeat_interleave(torch.tensor(self.lengths), dim=1)
 
     def preview(self, path: Path) -> None:
         """Fixed captions and noise, rolled out by the averaged network: few steps, or many guided ones for forcing."""
-        few = self.config.objective == "consistency"
+        few = self.config.objective != "forcing"
         plan = make_plan(
             "4" if few else "16",
             frames=sum(self.lengths),
