@@ -137,3 +137,23 @@ def test_dtype_is_the_networks(model_folder: Path) -> None:
     first, second = (p(PROMPTS[0], "1", seed=7, output_type="latent").frames for p in (half, full))
     assert first.dtype == torch.float32
     torch.testing.assert_close(first, second, atol=0.1, rtol=0.1)
+
+
+def test_lora_goes_in_and_out_as_in_diffusers(model_folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pipe, other = (CausalVideoPipeline.from_pretrained(model_folder) for _ in range(2))
+
+    def made(by: CausalVideoPipeline) -> torch.Tensor:
+        return by(PROMPTS[0], "1", seed=1, output_type="latent").frames
+
+    plain = made(pipe)
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    pipe.transformer.add_adapter(config)
+    adapted = made(pipe)
+    assert not torch.allclose(adapted, plain)
+    layers = peft.get_peft_model_state_dict(pipe.transformer)
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=layers)
+    other.load_lora_weights(tmp_path)
+    torch.testing.assert_close(made(other), adapted)
+    other.unload_lora_weights()
+    assert torch.equal(made(other), plain)
