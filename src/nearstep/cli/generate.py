@@ -218,7 +218,7 @@ def _make(
                 parts.append(frames.video[0])
                 bar.update()
             clips.append(torch.cat(parts).cpu())
-            metadata = {"model": model, **request.metadata(0)}
+            metadata = {**origin, **request.metadata(0)}
             write_video(target.path, clips[-1], fps=pipe.settings.fps, metadata=metadata)
             bar.write(str(target.path), file=sys.stdout)
     seconds = time.perf_counter() - began
