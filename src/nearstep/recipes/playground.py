@@ -21,7 +21,7 @@ from nearstep.train.stages.codec import CodecConfig, CodecSize, Phase
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
-_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=24_576)
+_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=8_192)
 _SHIFT = 3.0
 _SETTINGS: dict[str, Any] = {
     "fps": FPS,
@@ -37,14 +37,15 @@ _SETTINGS: dict[str, Any] = {
 def codec() -> CodecConfig:
     """Stage 1: the codec, from nothing (25 minutes on 2 cores)."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=2500),
-        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.3, muon=True),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=3700),
+        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.35, muon=True),
         phases=(
             Phase(500, 1, 48, 32),
             Phase(700, 5, 10, 32),
             Phase(600, 13, 4, 32),
             Phase(400, 33, 2, 32),
-            Phase(300, 33, 1, 64),
+            Phase(1100, 17, 4, 32),
+            Phase(400, 33, 1, 64),
         ),
         size=CodecSize(
             base_dim=32,
@@ -61,9 +62,9 @@ def codec() -> CodecConfig:
 def teacher() -> TeacherConfig:
     """Stage 2: text encoder and bidirectional teacher; encodes the clips first."""
     return TeacherConfig(
-        loop=LoopConfig(folder=_RUNS / "teacher", steps=12_000),
+        loop=LoopConfig(folder=_RUNS / "teacher", steps=16_000),
         optim=OptimConfig(lr=2e-3, warmup=200, muon=True, weight_decay=0.01),
-        network=NetworkSize(num_attention_heads=6, attention_head_dim=32, ffn_dim=576, num_layers=5),
+        network=NetworkSize(num_attention_heads=5, attention_head_dim=32, ffn_dim=480, num_layers=5),
         text=TextSize(d_model=96, d_kv=24, d_ff=192, num_heads=4, num_layers=2, length=24),
         codec=_RUNS / "codec" / "model" / "vae",
         latents=_LATENTS,
