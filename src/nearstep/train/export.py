@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from transformers import UMT5EncoderModel
 
 import nearstep
 from nearstep.nets.codec import VideoCodec
@@ -48,9 +47,7 @@ def export_model(
     """
     for name, network in networks.items():
         _in_dtype(network, dtype).save_pretrained(folder / name)
-    encoder = UMT5EncoderModel(text.encoder.config)
-    encoder.load_state_dict(text.encoder.state_dict())
-    encoder.to(dtype).save_pretrained(folder / "text_encoder")
+    _in_dtype(text.encoder, dtype).save_pretrained(folder / "text_encoder")
     text.tokenizer.save_pretrained(folder / "tokenizer")
     VideoCodec(_in_dtype(codec.vae, dtype)).save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Optimizer:
         self.matrices = [p for name, p in named if config.muon and _is_hidden_matrix(name, p)]
         chosen = {id(p) for p in self.matrices}
         rest = [p for p in self.parameters if id(p) not in chosen]
-        common = {"lr": config.lr, "weight_decay": config.weight_decay}
+        common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
         self.parts: list[torch.optim.Optimizer] = []
         if rest:
             self.parts.append(torch.optim.AdamW(rest, betas=config.betas, **common))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -54,7 +54,9 @@ class CodecSize:
 
     def build(self) -> AutoencoderKLWan:
         """The untrained network, its posterior narrow."""
-        sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        sizes: dict[str, Any] = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
         pixels = 3 * self.patch_size**2
         vae = AutoencoderKLWan(
             **sizes,

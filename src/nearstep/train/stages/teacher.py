@@ -173,7 +173,7 @@ class TeacherStage:
 
 def codec_name(codec: VideoCodec) -> str:
     """Names a codec's weights, for the latents made by it."""
-    statistics = (codec.vae.config.latents_mean, codec.vae.config.latents_std)
+    statistics = (codec.vae.config["latents_mean"], codec.vae.config["latents_std"])
     return f"{rng.key(repr(statistics)):016x}"
 
 
