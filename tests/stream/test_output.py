@@ -78,6 +78,12 @@ def test_a_full_disk_leaves_what_was_there(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_in_place_of_the_folder(clip: torch.Tensor, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(NearstepError, match="cannot write .*out/clip.gif"):
+        output.write_video(tmp_path / "out" / "clip.gif", clip, fps=12)
+
+
 def test_interruption_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), output.replacing(tmp_path / "clip.mp4") as part:
         part.write_bytes(b"half")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -106,9 +106,10 @@ def generate(asked: Generate) -> None:
         for target in targets:
             print(target.path)
         return
-    clips = _make(pipe, asked.model, targets, requests)
+    made = _make(pipe, {"model": asked.model, "network": asked.network}, targets, requests)
+    kept = [clip for clip in made if asked.sheet]  # a clip is let go once it is written, unless a sheet shows it
     if asked.sheet:
-        print(write_sheet(asked.sheet, clips, labels=[target.prompt for target in targets]))
+        print(write_sheet(asked.sheet, kept, labels=[target.prompt for target in targets]))
 
 
 def pending(asked: Generate) -> list[Target]:
@@ -203,12 +204,12 @@ def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: i
 
 
 def _make(
-    pipe: CausalVideoPipeline, model: str, targets: Sequence[Target], requests: Sequence[Request]
-) -> list[Tensor]:
+    pipe: CausalVideoPipeline, origin: dict[str, str], targets: Sequence[Target], requests: Sequence[Request]
+) -> Iterator[Tensor]:
+    """Make and write each clip, then hand it on."""
     import torch
     from tqdm import tqdm
 
-    clips: list[Tensor] = []
     began, chunks = time.perf_counter(), len(requests[0].clip.plan.lengths)
     with tqdm(total=len(targets) * chunks, unit="chunk", disable=None, dynamic_ncols=True) as bar:
         for target, request in zip(targets, requests, strict=True):
@@ -217,13 +218,12 @@ def _make(
             for frames in pipe.play(request):
                 parts.append(frames.video[0])
                 bar.update()
-            clips.append(torch.cat(parts).cpu())
-            metadata = {**origin, **request.metadata(0)}
-            write_video(target.path, clips[-1], fps=pipe.settings.fps, metadata=metadata)
+            clip = torch.cat(parts).cpu()
+            write_video(target.path, clip, fps=pipe.settings.fps, metadata={**origin, **request.metadata(0)})
             bar.write(str(target.path), file=sys.stdout)
+            yield clip
     seconds = time.perf_counter() - began
     _say(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
-    return clips
 
 
 def _summary(request: Request, count: int) -> str:

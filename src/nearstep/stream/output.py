@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +84,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:  # PyAV's errors are OSErrors too
         raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def check_writable(path: str | Path) -> None:
