@@ -1,0 +1,1 @@
+"""Measuring: an analytic judge of the playground's clips, Fréchet distance, statistics, reports."""
