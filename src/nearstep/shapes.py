@@ -18,7 +18,9 @@ Latents are ``[B, F, C, H, W]``; pixel video is ``[B, T, 3, H, W]`` with values 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nearstep.errors import NearstepError
 
@@ -61,3 +63,8 @@ def pixel_frames(latent_frames: int, stride: int = TEMPORAL_STRIDE) -> int:
     if latent_frames < 1:
         raise NearstepError(f"a clip needs at least one latent frame, got {latent_frames}")
     return stride * (latent_frames - 1) + 1
+
+
+def spatial_stride(config: Mapping[str, Any]) -> int:
+    """Pixels per latent along height and width, from a codec's config: a halving between levels, times the patch."""
+    return 2 ** (len(config["dim_mult"]) - 1) * (config.get("patch_size") or 1)

@@ -8,7 +8,6 @@ can be open on one codec, and a clip decoded chunk by chunk equals the clip deco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nearstep.errors import NearstepError
-from nearstep.shapes import TEMPORAL_STRIDE, LatentShape, latent_frames
+from nearstep.shapes import TEMPORAL_STRIDE, LatentShape, latent_frames, spatial_stride
 
 
 class VideoCodec(nn.Module):
@@ -115,11 +114,6 @@ class VideoCodec(nn.Module):
             for values in (config["latents_mean"], config["latents_std"])
         )
         return mean, std
-
-
-def spatial_stride(config: Mapping[str, Any]) -> int:
-    """Pixels per latent along height and width, from a codec's config: a halving between levels, times the patch."""
-    return 2 ** (len(config["dim_mult"]) - 1) * (config.get("patch_size") or 1)
 
 
 class CodecStream:

@@ -11,9 +11,8 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import ChunkPlan, make_plan
-from nearstep.nets.codec import spatial_stride
 from nearstep.rollout.chunk import Renoise
-from nearstep.shapes import LatentShape, latent_frames
+from nearstep.shapes import LatentShape, latent_frames, spatial_stride
 from nearstep.stream.folder import Settings
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
