@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import block_causal, full, teacher_forcing, token_mask
+from nearstep.nets.masks import Visibility, block_causal, full, teacher_forcing, token_groups
 
 
 def table(text: str) -> torch.Tensor:
@@ -15,7 +15,7 @@ def table(text: str) -> torch.Tensor:
 
 def test_full_sees_all() -> None:
     assert full(3).frame_mask().all()
-    assert token_mask(full(3), (), 4, torch.device("cpu")) is None
+    assert token_groups(full(3), (), 4) == ()
 
 
 def test_a_chunk_sees_itself_and_the_past() -> None:
@@ -53,12 +53,22 @@ def test_the_past_is_what_the_masked_forward_would_show() -> None:
     assert torch.equal(whole.frame_mask()[4:], pair.frame_mask((0, 1, 2, 3)))
 
 
-def test_a_token_sees_what_its_frame_sees() -> None:
-    mask = token_mask(block_causal((1, 1)), (), 3, torch.device("cpu"))
-    assert mask is not None
-    assert mask.shape == (6, 6)
-    assert mask[:3, 3:].sum() == 0
-    assert mask.sum() == 27
+@pytest.mark.parametrize(
+    ("visibility", "past"),
+    [
+        (block_causal((1, 2, 2)), ()),
+        (block_causal((2, 2, 2, 2), window=4, sink=1), ()),
+        (teacher_forcing((1, 2, 1), window=3, sink=1), ()),
+        (block_causal((2, 2), window=5, sink=1).shifted(4), (0, 1, 2, 3)),
+    ],
+)
+def test_groups_of_tokens_are_the_frame_mask(visibility: Visibility, past: tuple[int, ...]) -> None:
+    frames = visibility.frame_mask(past)
+    tokens = torch.zeros(frames.shape[0] * 3, frames.shape[1] * 3, dtype=torch.bool)
+    for group in token_groups(visibility, past, 3):
+        for first, end in group.keys:
+            tokens[group.first : group.end, first:end] = True
+    assert torch.equal(tokens, frames.repeat_interleave(3, 0).repeat_interleave(3, 1))
 
 
 def test_bad_chunks_and_windows_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from unittest.mock import patch
 
+import jaxtyping
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -214,15 +215,29 @@ def test_lora_adapters_attach(net: VideoTransformer) -> None:
     assert all("lora" in name for name in trained)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_block_compiles_without_a_break(net: VideoTransformer, masked: bool) -> None:
+@pytest.fixture
+def _no_type_checks():
+    # Annotations are checked in tests only, and the checks are not for the compiler to see.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("_no_type_checks")
+def test_a_block_is_one_graph_masked_or_cached(sizes: dict) -> None:
+    net = VideoTransformer(**{**sizes, "num_layers": 1}).eval()
     x, t, text = inputs(net, frames=4)
-    visibility = block_causal((2, 2)) if masked else None
-    t = torch.rand(2, 4)
-    expected = net(x, t, text, visibility=visibility)
-    for block in net.blocks:
-        block.compile(fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(net(x, t, text, visibility=visibility), expected)
+
+    def halves() -> Tensor:
+        cache = net.new_cache(2, 4, 4, 6)
+        cuts = ((slice(0, 2), 0), (slice(2, 4), 2))
+        return torch.cat([net(x[:, c], 0 * t[:, c], text, cache=cache, start=i, commit=True) for c, i in cuts], 1)
+
+    masked, cached = net(x, t, text, visibility=block_causal((2, 2))), halves()
+    net.blocks[0].compile(fullgraph=True, backend="eager")
+    torch.testing.assert_close(net(x, t, text, visibility=block_causal((2, 2))), masked)
+    torch.testing.assert_close(halves(), cached)
 
 
 @pytest.mark.parametrize(

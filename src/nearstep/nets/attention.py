@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from nearstep.nets.cache import KeysValues, Past
+from nearstep.nets.masks import Group
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable, rotate
 
@@ -43,14 +46,17 @@ class Attention(nn.Module):
         """[B, S, D] -> keys (normed) and values, each [B, S, heads, head_dim]."""
         return self._heads(self.norm_k(self.to_k(x))), self._heads(self.to_v(x))
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention of queries [B, S, heads, head_dim] over keys and values [B, K, ...]; mask [S, K] -> [B, S, D].
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, groups: Sequence[Group] = ()) -> Tensor:
+        """Attention of queries [B, S, heads, head_dim] over keys and values [B, K, ...] -> [B, S, D].
 
-        The values' dtype decides: under autocast norms and rotations leave float32, and attention wants one dtype.
+        groups: who sees what (masks.py); empty where every token sees all. The values' dtype decides: under autocast
+        norms and rotations leave float32, and attention wants one dtype.
         """
-        q, k, v = (part.transpose(1, 2).to(values.dtype) for part in (queries, keys, values))
-        out = attention(q, k, v, mask)
-        return self.to_out[0](out.transpose(1, 2).flatten(2))
+        q, k = queries.to(values.dtype), keys.to(values.dtype)
+        if groups:
+            parts = [attention(q[:, g.first : g.end], seen(k, g), seen(values, g)) for g in groups]
+            return self.to_out[0](torch.cat(parts, dim=1).flatten(2))
+        return self.to_out[0](attention(q, k, values).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))
@@ -60,12 +66,12 @@ class SelfAttention(Attention):
     """Attention of a call's tokens over those committed before and over themselves."""
 
     def forward(
-        self, x: Tensor, rope: RopeTable, mask: Tensor | None = None, past: Past | None = None
+        self, x: Tensor, rope: RopeTable, groups: Sequence[Group] = (), past: Past | None = None
     ) -> tuple[Tensor, KeysValues]:
         """x [B, S, D] -> output [B, S, D] and this call's own rotated keys and values, each [B, S, heads, head_dim]."""
         keys, values = self.keys_values(x)
         queries, keys = rotate(self.queries(x), rope), rotate(keys, rope)
-        return self.attend(queries, *joined(past, keys, values), mask), (keys, values)
+        return self.attend(queries, *joined(past, keys, values), groups), (keys, values)
 
 
 class CrossAttention(Attention):
@@ -76,18 +82,23 @@ class CrossAttention(Attention):
         return self.attend(self.queries(x), *text)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v for q [B, heads, S, head_dim], boolean mask [S, K].
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v, all [B, tokens, heads, head_dim].
 
     Training in bfloat16 on a CPU writes it out: torch's fused kernel takes four to ten times as long in its backward
     pass there (torch 2.13, 144 tokens).
     """
-    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled()):
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v).transpose(1, 2)
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def seen(x: Tensor, group: Group) -> Tensor:
+    """The tokens of x [B, K, heads, head_dim] that the group sees; a view where they lie side by side."""
+    parts = [x[:, first:end] for first, end in group.keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def joined(past: Past | None, keys: Tensor, values: Tensor) -> KeysValues:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm
 
 from nearstep.nets.attention import CrossAttention, SelfAttention
 from nearstep.nets.cache import KeysValues, Past
+from nearstep.nets.masks import Group
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable
 
@@ -70,7 +73,7 @@ class TransformerBlock(nn.Module):
         modulation: Tensor,
         text: KeysValues,
         rope: RopeTable,
-        mask: Tensor | None = None,
+        groups: Sequence[Group] = (),
         past: Past | None = None,
         keep: bool = False,
     ) -> tuple[Tensor, KeysValues | None]:
@@ -81,7 +84,7 @@ class TransformerBlock(nn.Module):
             modulation: [B, F or 1, 6, D], of the frames' times.
             text: this block's text keys and values.
             rope: rotary table of the F * N tokens.
-            mask: [F * N, past + F * N] boolean, None where everything is visible.
+            groups: which tokens see what of [past | x] (masks.py); empty where all see all.
             past: committed keys and values to read before x's own.
             keep: also return x's own keys and values, for a commit.
         """
@@ -90,7 +93,7 @@ class TransformerBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = rows.unbind(2)
 
         normed = (self.norm1(x) * (1 + scale_a) + shift_a).to(dtype)
-        attended, own = self.attn1(normed.flatten(1, 2), rope, mask, past)
+        attended, own = self.attn1(normed.flatten(1, 2), rope, groups, past)
         x = (x + attended.unflatten(1, (frames, -1)) * gate_a).to(dtype)
 
         read = self.attn2(self.norm2(x).to(dtype).flatten(1, 2), text)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,16 +85,33 @@ class Visibility:
         return torch.tensor(rows)
 
 
-@lru_cache(maxsize=64)
-def token_mask(
-    visibility: Visibility, past: tuple[int, ...], tokens_per_frame: int, device: torch.device
-) -> Tensor | None:
-    """Boolean [F * tokens, (len(past) + F) * tokens] for attention, or None where everything is visible."""
+class Group(NamedTuple):
+    """Tokens that see the same: queries `first` to `end`, and the runs of keys that they see."""
+
+    first: int
+    end: int
+    keys: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=256)
+def token_groups(visibility: Visibility, past: tuple[int, ...], tokens_per_frame: int) -> tuple[Group, ...]:
+    """The sequence cut where visibility changes; keys count through [past | sequence]. Empty where all see all.
+
+    Attention then runs once a group, over exactly what the group sees: no mask is stored, which at 21 frames of 1560
+    tokens would have 10^9 entries, and nothing hidden is computed.
+    """
     mask = visibility.frame_mask(past)
     if mask.all():
-        return None
-    mask = mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
-    return mask.to(device)
+        return ()
+    rows, n = mask.tolist(), tokens_per_frame
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
+    return tuple(Group(a * n, b * n, _runs(rows[a], n)) for a, b in pairwise([*starts, len(rows)]))
+
+
+def _runs(row: Sequence[bool], n: int) -> tuple[tuple[int, int], ...]:
+    """Stretches of true entries as (first, end), each entry n wide."""
+    edges = [i for i, (a, b) in enumerate(pairwise([False, *row, False])) if a != b]
+    return tuple((first * n, end * n) for first, end in zip(edges[::2], edges[1::2], strict=True))
 
 
 def spans_of(chunk_lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -22,7 +22,7 @@ from torch.nn.functional import gelu, linear, silu
 from nearstep.errors import NearstepError
 from nearstep.nets.blocks import TransformerBlock, WideLayerNorm
 from nearstep.nets.cache import KeysValues, KVCache
-from nearstep.nets.masks import Visibility, block_causal, full, token_mask
+from nearstep.nets.masks import Visibility, block_causal, full, token_groups
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import rope_table
 from nearstep.nets.wan import TICKS
@@ -226,7 +226,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         seen = self._visibility(frames, visibility, cache).shifted(start)
         past = () if cache is None else seen.past(range(start))
         slots = [] if cache is None else cache.find(past)
-        mask = token_mask(seen, past, rows * columns, x.device)
+        groups = token_groups(seen, past, rows * columns)
         rope = rope_table(
             seen.positions,
             rows,
@@ -244,7 +244,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         committed: list[KeysValues] = []
         for index, block in enumerate(self.blocks):
             before = None if cache is None else cache.read(index, slots, frames=frames)
-            arguments = (stream, modulation, keys.layers[index], rope, mask, before, commit)
+            arguments = (stream, modulation, keys.layers[index], rope, groups, before, commit)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stream, own = cast(Any, self)._gradient_checkpointing_func(block, *arguments)
             else:
