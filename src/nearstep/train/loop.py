@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
@@ -66,7 +65,6 @@ def run(stage: Stage, config: LoopConfig, recipe: dict[str, Any]) -> Path:
     path = config.folder / "checkpoint.pt"
     if path.exists():
         checkpoint.load(stage.state, recipe, path)
-    torch.set_flush_denormal(True)  # vanishing moments and activations otherwise cost five-fold on x86
     metrics = Metrics(config.folder, tensorboard=config.tensorboard)
     deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
     with _stop_signals() as stopped, _progress(config.steps, stage.state.step) as advance:
