@@ -1,0 +1,91 @@
+"""How sure a mean is: percentile bootstrap, seeded and vectorised.
+
+Clips are the unit of resampling. Two models or plans judged on the same captions are compared by the differences of
+their clips (:func:`paired`), which is much sharper than comparing two intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.errors import NearstepError
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its interval of confidence."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """A difference this sure is no accident of the clips."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+def mean(values: Tensor, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Interval:
+    """Mean of [N] values with its bootstrap interval; values that are not numbers are left out."""
+    return mean_rows(values[None], seed=seed, resamples=resamples, level=level)[0]
+
+
+def mean_rows(values: Tensor, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> list[Interval]:
+    """The same for every row of [K, N]; all rows share their resamples, and each leaves out its own missing values."""
+    there = values.isfinite()
+    if not there.any(dim=1).all():
+        raise NearstepError("an interval needs at least one value, got none; judge more clips")
+    weights = counts(values.shape[1], seed=seed, resamples=resamples)  # [R, N]
+    numbers = torch.where(there, values, 0.0).double()
+    means = (weights @ numbers.T) / (weights @ there.double().T).clamp(min=1)  # [R, K]
+    low, high = _tails(means, level)
+    centre = numbers.sum(dim=1) / there.sum(dim=1)
+    return [Interval(*row) for row in torch.stack([centre, low, high], dim=1).tolist()]
+
+
+def paired(first: Tensor, second: Tensor, *, seed: int = 0) -> Interval:
+    """Mean of ``first - second`` over the same N clips."""
+    if first.shape != second.shape:
+        raise NearstepError(f"{len(first)} and {len(second)} clips cannot be paired; judge both on the same captions")
+    return mean(first - second, seed=seed)
+
+
+def statistic(
+    rows: Tensor, measure: Callable[[Tensor], float], *, seed: int = 0, resamples: int = 200, level: float = LEVEL
+) -> Interval:
+    """Any statistic of the rows of [N, D], such as a Fréchet distance.
+
+    A resample repeats rows, which biases distances upwards; the resampled values are therefore moved so that their mean
+    is the value itself, and only their spread is used.
+    """
+    value = measure(rows)
+    generator = rng.generator("bootstrap rows", seed)
+    picks = torch.randint(len(rows), (resamples, len(rows)), generator=generator)
+    again = torch.tensor([measure(rows[pick]) for pick in picks], dtype=torch.float64)
+    low, high = _tails((again - again.mean() + value)[:, None], level)
+    return Interval(value, float(low), float(high))
+
+
+def counts(size: int, *, seed: int, resamples: int) -> Tensor:
+    """How often each of ``size`` clips is drawn in each resample, [R, N] float64; rows sum to N."""
+    picks = torch.randint(size, (resamples, size), generator=rng.generator("bootstrap", seed))
+    return torch.zeros(resamples, size, dtype=torch.float64).scatter_add_(
+        1, picks, torch.ones(resamples, size, dtype=torch.float64)
+    )
+
+
+def _tails(values: Tensor, level: float) -> tuple[Tensor, Tensor]:
+    tail = (1 - level) / 2
+    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype), dim=0)
+    return low, high

@@ -1,0 +1,77 @@
+"""Intervals: coverage, pairing, repeatability."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nearstep.errors import NearstepError
+from nearstep.evaluate.statistics import counts, mean, mean_rows, paired, statistic
+from nearstep.rng import generator
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator("statistics", seed), dtype=torch.float64)
+
+
+def test_width_is_that_of_the_standard_error():
+    found = mean(normal(400))
+    assert found.high - found.low == pytest.approx(2 * 1.96 / math.sqrt(400), rel=0.1)
+    assert found.low < found.value < found.high
+
+
+def test_ninety_five_percent_hold_the_truth():
+    intervals = [mean(3 + normal(60, seed=seed), seed=seed, resamples=400) for seed in range(200)]
+    held = sum(interval.low <= 3 <= interval.high for interval in intervals) / len(intervals)
+    assert 0.89 <= held <= 0.985
+
+
+def test_equal_values_have_no_width():
+    found = mean(torch.full((10,), 0.7))
+    assert (found.low, found.high) == pytest.approx((0.7, 0.7))
+
+
+def test_repeatable_by_seed():
+    assert mean(normal(30), seed=1) == mean(normal(30), seed=1)
+    assert mean(normal(30), seed=1) != mean(normal(30), seed=2)
+
+
+def test_missing_values_are_left_out():
+    values = torch.tensor([1.0, torch.nan, 0.0, torch.nan, 1.0, 0.0])
+    assert mean(values).value == 0.5
+    rows = mean_rows(torch.stack([values, torch.ones(6)]))
+    assert [row.value for row in rows] == [0.5, 1.0]
+
+
+def test_nothing_to_average_is_refused():
+    with pytest.raises(NearstepError, match="at least one value"):
+        mean(torch.full((4,), torch.nan))
+
+
+def test_pairing_removes_what_clips_share():
+    shared, gain = 10 * normal(200), 0.2
+    first, second = shared + gain + 0.1 * normal(200, seed=1), shared + 0.1 * normal(200, seed=2)
+    difference = paired(first, second)
+    assert difference.excludes_zero
+    assert difference.low < gain < difference.high
+    assert mean(first).low < mean(second).high  # alone, the intervals overlap
+
+
+def test_unequal_sets_cannot_be_paired():
+    with pytest.raises(NearstepError, match="cannot be paired"):
+        paired(torch.zeros(3), torch.zeros(4))
+
+
+def test_resamples_draw_every_clip_once_on_average():
+    drawn = counts(50, seed=0, resamples=2000)
+    assert (drawn.sum(dim=1) == 50).all()
+    assert torch.allclose(drawn.mean(dim=0), torch.ones(50, dtype=torch.float64), atol=0.15)
+
+
+def test_a_statistic_of_rows_lies_inside_its_interval():
+    rows = normal(300, 2)
+    found = statistic(rows, lambda part: float(part.std(dim=0).sum()))
+    assert found.value == float(rows.std(dim=0).sum())
+    assert found.low < found.value < found.high
