@@ -51,6 +51,7 @@ def evaluate(
     *,
     plans: tuple[str, ...] = ("1", "4,1x", "2", "4,2x", "4"),
     transformer: str = "transformer",
+    guidance: float | None = None,
     captions: int = 512,
     seed: int = 0,
     batch: int = 16,
@@ -62,6 +63,7 @@ def evaluate(
         model: "playground", a folder, or a hub id.
         plans: steps per chunk, one entry for each plan to measure.
         transformer: sub-folder of the network, such as "teacher" for the bidirectional one.
+        guidance: w in v = u + w (c - u); by default the model's own, which for a student is 1, none.
         captions: held-out captions, one clip each.
         seed: names the noise.
         batch: clips made at once; does not change the results.
@@ -72,12 +74,13 @@ def evaluate(
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer)
 
     def generate(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
-        return pipe(prompts, plan, seed=seed, samples=samples, output_type="pt").frames
+        wishes = {"seed": seed, "samples": samples, "guidance_scale": guidance}
+        return pipe(prompts, plan, output_type="pt", **wishes).frames
 
     def calls(plan: str) -> int:
         return pipe.request(held_out(1)[0][1], plan, seed=seed).clip.plan.calls
 
-    name = f"{model} ({transformer})"
+    name = f"{model} ({transformer}" + (")" if guidance is None else f", guidance {guidance:g})")
     return table(measure(generate, plans, calls=calls, name=name, captions=captions, seed=seed, batch=batch, out=out))
 
 
