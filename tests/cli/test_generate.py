@@ -9,8 +9,9 @@ from pathlib import Path
 import av
 import pytest
 
+from nearstep import files
 from nearstep.cli.main import main
-from nearstep.stream import output, pipeline
+from nearstep.stream import pipeline
 
 PROMPT = "a small red ball slides left"
 
@@ -117,7 +118,7 @@ def test_a_full_disk_keeps_what_is_finished(generate, capsys, monkeypatch: pytes
         if len(calls) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(output.os, "fsync", fill)
+    monkeypatch.setattr(files.os, "fsync", fill)
     assert generate("a ball", "a square", "-o", "clips/", "--seed", "1") == 2
     assert files() == ["clips/a ball-0.mp4"]
     assert "cannot write clips/a square-0.mp4: No space left on device" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nearstep import files
 from nearstep.errors import NearstepError
 from nearstep.stream import output
 
@@ -71,7 +72,7 @@ def test_a_full_disk_leaves_what_was_there(
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(output.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(NearstepError, match="No space left on device; nothing was left behind"):
         output.write_video(path, clip, fps=12)
     assert path.read_bytes() == b"before"

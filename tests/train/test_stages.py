@@ -14,9 +14,19 @@ from nearstep.data.latents import LatentsConfig
 from nearstep.errors import NearstepError
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
+from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.codec import CodecConfig, CodecSize, Phase, difference_error
-from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize, stratified
+from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase, difference_error
+from nearstep.train.stages.shared import stratified
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
+
+pytestmark = pytest.mark.usefixtures("few_clips")
+
+CODEC = CodecSize(
+    base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1,
+    temperal_downsample=(True, True), patch_size=2,
+)  # fmt: skip
+TEXT = TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=24)
 
 
 def loop(folder: Path, steps: int = 4) -> LoopConfig:
@@ -24,22 +34,8 @@ def loop(folder: Path, steps: int = 4) -> LoopConfig:
 
 
 def tiny_codec(folder: Path, steps: int = 4) -> CodecConfig:
-    size = CodecSize(
-        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1,
-        temperal_downsample=(True, True), patch_size=2,
-    )  # fmt: skip
-    phases = (Phase(steps // 2, 1, 3, 32), Phase(steps - steps // 2, 5, 2, 32))
-    return replace(playground.codec(), loop=loop(folder, steps), size=size, phases=phases)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_clips():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nearstep.data.latents.SHARD", 8)
-        patch.setattr("nearstep.data.latents._ENCODED_TOGETHER", 8)
-        patch.setattr("nearstep.train.stages.codec._STATISTICS_CLIPS", 16)
-        patch.setattr("nearstep.train.stages.teacher.PREVIEWS", 2)
-        yield
+    phases = (CropPhase(steps // 2, 1, 3, 32), CropPhase(steps - steps // 2, 5, 2, 32))
+    return replace(playground.codec(), loop=loop(folder, steps), size=CODEC, phases=phases)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +48,10 @@ def tiny_teacher(codec: Path, folder: Path, latents: Path, steps: int = 4) -> Te
         playground.teacher(),
         loop=loop(folder, steps),
         network=NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2),
-        text=TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=24),
+        text=TEXT,
         codec=codec / "vae",
         latents=LatentsConfig(folder=latents, clips=8),
-        batch=4,
+        phases=(Phase(steps // 2, 9, 6), Phase(steps - steps // 2, 33, 4)),
     )
 
 

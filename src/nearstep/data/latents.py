@@ -19,6 +19,7 @@ from nearstep import rng
 from nearstep.data.captions import caption
 from nearstep.data.playground import Scene, render, sample_scenes
 from nearstep.errors import NearstepError
+from nearstep.files import replacing
 from nearstep.protocols import Codec
 
 SHARD = 512
@@ -36,15 +37,15 @@ class LatentsConfig:
 
 
 class LatentClips:
-    """Latents and captions of the playground's clips, in an order that is a function of the step."""
+    """Latents and captions of the playground's clips, in an order that is a function of how many were seen before."""
 
     def __init__(self, config: LatentsConfig, latents: Tensor) -> None:
         self.config, self.latents = config, latents
         self.scenes: list[Scene] = sample_scenes(config.seed, range(config.clips))
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, list[str]]:
-        """Latents [size, F, C, H, W] in float32 and their captions at training step ``step``."""
-        places = range(step * size, (step + 1) * size)
+    def batch(self, first: int, size: int) -> tuple[Tensor, list[str]]:
+        """Latents [size, F, C, H, W] in float32 and captions of the clips that come after the first ``first``."""
+        places = range(first, first + size)
         epochs = [place // self.config.clips for place in places]
         orders = {epoch: self._order(epoch) for epoch in set(epochs)}
         rows = [int(orders[epoch][place % self.config.clips]) for place, epoch in zip(places, epochs, strict=True)]
@@ -78,8 +79,8 @@ def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClip
         path = config.folder / f"{shard:05d}.safetensors"
         if not path.exists():
             latents = _encode(config.seed, range(shard * SHARD, (shard + 1) * SHARD), codec)
-            save_file({"latents": latents}, path.with_suffix(".partial"))
-            path.with_suffix(".partial").replace(path)
+            with replacing(path) as part:
+                save_file({"latents": latents}, part)
         parts.append(load_file(path)["latents"])
     return LatentClips(config, torch.cat(parts)[: config.clips])
 

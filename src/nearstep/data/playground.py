@@ -46,7 +46,7 @@ BACKGROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, flo
 }
 """Background name -> rgb of the top and the bottom row; rows in between are graded linearly."""
 
-SIZES: dict[str, float] = {"small": 6.0, "medium": 8.7, "large": 12.0}
+SIZES: dict[str, float] = {"small": 7.0, "medium": 9.2, "large": 12.0}
 """Size name -> radius in pixels (of the disc with about the shape's reach)."""
 
 SPEEDS: dict[str, float] = {"slow": 0.36, "fast": 0.95}
@@ -289,14 +289,20 @@ def render(scenes: Sequence[Scene], frames: int = FRAMES, first: int = 0) -> Ten
         rows = [i for i, scene in enumerate(scenes) if scene.shape == shape]
         if rows:
             mask = shape_mask(shape, radii[rows], centres[rows])[:, :, None]
-            paint = colours[rows][:, None, :, None, None] * _shading(radii[rows], centres[rows])[:, :, None]
+            paint = colours[rows][:, None, :, None, None] * shading(radii[rows], centres[rows])[:, :, None]
             video[rows] = torch.lerp(video[rows], paint.clamp(max=1.0), mask)
     return video
 
 
-def _shading(radius: Tensor, centre: Tensor) -> Tensor:
-    # Light from the upper left: a tenth brighter there, a tenth darker at the lower right. [B, T, H, W]
-    grid = torch.arange(SIZE, dtype=centre.dtype, device=centre.device)
+def shading(radius: Tensor, centre: Tensor, size: int = SIZE) -> Tensor:
+    """Light from the upper left, a factor [..., H, W]: a tenth brighter there, a tenth darker at the lower right.
+
+    Args:
+        radius: pixels, broadcastable to ``centre``'s leading axes.
+        centre: [..., 2] as (x, y) in pixels.
+        size: height and width of the picture.
+    """
+    grid = torch.arange(size, dtype=centre.dtype, device=centre.device)
     x = grid[None, :] - centre[..., 0, None, None]
     y = grid[:, None] - centre[..., 1, None, None]
     return 1.0 - 0.1 * ((x + y) / (2 * radius[..., None, None])).clamp(-1.0, 1.0)

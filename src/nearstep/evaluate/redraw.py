@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.data.playground import SIZE
+from nearstep.data.playground import SIZE, shading
 from nearstep.evaluate.fit import Fit, draw_masks, spread
 from nearstep.evaluate.segment import WINDOW, Sight
 
-_SHADING = 0.1
-"""The world's: a tenth brighter at the upper left, a tenth darker at the lower right."""
 _EDGE_SHARE = 1e-3
 """Weight of the edge in the object's colour, so that an object without a core has one."""
 
@@ -44,7 +42,7 @@ def redraw(sight: Sight, fitted: Fit, chunks: tuple[int, ...]) -> Redrawn:
     centre = fitted.centre - sight.origin
     radius = spread(fitted.chunk_radius, chunks)
     mask = draw_masks(spread(fitted.chunk_shape, chunks), radius, centre)
-    light = _shading(radius, centre)
+    light = shading(radius, centre, WINDOW)
     weight = (_least_around(mask) + _EDGE_SHARE * mask) * sight.matte
     total = weight.sum(dim=(-2, -1)).clamp(min=torch.finfo(weight.dtype).tiny)
     colour = torch.einsum("btchw,bthw->btc", sight.pixels, weight) / total[..., None]
@@ -63,14 +61,6 @@ def straighten(backdrop: Tensor) -> Tensor:
     level = backdrop.mean(dim=3, keepdim=True)
     slope = (backdrop * steps).sum(dim=3, keepdim=True) / steps.square().sum()
     return level + slope * steps
-
-
-def _shading(radius: Tensor, centre: Tensor) -> Tensor:
-    # playground.render's light, in window coordinates: [B, T], [B, T, 2] -> [B, T, WINDOW, WINDOW].
-    steps = torch.arange(WINDOW, dtype=centre.dtype)
-    x = steps - centre[..., 0, None, None]
-    y = steps[:, None] - centre[..., 1, None, None]
-    return 1.0 - _SHADING * ((x + y) / (2 * radius[..., None, None])).clamp(-1.0, 1.0)
 
 
 def _least_around(mask: Tensor) -> Tensor:

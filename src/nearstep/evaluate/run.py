@@ -26,6 +26,7 @@ from nearstep.evaluate.frechet import gaussian, gaussian_distance
 from nearstep.evaluate.judge import ATTRIBUTES, Verdict, judge
 from nearstep.evaluate.quality import FIGURES
 from nearstep.evaluate.report import table
+from nearstep.files import replacing
 
 CAPTIONS_SEED = 7_000_000
 """Stream of the captions to evaluate with; no training ever draws from it."""
@@ -134,10 +135,8 @@ def _open(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(out: Path, results: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".partial")
-    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    part.replace(out)
+    with replacing(out) as part:
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _features(scenes: Sequence[Scene], batch: int) -> Tensor:

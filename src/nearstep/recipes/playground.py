@@ -4,6 +4,10 @@ nearstep train playground.codec
 nearstep train playground.teacher
 nearstep train playground.forcing
 nearstep train playground.consistency
+nearstep train playground.distill
+
+Rivals of the last, each a run of its own from the same student: ``self_forcing`` (and retrained for exactly 1 or 2
+steps), ``causvid``, ``one_forcing``. Consistency alone is the third run's result.
 """
 
 from __future__ import annotations
@@ -14,14 +18,18 @@ from typing import Any
 
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.playground import FPS, FRAMES, SIZE
+from nearstep.evaluate.train_features import FeaturesConfig
+from nearstep.train.adversary import AdversaryConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
+from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.codec import CodecConfig, CodecSize, Phase
+from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase
+from nearstep.train.stages.distill import DistillConfig
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
-_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=8_192)
+_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288)
 _SHIFT = 3.0
 _SETTINGS: dict[str, Any] = {
     "fps": FPS,
@@ -40,12 +48,12 @@ def codec() -> CodecConfig:
         loop=LoopConfig(folder=_RUNS / "codec", steps=3700),
         optim=OptimConfig(lr=2e-3, warmup=20, decay=0.35, muon=True),
         phases=(
-            Phase(500, 1, 48, 32),
-            Phase(700, 5, 10, 32),
-            Phase(600, 13, 4, 32),
-            Phase(400, 33, 2, 32),
-            Phase(1100, 17, 4, 32),
-            Phase(400, 33, 1, 64),
+            CropPhase(500, 1, 48, 32),
+            CropPhase(700, 5, 10, 32),
+            CropPhase(600, 13, 4, 32),
+            CropPhase(400, 33, 2, 32),
+            CropPhase(1100, 17, 4, 32),
+            CropPhase(400, 33, 1, 64),
         ),
         size=CodecSize(
             base_dim=32,
@@ -62,8 +70,9 @@ def codec() -> CodecConfig:
 def teacher() -> TeacherConfig:
     """Stage 2: text encoder and bidirectional teacher; encodes the clips first."""
     return TeacherConfig(
-        loop=LoopConfig(folder=_RUNS / "teacher", steps=16_000),
+        loop=LoopConfig(folder=_RUNS / "teacher", steps=11_000),
         optim=OptimConfig(lr=2e-3, warmup=200, muon=True, weight_decay=0.01),
+        phases=(Phase(1_500, 1, 160), Phase(2_500, 9, 96), Phase(7_000, 33, 32)),
         network=NetworkSize(num_attention_heads=5, attention_head_dim=32, ffn_dim=480, num_layers=5),
         text=TextSize(d_model=96, d_kv=24, d_ff=192, num_heads=4, num_layers=2, length=24),
         codec=_RUNS / "codec" / "model" / "vae",
@@ -85,6 +94,11 @@ def forcing() -> CausalConfig:
         shift=_SHIFT,
         settings=_SETTINGS,
     )
+
+
+def features() -> FeaturesConfig:
+    """The feature network of the Fréchet distance (two minutes)."""
+    return FeaturesConfig(path=_RUNS / "features" / "features.safetensors")
 
 
 def trajectory() -> CausalConfig:
@@ -110,3 +124,48 @@ def consistency() -> CausalConfig:
         ema=0.99,
         settings=_SETTINGS,
     )
+
+
+def self_forcing() -> DistillConfig:
+    """Distribution matching alone, n drawn from 1 to 4 (Self Forcing)."""
+    return DistillConfig(
+        loop=LoopConfig(folder=_RUNS / "self_forcing", steps=900, save_every=100, preview_every=150),
+        model=_RUNS / "consistency" / "model",
+        latents=_LATENTS,
+        student=OptimConfig(lr=1e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        assistant=OptimConfig(lr=1e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        discriminator=OptimConfig(lr=1e-3, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        ratio=3,
+        shift=_SHIFT,
+        settings=_SETTINGS,
+    )
+
+
+def distill() -> DistillConfig:
+    """Adversarial self-distillation: the student of the paper, one for 1 to 4 steps."""
+    return replace(_rival("distill"), adversary=AdversaryConfig(), warmup=90)
+
+
+def self_forcing_1() -> DistillConfig:
+    """Self Forcing retrained for exactly one step."""
+    return replace(_rival("self_forcing_1"), counts=(1,))
+
+
+def self_forcing_2() -> DistillConfig:
+    """Self Forcing retrained for exactly two steps, on the list that two steps use at inference."""
+    return replace(_rival("self_forcing_2"), counts=(2,), schedule="respaced")
+
+
+def causvid() -> DistillConfig:
+    """Distribution matching without rollouts: samples are made from noised clips (CausVid)."""
+    return replace(_rival("causvid"), sampling="data")
+
+
+def one_forcing() -> DistillConfig:
+    """An adversary against clips in place of adjacent steps (One-Forcing, DMD2)."""
+    return replace(_rival("one_forcing"), adversary=AdversaryConfig(reference="data", backbone="joint"), warmup=90)
+
+
+def _rival(name: str) -> DistillConfig:
+    recipe = self_forcing()
+    return replace(recipe, loop=replace(recipe.loop, folder=_RUNS / name))

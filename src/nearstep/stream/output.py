@@ -1,17 +1,11 @@
-"""Clips to files: mp4, gif, webp and png contact sheets, chosen by suffix; written whole or not at all.
-
-A file is written beside its target under a temporary name and then renamed. A full disk, an error or Ctrl-C therefore
-leaves either the finished file or what was there before.
-"""
+"""Clips to files: mp4, gif, webp and png contact sheets, chosen by suffix; written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
+from nearstep.files import beside, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,27 +62,6 @@ def write_sheet(path: str | Path, clips: Sequence[Tensor], labels: Sequence[str]
     return path
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` that takes its place on success and is removed on anything else.
-
-    Raises:
-        NearstepError: if the file cannot be written.
-    """
-    part = _beside(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # a full disk may show only here
-        part.replace(path.resolve())
-    except OSError as error:  # PyAV's errors are OSErrors too
-        raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
 def check_writable(path: str | Path) -> None:
     """Find out now, before anything is generated, whether :func:`write_video` could write ``path``.
 
@@ -101,16 +75,11 @@ def check_writable(path: str | Path) -> None:
         raise NearstepError(f"cannot write {path}: it is {kind}; name a file such as {path.name or 'clip'}/clip.mp4")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = _beside(path)
+        part = beside(path)
         part.touch()
         part.unlink()
     except OSError as error:
         raise NearstepError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _beside(path: Path) -> Path:
-    path = path.resolve()  # through a link, so that the link stays
-    return path.with_name(f".{os.getpid()}.{path.name}.part")
 
 
 def safe_name(prompt: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from nearstep.errors import NearstepError
+from nearstep.files import replacing
 
 
 @runtime_checkable
@@ -35,13 +36,8 @@ def save(state: TrainState, recipe: dict[str, Any], path: Path) -> None:
         "recipe": recipe,
         "parts": {name: part.state_dict() for name, part in state.parts.items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        torch.save(content, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as part:
+        torch.save(content, part)
 
 
 def load(state: TrainState, recipe: dict[str, Any], path: Path) -> None:

@@ -32,14 +32,13 @@ from nearstep.losses.trajectory import trajectory_regression
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
 from nearstep.nets.text import PromptEncoder
-from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.stages.teacher import codec_name, compile_blocks, dropped, show, stratified
+from nearstep.train.stages.shared import codec_name, compile_blocks, dropped, load_network, show, stratified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +88,7 @@ class CausalStage:
         frames = self.clips.latents.shape[1]
         self.lengths = chunk_lengths(frames, config.chunk_frames)
         self.visibility = teacher_forcing(self.lengths)
-        self.network = _load(config.model / config.source)
+        self.network = load_network(config.model / config.source)
         self.network.register_to_config(chunk_frames=config.chunk_frames)
         self.many_step = deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = Optimizer([self.network], config.optim, config.loop.steps)
@@ -102,7 +101,7 @@ class CausalStage:
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
         config = self.config
-        x0, captions = self.clips.batch(index, config.batch)
+        x0, captions = self.clips.batch(index * config.batch, config.batch)
         draw = rng.generator(config.objective, config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
         objectives = {"forcing": self._forcing, "consistency": self._consistency, "trajectory": self._trajectory}
@@ -162,12 +161,12 @@ class CausalStage:
         )
         weight = 1.0 if few else self.config.guidance
         network: Any = self.ema.module
-        show(path, network, self.text, self.codec, plan, shape=self.clips.latents.shape[2:], weight=weight)
+        show(path, network, self.text, self.codec, [plan], shape=self.clips.latents.shape[2:], weight=weight)
 
     def export(self, folder: Path) -> None:
         """Write a model folder with the causal ``transformer/`` beside the ``teacher/`` that it came from."""
         network: Any = self.ema.module
-        networks = {"transformer": network, "teacher": _load(self.config.model / "teacher")}
+        networks = {"transformer": network, "teacher": load_network(self.config.model / "teacher")}
         export_model(
             folder,
             networks=networks,
@@ -176,12 +175,6 @@ class CausalStage:
             shift=self.config.shift,
             settings=self.config.settings,
         )
-
-
-def _load(folder: Path) -> VideoTransformer:
-    if not folder.is_dir():
-        raise NearstepError(f"there is no network at {folder}; run the stage before this one first")
-    return VideoTransformer.from_pretrained(folder, torch_dtype=torch.float32)
 
 
 def _denoiser(network: Any, text: Tensor, visibility: Visibility) -> Denoiser:

@@ -8,15 +8,14 @@ it took to converge in minutes, found by measuring:
   way and adds a bias, so that the output begins as a constant and stays one for hundreds of steps;
 - the posterior starts narrow: at unit variance the noise drowns the signal of untrained weights;
 - the decoder's output is not clamped: a clamped pixel has no gradient;
-- pictures before clips, crops before whole frames (``Phase``), and clips as long as a prompt's in the end: a decoder
-  trained on two latent frames drifts off from the third one on.
+- pictures before clips, crops before whole frames (``CropPhase``), and whole clips in the end: a decoder trained on two
+  latent frames drifts off from the third one on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +25,12 @@ from torch import Tensor, nn
 
 from nearstep import rng
 from nearstep.data.playground import FRAMES, SIZE, Scene, positions, render, sample_scenes
-from nearstep.errors import NearstepError
 from nearstep.nets.codec import VideoCodec
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
+from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.preview import write_grid
 
 _LOG_VARIANCE_START = -6.0
@@ -78,13 +77,9 @@ class CodecSize:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """A part of the run with batches of one shape."""
+class CropPhase(Phase):
+    """Windows in time and space."""
 
-    steps: int
-    frames: int
-    """Pixel frames, 4n+1."""
-    clips: int
     side: int
     """Height and width of the crop, which holds the object."""
 
@@ -97,7 +92,7 @@ class CodecConfig:
     optim: OptimConfig
     size: CodecSize
     seed: int = 0
-    phases: tuple[Phase, ...]
+    phases: tuple[CropPhase, ...]
     """In order; together as long as the run."""
     square: float = 2.0
     """Weight of the squared error beside the absolute one."""
@@ -110,8 +105,7 @@ class CodecConfig:
     ema: float = 0.99
 
     def __post_init__(self) -> None:
-        if (total := sum(phase.steps for phase in self.phases)) != self.loop.steps:
-            raise NearstepError(f"the phases have {total} steps and the run {self.loop.steps}; make them equal")
+        check_phases(self.phases, self.loop.steps)
 
     def run(self) -> Path:
         """Train, or go on; returns the folder with ``vae/``."""
@@ -132,7 +126,7 @@ class CodecStage:
 
     def batch(self, index: int) -> Tensor:
         """The clips of step ``index``, [B, T, 3, side, side]: a window in time and space of each scene."""
-        phase = self._phase(index)
+        phase, _ = phase_at(self.config.phases, index)
         scenes = sample_scenes(self.config.seed, range(index * _SCENES_A_STEP, index * _SCENES_A_STEP + phase.clips))
         draw = rng.generator("codec window", self.config.seed, index)
         first = int(torch.randint(FRAMES - phase.frames + 1, (), generator=draw))
@@ -179,10 +173,6 @@ class CodecStage:
         std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
         codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         codec.save_pretrained(folder / "vae")
-
-    def _phase(self, index: int) -> Phase:
-        ends = accumulate(phase.steps for phase in self.config.phases)
-        return next(phase for phase, end in zip(self.config.phases, ends, strict=True) if index < end)
 
 
 def _cropped(video: Tensor, scenes: Sequence[Scene], first: int, side: int, draw: torch.Generator) -> Tensor:

@@ -1,12 +1,13 @@
 """Stage 2: the bidirectional many-step teacher, and the text encoder with it.
 
-Flow matching on the latents of whole clips, the same time for all frames, captions dropped now and then so that
+Flow matching on the latents of pictures, then of ever longer clips (``phases``): a step of many pictures sees many more
+objects than one of few clips at the same cost. The same time for all frames, captions dropped now and then so that
 guidance has an unconditional side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,28 +18,22 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep import rng
-from nearstep.data.captions import caption, vocabulary
+from nearstep.data.captions import vocabulary
 from nearstep.data.latents import LatentsConfig, load_latents
-from nearstep.data.playground import FRAMES, sample_scenes
-from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.rollout.rollout import generate
 from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.preview import write_grid
-
-PREVIEWS = 8
-_PREVIEW_SEED = 2
+from nearstep.train.phases import Phase, check_phases, phase_at
+from nearstep.train.stages.shared import codec_name, compile_blocks, dropped, show, stratified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +78,8 @@ class TeacherConfig:
     codec: Path
     """Folder of the trained AutoencoderKLWan."""
     latents: LatentsConfig
-    batch: int = 32
+    phases: tuple[Phase, ...]
+    """Short clips are the first frames of long ones: the codec is causal, so their latents are too."""
     caption_dropout: float = 0.1
     shift: float = 3.0
     """Of the training times, and of the schedules of the model that is exported."""
@@ -94,6 +90,9 @@ class TeacherConfig:
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Defaults for using the model (stream/folder.py Settings)."""
+
+    def __post_init__(self) -> None:
+        check_phases(self.phases, self.loop.steps)
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
@@ -126,10 +125,12 @@ class TeacherStage:
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
         config = self.config
-        x0, captions = self.clips.batch(index, config.batch)
+        phase, taken = phase_at(config.phases, index)
+        x0, captions = self.clips.batch(taken, phase.clips)
+        x0 = x0[:, : latent_frames(phase.frames)]
         draw = rng.generator("teacher", config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
-        t = training_times(stratified(config.batch, draw), shift=config.shift)
+        t = training_times(stratified(phase.clips, draw), shift=config.shift)
         prompts = dropped(captions, config.caption_dropout, draw)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
             text = self.text(prompts)
@@ -143,14 +144,15 @@ class TeacherStage:
         """Fixed captions and noise, through the averaged weights."""
         network, text = self._averaged()
         settings = self.config.settings
+        phase, _ = phase_at(self.config.phases, max(0, self.state.step - 1))
         plan = make_plan(
             settings.get("teacher_plan", "20"),
-            frames=latent_frames(FRAMES),
+            frames=latent_frames(phase.frames),
             chunk_frames=None,
             shift=self.config.shift,
         )
         weight = settings.get("guidance_scale", 2.0)
-        show(path, network, text, self.codec, plan, shape=self.clips.latents.shape[2:], weight=weight)
+        show(path, network, text, self.codec, [plan], shape=self.clips.latents.shape[2:], weight=weight)
 
     def export(self, folder: Path) -> None:
         """Write a model folder whose only network is ``teacher/``."""
@@ -166,56 +168,6 @@ class TeacherStage:
 
     def _averaged(self) -> tuple[VideoTransformer, PromptEncoder]:
         return self.ema.module["network"], self.ema.module["text"]  # pyright: ignore[reportIndexIssue, reportReturnType]
-
-
-# --- what the network stages share ---------------------------------------------------------------------------------
-
-
-def codec_name(codec: VideoCodec) -> str:
-    """Names a codec's weights, for the latents made by it."""
-    statistics = (codec.vae.config["latents_mean"], codec.vae.config["latents_std"])
-    return f"{rng.key(repr(statistics)):016x}"
-
-
-def stratified(count: int, draw: torch.Generator) -> Tensor:
-    """``count`` uniform numbers in [0, 1], one in each of ``count`` equal cells, shuffled: less noise in the loss."""
-    cells = torch.randperm(count, generator=draw)
-    return (cells + torch.rand(count, generator=draw)) / count
-
-
-def dropped(captions: Sequence[str], odds: float, draw: torch.Generator) -> list[str]:
-    """The captions, each emptied with probability ``odds``."""
-    gone = torch.rand(len(captions), generator=draw) < odds
-    return ["" if empty else text for text, empty in zip(captions, gone.tolist(), strict=True)]
-
-
-def compile_blocks(network: VideoTransformer) -> None:
-    """Compile every block in place; parameter names stay as they are."""
-    for block in network.blocks:
-        block.compile(dynamic=False)
-
-
-@torch.no_grad()
-def show(
-    path: Path,
-    network: VideoTransformer,
-    text: PromptEncoder,
-    codec: VideoCodec,
-    plan: Any,
-    *,
-    shape: Sequence[int],
-    weight: float,
-) -> None:
-    """Picture PREVIEWS clips of fixed captions and noise, generated along ``plan`` with guidance ``weight``."""
-    scenes = sample_scenes(_PREVIEW_SEED, range(PREVIEWS))
-    prompts = [caption(scene, seed=_PREVIEW_SEED, index=i) for i, scene in enumerate(scenes)]
-    with torch.autocast("cpu", torch.bfloat16):
-        denoiser: Any = TextDenoiser(network, text(prompts))
-        if weight != 1:
-            denoiser = Guided(TextDenoiser(network, text(prompts + [""] * PREVIEWS)), weight)
-        renoise = "implied" if len(plan.lengths) == 1 else "fresh"
-        latents = generate(denoiser, plan, shape=shape, seed=0, samples=range(PREVIEWS), renoise=renoise)
-        write_grid(codec.decode(latents).float(), path)
 
 
 def _by_time(losses: Tensor, t: Tensor) -> dict[str, Tensor]:

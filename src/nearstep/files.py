@@ -1,0 +1,41 @@
+"""Files that are whole or absent.
+
+A file is written beside its target under a temporary name and then renamed. A full disk, an error or Ctrl-C therefore
+leaves either the finished file or what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nearstep.errors import NearstepError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` that takes its place on success and is removed on anything else.
+
+    Raises:
+        NearstepError: if the file cannot be written.
+    """
+    part = beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # a full disk may show only here
+        part.replace(path.resolve())
+    except OSError as error:  # PyAV's errors are OSErrors too
+        raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def beside(path: Path) -> Path:
+    """The temporary name."""
+    path = path.resolve()  # through a link, so that the link stays
+    return path.with_name(f".{os.getpid()}.{path.name}.part")

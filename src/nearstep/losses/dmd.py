@@ -1,0 +1,44 @@
+"""Distribution matching: the student's samples move from where they are dense to where the teacher's are.
+
+The gradient of KL(student || teacher) at a sample is the difference of two scores, and with both as x0 predictions of
+the same noised sample it is (fake - real), scaled so that its size does not depend on t (Yin et al. 2023, equation 7
+and 8; Self-Forcing ``model/dmd.py:55-121``; method.md section 5).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nearstep.flow.path import noised, x0_from_velocity
+from nearstep.protocols import Denoiser
+
+_SMALLEST_SCALE = 1e-6
+
+
+@torch.no_grad()
+def dmd_gradient(x: Tensor, teacher: Denoiser, assistant: Denoiser, eps: Tensor, t: Tensor) -> Tensor:
+    """(fake - real) / mean |x - real|, per sample, like ``x`` in float32; nothing is detached for it, nothing trained.
+
+    Args:
+        x: the student's samples [B, F, C, H, W].
+        teacher: the real score, its guidance included.
+        assistant: the fake score, conditional alone.
+        eps: noise like ``x``.
+        t: times [B, F], the same for all frames of a sample.
+    """
+    x = x.float()
+    x_t = noised(x, eps, t)
+    real = x0_from_velocity(x_t, teacher(x_t, t).float(), t)
+    fake = x0_from_velocity(x_t, assistant(x_t, t).float(), t)
+    scale = (x - real).abs().flatten(1).mean(1) + _SMALLEST_SCALE
+    return (fake - real) / scale[:, None, None, None, None]
+
+
+def distribution_matching(x: Tensor, gradient: Tensor) -> Tensor:
+    """The loss whose gradient at ``x`` is ``gradient`` over the numbers of a sample, [B].
+
+    0.5 mean((x - stopgrad(x - gradient))^2): its value is half the mean square of the gradient.
+    """
+    target = (x - gradient).detach()
+    return 0.5 * (x - target).square().flatten(1).mean(1)

@@ -1,0 +1,88 @@
+"""The discriminators D_n: one small head on the features of a denoiser, one logit per step count (method.md section 7).
+
+A denoiser that has learnt scores of noised clips knows what they look like; the heads read its features at some blocks
+and say, for each n, whether the clip looks like n + 1 steps rather than n. Every logit is one number per clip, over all
+frames: a bidirectional backbone judges motion too (AAD-1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from nearstep.errors import NearstepError
+from nearstep.nets.attention import CrossAttention
+from nearstep.nets.blocks import WideLayerNorm
+from nearstep.nets.transformer import sinusoid
+
+DEPTHS = (0.45, 0.7, 1.0)
+"""Where the features are taken, as shares of the depth."""
+_TIME_WIDTH = 64
+_EPS = 1e-6
+
+
+def tap_blocks(num_layers: int, depths: Sequence[float] = DEPTHS) -> tuple[int, ...]:
+    """Indices of the blocks at these shares of the depth: 30 layers -> (13, 20, 29)."""
+    return tuple(sorted({max(1, round(depth * num_layers)) - 1 for depth in depths}))
+
+
+class Tap(nn.Module):
+    """Reads one block's features: each token alone through a small MLP, then one learnt token gathers them.
+
+    The MLP comes first because flaws are local, and a mean over tokens that were not yet looked at hides them.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm = WideLayerNorm(dim, _EPS, elementwise_affine=False)
+        self.hidden = nn.Linear(dim, dim)
+        self.query = nn.Parameter(torch.zeros(1, 1, dim))
+        self.attention = CrossAttention(dim, heads, _EPS)
+        nn.init.normal_(self.query, std=0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, S, D] -> [B, D]."""
+        tokens = gelu(self.hidden(self.norm(features)), approximate="tanh")
+        query = self.query.expand(features.shape[0], -1, -1)
+        return self.attention(query, self.attention.keys_values(tokens))[:, 0]
+
+
+class Discriminator(nn.Module):
+    """Features of a denoiser at some blocks, and the time they were taken at -> one logit per step count.
+
+    Args:
+        dim: width of the features.
+        heads: attention heads of a tap.
+        blocks: indices of the blocks that are read (``tap_blocks``).
+        pairs: N, the number of logits.
+    """
+
+    def __init__(self, dim: int, heads: int, blocks: Sequence[int], pairs: int) -> None:
+        super().__init__()
+        if pairs < 1 or not blocks:
+            raise NearstepError(f"pairs={pairs}, blocks={tuple(blocks)}; a discriminator needs at least one of each")
+        self.blocks, self.pairs = tuple(blocks), pairs
+        self.taps = nn.ModuleList(Tap(dim, heads) for _ in self.blocks)
+        self.time = nn.Linear(_TIME_WIDTH, dim)
+        self.mix = nn.Linear(dim * (len(self.blocks) + 1), dim)
+        self.logits = nn.Linear(dim, pairs)
+
+    def forward(
+        self, features: Mapping[int, Float[Tensor, "B S D"]], t: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B {self.pairs}"]:
+        """Logits [B, N] in float32; column n - 1 is D_n, large where the clip looks like n + 1 steps.
+
+        Args:
+            features: block index -> [B, S, D], as VideoTransformer gives them.
+            t: time of each clip's noise.
+        """
+        weight = self.time.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            read = [tap(features[block].to(weight.dtype)) for block, tap in zip(self.blocks, self.taps, strict=True)]
+            time = gelu(self.time(sinusoid(t, _TIME_WIDTH).to(weight.dtype)), approximate="tanh")
+            mixed = gelu(self.mix(torch.cat([*read, time], dim=-1)), approximate="tanh")
+            return self.logits(mixed)

@@ -1,0 +1,43 @@
+"""Phases of a run: small, many and short before large, few and long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nearstep.errors import NearstepError
+
+P = TypeVar("P", bound="Phase")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run with batches of one shape."""
+
+    steps: int
+    frames: int
+    """Pixel frames of a clip, 4n+1."""
+    clips: int
+    """Clips a step."""
+
+
+def check_phases(phases: Sequence[Phase], steps: int) -> None:
+    """Refuse phases that do not make up a run of ``steps``.
+
+    Raises:
+        NearstepError: naming both lengths.
+    """
+    if (total := sum(phase.steps for phase in phases)) != steps:
+        raise NearstepError(f"the phases have {total} steps and the run {steps}; make them equal")
+
+
+def phase_at(phases: Sequence[P], index: int) -> tuple[P, int]:
+    """The phase of step ``index``, and how many clips the steps before it have taken."""
+    taken = 0
+    for phase in phases:
+        if index < phase.steps:
+            return phase, taken + index * phase.clips
+        index -= phase.steps
+        taken += phase.steps * phase.clips
+    raise IndexError(f"step {index} lies beyond the last phase")

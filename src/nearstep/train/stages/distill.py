@@ -1,0 +1,336 @@
+"""Stage 4: distillation. Distribution matching on self-forced rollouts, and adversarial self-distillation beside it.
+
+An iteration draws one n and rolls the student out with it, chunk by chunk from its own cache. Some iterations train
+the student, through the last step of every chunk; all train the assistant on the samples, and the discriminator on them
+and their references. Both gradients of the student are taken at the sample, added there and sent through the rollout
+once (method.md sections 4 to 7). With other options the same stage is Self Forcing, CausVid, or DMD2
+(recipes/playground.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.errors import NearstepError
+from nearstep.flow.guidance import guided
+from nearstep.flow.path import noised, x0_from_velocity
+from nearstep.flow.plan import GRID, chunk_lengths, make_plan
+from nearstep.flow.times import training_times
+from nearstep.losses.denoising import flow_matching
+from nearstep.losses.dmd import distribution_matching, dmd_gradient
+from nearstep.nets.codec import VideoCodec
+from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.discriminator import Discriminator, tap_blocks
+from nearstep.nets.masks import block_causal
+from nearstep.nets.text import PromptEncoder
+from nearstep.nets.transformer import VideoTransformer
+from nearstep.rollout.rollout import generate
+from nearstep.train.adversary import AdversaryConfig, Pair, critic, discriminator_turn, out_of_graph, student_turn
+from nearstep.train.balance import Balance
+from nearstep.train.checkpoint import TrainState
+from nearstep.train.ema import Ema
+from nearstep.train.export import export_model
+from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.optim import OptimConfig, Optimizer
+from nearstep.train.stages.shared import codec_name, load_network, show
+from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
+
+PREVIEW_PLANS = ("1", "4,1x", "2", "4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A distillation run."""
+
+    loop: LoopConfig
+    model: Path
+    """Model folder to start from: its ``transformer`` is the student, its ``teacher`` teacher and assistant."""
+    latents: LatentsConfig
+    """Captions; the clips themselves serve the data references alone."""
+    student: OptimConfig
+    assistant: OptimConfig
+    discriminator: OptimConfig
+    adversary: AdversaryConfig | None = None
+    """None: distribution matching alone (Self Forcing)."""
+    counts: tuple[int, ...] = (1, 2, 3, 4)
+    """Step counts n to draw from."""
+    schedule: ScheduleKind = "prefix"
+    first_steps: int | None = None
+    """Steps of the first chunk, where it has its own list while training."""
+    sampling: Literal["rollout", "data"] = "rollout"
+    """``data``: samples come from one call on noised clips in place of a rollout (CausVid)."""
+    match: Literal["every", "largest"] = "every"
+    """Which n distribution matching acts on."""
+    ratio: int = 5
+    """Iterations per student update."""
+    warmup: int = 0
+    """Iterations before the discriminator starts."""
+    guidance: float = 2.0
+    """w of the teacher in v = u + w (c - u)."""
+    batch: int = 16
+    micro: int | None = None
+    """Clips at a time; gradients add up to those of the whole batch."""
+    chunk_frames: int = 3
+    shift: float = 3.0
+    low: float = 0.02
+    high: float = 0.98
+    """Bounds of the times of distribution matching."""
+    ema: float = 0.98
+    seed: int = 0
+    autocast: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.counts or not set(self.counts) <= set(range(1, GRID + 1)):
+            raise NearstepError(f"counts={self.counts}; give step counts from 1 to {GRID}")
+        if self.micro is not None and (self.micro < 1 or self.batch % self.micro):
+            raise NearstepError(f"micro={self.micro} does not divide batch={self.batch}")
+        if self.adversary and self.adversary.pairs(GRID) < 1:
+            raise NearstepError(f"the {self.adversary.reference} reference needs more than one step count")
+
+    def run(self) -> Path:
+        """Train, or go on; returns the model folder."""
+        return run(DistillStage(self), self.loop, recipe_of(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one micro-batch holds: prompts, samples, and the noise of every turn (drawn for the whole batch)."""
+
+    text: Tensor
+    empty: Tensor
+    data: Tensor
+    rows: range
+    fewer: Tensor
+    """[B, F, C, H, W] the n-step samples; with a graph on the student's turn."""
+    noise: Mapping[str, Tensor]
+    """Purpose -> [B, F, C, H, W]."""
+    times: Mapping[str, Tensor]
+    """Purpose -> [B]."""
+    more: Tensor | None = None
+    """The references, where n has one."""
+
+
+class DistillStage:
+    """The student's, the assistant's and the discriminator's updates; preview and export of the averaged student."""
+
+    def __init__(self, config: DistillConfig) -> None:
+        self.config = config
+        self.codec = VideoCodec.from_pretrained(config.model / "vae").eval().requires_grad_(False)
+        self.text = PromptEncoder.from_pretrained(config.model, dtype=torch.float32).eval().requires_grad_(False)
+        self.clips = load_latents(config.latents, self.codec, codec_name(self.codec))
+        self.lengths = chunk_lengths(self.clips.latents.shape[1], config.chunk_frames)
+        self.student = load_network(config.model / "transformer")
+        self.teacher = load_network(config.model / "teacher").eval().requires_grad_(False)
+        self.assistant = load_network(config.model / "teacher")
+        steps = config.loop.steps
+        self.optimizers = {
+            "student": Optimizer([self.student], config.student, steps),
+            "assistant": Optimizer([self.assistant], config.assistant, steps),
+        }
+        self.ema = Ema(self.student, config.ema)
+        self.balance = Balance()
+        parts = {"student": self.student, "assistant": self.assistant, "ema": self.ema, "balance": self.balance}
+        self.discriminator = None
+        if config.adversary:
+            parts["discriminator"] = self.discriminator = self._new_discriminator(config.adversary)
+            self.optimizers["discriminator"] = Optimizer([self.discriminator], config.discriminator, steps)
+        optimizers = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}
+        self.state = TrainState({**parts, **optimizers})
+
+    def _new_discriminator(self, adversary: AdversaryConfig) -> Discriminator:
+        shape = self.teacher.config
+        heads, width = shape["num_attention_heads"], shape["attention_head_dim"]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.key("discriminator weights", self.config.seed))
+            return Discriminator(heads * width, heads, tap_blocks(shape["num_layers"]), adversary.pairs(GRID))
+
+    # --- one iteration ---------------------------------------------------------------------------------------------
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """One iteration: the student's turn where it is due, then the assistant's, then the discriminator's."""
+        config = self.config
+        turn = turn_at(index, seed=config.seed, counts=config.counts, ratio=config.ratio, warmup=config.warmup)
+        size = config.micro or config.batch
+        logged: list[dict[str, Tensor]] = []
+        batches = []
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+            for first in range(0, config.batch, size):
+                batch = self._batch(turn, index, range(first, first + size))
+                if turn.student:
+                    logged.append(self._student(turn, batch))
+                batches.append(replace(batch, fewer=batch.fewer.detach()))
+            moved = self._move("student", index) if turn.student else {}
+            logged += [self._assistant(batch) for batch in batches]
+            if turn.adversarial and batches[0].more is not None:
+                logged += [self._discriminator(turn, batch, index) for batch in batches]
+                moved |= self._move("discriminator", index)
+            moved |= self._move("assistant", index)
+        if turn.student:
+            self.balance.settle()
+            self.ema.update(self.student)
+        return {**_mean(logged), **moved, "steps": torch.tensor(float(turn.steps))}
+
+    def _move(self, name: str, index: int) -> dict[str, Tensor]:
+        # Gradients are there; the loss itself was checked by being part of them.
+        moved = self.optimizers[name].apply(torch.zeros(()), index)
+        return {f"{name}_{key}": value for key, value in moved.items()}
+
+    def _batch(self, turn: Turn, index: int, rows: range) -> Batch:
+        config = self.config
+        data, captions = self.clips.batch(index * config.batch + rows.start, len(rows))
+        draw = rng.generator("distill", config.seed, index)
+        whole = (config.batch, *data.shape[1:])
+        purposes = ("match", "assistant", "psi", "direction", "data")
+        noise = {purpose: torch.randn(whole, generator=draw)[rows.start : rows.stop] for purpose in purposes}
+        u = {purpose: torch.rand(config.batch, generator=draw)[rows.start : rows.stop] for purpose in purposes}
+        shifts = dict.fromkeys(purposes, config.shift)
+        if config.adversary and config.adversary.shift is not None:
+            shifts["psi"] = config.adversary.shift
+        times = {
+            name: training_times(u[name], shift=shifts[name], low=config.low, high=config.high) for name in purposes
+        }
+        text, empty = self.text(captions), self.text([""] * len(captions))
+        batch = Batch(text=text, empty=empty, data=data, rows=rows, fewer=data, noise=noise, times=times)
+        fewer = self._samples(turn.steps, batch, index, "fewer", graph=turn.student)
+        return replace(batch, fewer=fewer, more=self._reference(turn, batch, index))
+
+    def _samples(self, steps: int, batch: Batch, index: int, name: str, *, graph: bool) -> Tensor:
+        """``steps``-step samples of the student [B, F, C, H, W], float32."""
+        config = self.config
+        draw = rng.generator("schedule", config.seed, index, steps)
+        make = partial(training_plan, kind=config.schedule, lengths=self.lengths, shift=config.shift, draw=draw)
+        plan = make(steps, first=config.first_steps)
+        with torch.set_grad_enabled(graph):
+            if config.sampling == "data":
+                return self._from_data(plan.schedules[0].times[-1], batch)
+            denoiser = TextDenoiser(self.student, batch.text)
+            size, (frames, *shape) = len(batch.rows), batch.data.shape[1:]
+            cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
+            first = index * config.batch
+            samples = range(first + batch.rows.start, first + batch.rows.stop)
+            seed = rng.key("distill", name, config.seed)
+            return generate(denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph)
+
+    def _from_data(self, time: float, batch: Batch) -> Tensor:
+        t = torch.full(batch.data.shape[:2], time)
+        x_t = noised(batch.data, batch.noise["data"], t)
+        v = self.student(x_t, t, batch.text, visibility=block_causal(self.lengths))
+        return x0_from_velocity(x_t, v, t)
+
+    def _reference(self, turn: Turn, batch: Batch, index: int) -> Tensor | None:
+        adversary = self.config.adversary
+        if adversary is None or not turn.adversarial or adversary.logit(turn.steps, GRID) is None:
+            return None
+        if adversary.against_data(turn.steps, GRID):
+            return batch.data
+        return self._samples(turn.steps + 1, batch, index, "more", graph=False)
+
+    # --- turns -----------------------------------------------------------------------------------------------------
+
+    def _student(self, turn: Turn, batch: Batch) -> dict[str, Tensor]:
+        config = self.config
+        x = batch.fewer.detach().requires_grad_()
+        total, seen = torch.zeros_like(x), {}
+        if config.match == "every" or turn.steps == max(config.counts):
+            both = partial(self.teacher, text=torch.cat([batch.text, batch.empty]))
+            assistant = partial(self.assistant, text=batch.text)
+            t = _per_frame(batch.times["match"], x)
+            direction = dmd_gradient(x, guided(both, config.guidance), assistant, batch.noise["match"], t)
+            loss = distribution_matching(x, direction)
+            (dmd,) = torch.autograd.grad(loss.sum(), x)
+            total = total + dmd
+            seen = {"dmd": loss.mean(), "dmd_norm": dmd.flatten(1).norm(dim=1).mean()}
+        if config.adversary and batch.more is not None:
+            seen |= self._add_adversarial(turn, batch, total, config.adversary)
+        batch.fewer.backward(total / config.batch)
+        seen |= {f"std_{turn.steps}": x.detach().std(), f"motion_{turn.steps}": x.detach().diff(dim=1).abs().mean()}
+        return seen
+
+    def _add_adversarial(self, turn: Turn, batch: Batch, total: Tensor, config: AdversaryConfig) -> dict[str, Tensor]:
+        assert self.discriminator is not None
+        with out_of_graph(self._backbone, self.discriminator):
+            asd, seen = student_turn(self._critic(turn, batch), self._pair(batch))
+        cosine = torch.cosine_similarity(total.flatten(1), asd.flatten(1)).mean()
+        self.balance.add(total, asd)
+        weight = config.weight * (self.balance.ratio if config.balance else 1.0)
+        seen |= {"asd_norm": asd.flatten(1).norm(dim=1).mean(), "cosine": cosine, "alpha": torch.tensor(weight)}
+        total += weight * asd
+        return seen
+
+    def _assistant(self, batch: Batch) -> dict[str, Tensor]:
+        t = _per_frame(batch.times["assistant"], batch.fewer)
+        losses = flow_matching(partial(self.assistant, text=batch.text), batch.fewer, batch.noise["assistant"], t)
+        (losses.sum() / self.config.batch).backward()
+        return {"assistant": losses.mean()}
+
+    def _discriminator(self, turn: Turn, batch: Batch, index: int) -> dict[str, Tensor]:
+        config = self.config.adversary
+        assert config is not None
+        gamma = config.gamma_at(index / self.config.loop.steps)
+        joint = config.backbone == "joint"
+        with nullcontext() if joint else out_of_graph(self._backbone):
+            losses, seen = discriminator_turn(self._critic(turn, batch), self._pair(batch), config, gamma)
+        ((config.joint_weight if joint else 1.0) * losses.sum() / self.config.batch).backward()
+        by_steps = {f"{name}_{turn.steps}": seen[name] for name in ("d_fewer", "d_more", "gap", "accuracy")}
+        return {**seen, **by_steps, "gamma": torch.tensor(gamma)}
+
+    @property
+    def _backbone(self) -> VideoTransformer:
+        config = self.config.adversary
+        return self.teacher if config and config.backbone == "teacher" else self.assistant
+
+    def _critic(self, turn: Turn, batch: Batch) -> Any:
+        assert self.discriminator is not None
+        assert self.config.adversary is not None
+        n = self.config.adversary.logit(turn.steps, GRID)
+        assert n is not None
+        return critic(self._backbone, self.discriminator, batch.text, batch.times["psi"], n)
+
+    def _pair(self, batch: Batch) -> Pair:
+        assert batch.more is not None
+        eps, direction = batch.noise["psi"], batch.noise["direction"]
+        return Pair(fewer=batch.fewer, more=batch.more, eps=eps, t=batch.times["psi"], direction=direction)
+
+    # --- results ---------------------------------------------------------------------------------------------------
+
+    def preview(self, path: Path) -> None:
+        """Fixed captions and noise along every preview plan, a row of clips each."""
+        make = partial(
+            make_plan, frames=sum(self.lengths), chunk_frames=self.config.chunk_frames, shift=self.config.shift
+        )
+        plans = [make(plan) for plan in PREVIEW_PLANS]
+        network: Any = self.ema.module
+        show(path, network, self.text, self.codec, plans, shape=self.clips.latents.shape[2:])
+
+    def export(self, folder: Path) -> None:
+        """Write a model folder with the averaged student as ``transformer/``."""
+        network: Any = self.ema.module
+        export_model(
+            folder,
+            networks={"transformer": network, "teacher": self.teacher},
+            text=self.text,
+            codec=self.codec,
+            shift=self.config.shift,
+            settings=self.config.settings,
+        )
+
+
+def _per_frame(t: Tensor, like: Tensor) -> Tensor:
+    return t[:, None].expand(-1, like.shape[1])
+
+
+def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    # Micro-batches log the same names; their mean is the batch's.
+    names = {name: None for row in rows for name in row}
+    return {name: torch.stack([row[name].detach().float() for row in rows if name in row]).mean() for name in names}

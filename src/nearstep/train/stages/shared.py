@@ -1,0 +1,88 @@
+"""What the network stages share: draws, compilation, sample pictures, and where a codec's latents belong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.data.captions import caption
+from nearstep.data.playground import sample_scenes
+from nearstep.errors import NearstepError
+from nearstep.flow.guidance import Guided
+from nearstep.flow.plan import ChunkPlan
+from nearstep.nets.codec import VideoCodec
+from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.text import PromptEncoder
+from nearstep.nets.transformer import VideoTransformer
+from nearstep.rollout.rollout import generate
+from nearstep.train.preview import write_grid
+
+PREVIEWS = 8
+_PREVIEW_SEED = 2
+
+
+def load_network(folder: Path) -> VideoTransformer:
+    """The network in ``folder``, in float32.
+
+    Raises:
+        NearstepError: if there is none.
+    """
+    if not folder.is_dir():
+        raise NearstepError(f"there is no network at {folder}; run the stage before this one first")
+    return VideoTransformer.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def codec_name(codec: VideoCodec) -> str:
+    """Names a codec's weights, for the latents made by it."""
+    statistics = (codec.vae.config["latents_mean"], codec.vae.config["latents_std"])
+    return f"{rng.key(repr(statistics)):016x}"
+
+
+def stratified(count: int, draw: torch.Generator) -> Tensor:
+    """``count`` uniform numbers in [0, 1], one in each of ``count`` equal cells, shuffled: less noise in the loss."""
+    cells = torch.randperm(count, generator=draw)
+    return (cells + torch.rand(count, generator=draw)) / count
+
+
+def dropped(captions: Sequence[str], odds: float, draw: torch.Generator) -> list[str]:
+    """The captions, each emptied with probability ``odds``."""
+    gone = torch.rand(len(captions), generator=draw) < odds
+    return ["" if empty else text for text, empty in zip(captions, gone.tolist(), strict=True)]
+
+
+def compile_blocks(network: VideoTransformer) -> None:
+    """Compile every block in place; parameter names stay as they are."""
+    for block in network.blocks:
+        block.compile(dynamic=False)
+
+
+@torch.no_grad()
+def show(
+    path: Path,
+    network: VideoTransformer,
+    text: PromptEncoder,
+    codec: VideoCodec,
+    plans: Sequence[ChunkPlan],
+    *,
+    shape: Sequence[int],
+    weight: float = 1.0,
+) -> None:
+    """Picture clips of fixed captions and noise, guided with ``weight``: a caption's plans below each other."""
+    count = max(1, PREVIEWS // len(plans))
+    scenes = sample_scenes(_PREVIEW_SEED, range(count))
+    prompts = [caption(scene, seed=_PREVIEW_SEED, index=i) for i, scene in enumerate(scenes)]
+    videos = []
+    with torch.autocast("cpu", torch.bfloat16):
+        denoiser: Any = TextDenoiser(network, text(prompts))
+        if weight != 1:
+            denoiser = Guided(TextDenoiser(network, text(prompts + [""] * count)), weight)
+        for plan in plans:
+            renoise = "implied" if len(plan.lengths) == 1 else "fresh"
+            latents = generate(denoiser, plan, shape=shape, seed=0, samples=range(count), renoise=renoise)
+            videos.append(codec.decode(latents).float())
+    write_grid(torch.stack(videos, dim=1).flatten(0, 1), path)

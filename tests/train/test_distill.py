@@ -1,0 +1,202 @@
+"""The distillation stage: who learns from what, resume, accumulation, and every rival through the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nearstep.errors import NearstepError
+from nearstep.recipes import playground
+from nearstep.train.adversary import AdversaryConfig, out_of_graph
+from nearstep.train.balance import Balance
+from nearstep.train.loop import LoopConfig
+from nearstep.train.optim import NonFiniteError, OptimConfig
+from nearstep.train.stages.distill import DistillConfig, DistillStage
+from nearstep.train.turns import Turn
+
+RIVALS = ("self_forcing", "distill", "self_forcing_1", "self_forcing_2", "causvid", "one_forcing")
+
+
+@pytest.fixture
+def config(model, tmp_path: Path) -> DistillConfig:
+    loop = LoopConfig(
+        folder=tmp_path / "run", steps=6, log_every=2, save_every=2, preview_every=100, tensorboard=False
+    )
+    rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
+    return replace(
+        playground.distill(),
+        loop=loop, model=model.folder, latents=model.latents, student=rate, assistant=rate, discriminator=rate,
+        batch=4, ratio=2, warmup=0, autocast=False,
+    )  # fmt: skip
+
+
+def turn(steps: int, *, student: bool = True) -> Turn:
+    return Turn(steps=steps, student=student, adversarial=True)
+
+
+def have_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[bool]:
+    return [p.grad is not None and bool(p.grad.any()) for p in parameters]
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_rival_trains_and_its_student_generates(name: str, config: DistillConfig):
+    from nearstep import CausalVideoPipeline
+
+    recipe = getattr(playground, name)()
+    rates = {"student": config.student, "assistant": config.assistant, "discriminator": config.discriminator}
+    small = {"loop": config.loop, "model": config.model, "latents": config.latents, "batch": 2, "ratio": 2, "warmup": 0}
+    folder = replace(recipe, **small, **rates).run()
+    before, after = weights(config.model), weights(folder)
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    pipe = CausalVideoPipeline.from_pretrained(folder)
+    assert torch.isfinite(pipe("a red ball slides left", plan="4,1x", seed=0, output_type="pt").frames).all()
+
+
+def test_resumes_exactly(config: DistillConfig, tmp_path: Path):
+    balanced = replace(config, adversary=AdversaryConfig(balance=True, reference="both"))
+    whole = balanced.run()
+    cut = replace(balanced, loop=replace(balanced.loop, folder=tmp_path / "cut"))
+    for _ in range(2):  # lost twice, after steps 1 and 2
+        replace(cut, loop=replace(cut.loop, minutes=1e-9, save_every=1)).run()
+    resumed = weights(cut.run())
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(whole).items())
+
+
+@pytest.mark.parametrize("penalty", ["exact", "finite difference"])
+def test_micro_batches_add_up_to_the_whole_batch(config: DistillConfig, penalty):
+    config = replace(config, adversary=AdversaryConfig(penalty=penalty, balance=True))
+    whole, halves = DistillStage(config), DistillStage(replace(config, micro=2))
+    for index in range(3):
+        logged = [stage.step(index) for stage in (whole, halves)]
+        for name in logged[0].keys() & {"dmd", "asd", "assistant", "discriminator", "r1"}:
+            torch.testing.assert_close(logged[0][name], logged[1][name], rtol=1e-3, atol=1e-5)
+    for name in ("student", "assistant", "discriminator"):
+        pairs = zip(getattr(whole, name).parameters(), getattr(halves, name).parameters(), strict=True)
+        assert all(torch.allclose(a, b, atol=2e-4) for a, b in pairs), name
+
+
+def test_the_students_turn_reaches_the_student_alone(config: DistillConfig):
+    stage = DistillStage(config)
+    batch = stage._batch(turn(2), 0, range(4))
+    assert batch.fewer.requires_grad
+    assert batch.more is not None
+    assert not batch.more.requires_grad
+    stage._student(turn(2), batch)
+    assert all(have_gradients(p for name, p in stage.student.named_parameters() if "blocks" in name))
+    for other in (stage.assistant, stage.teacher, stage.discriminator):
+        assert not any(have_gradients(other.parameters()))
+
+
+@pytest.mark.parametrize("penalty", ["exact", "finite difference"])
+@pytest.mark.parametrize("backbone", ["assistant", "teacher", "joint"])
+def test_the_discriminators_turn_reaches_the_backbone_only_where_it_is_joint(config: DistillConfig, backbone, penalty):
+    adversary = AdversaryConfig(backbone=backbone, penalty=penalty)
+    stage = DistillStage(replace(config, adversary=adversary))
+    batch = stage._batch(turn(2, student=False), 0, range(4))
+    stage._discriminator(turn(2), batch, 0)
+    rows = stage.discriminator.logits.weight.grad.abs().sum(1)
+    assert [bool(row) for row in rows] == [False, True, False]  # D_2 alone
+    assert any(have_gradients(stage.assistant.parameters())) == (backbone == "joint")
+    assert not any(have_gradients([*stage.student.parameters(), *stage.teacher.parameters()]))
+
+
+def gap(stage: DistillStage, batch) -> float:
+    with torch.no_grad():
+        discriminate, pair = stage._critic(turn(1), batch), stage._pair(batch)
+        return float((discriminate(pair.noised(pair.fewer)) - discriminate(pair.noised(pair.more))).mean())
+
+
+def test_a_discriminators_step_lowers_the_gap_and_a_students_step_on_asd_alone_raises_it(config: DistillConfig):
+    small = OptimConfig(lr=1e-4, warmup=1, decay=0.0)
+    stage = DistillStage(replace(config, student=small, discriminator=small, match="largest"))
+    batch = stage._batch(turn(1, student=False), 0, range(4))
+    before = gap(stage, batch)
+    stage._discriminator(turn(1), batch, 0)
+    stage._move("discriminator", 0)
+    lowered = gap(stage, batch)
+    assert lowered < before
+    stage._student(turn(1), stage._batch(turn(1), 0, range(4)))  # n = 1 is not the largest: no DMD
+    stage._move("student", 0)
+    after = replace(stage._batch(turn(1, student=False), 0, range(4)), more=batch.more)
+    assert gap(stage, after) > lowered
+
+
+def test_the_largest_n_has_no_reference_unless_the_chain_ends_in_data(config: DistillConfig):
+    stage = DistillStage(config)
+    assert stage._batch(turn(4), 0, range(4)).more is None
+    chained = DistillStage(replace(config, adversary=AdversaryConfig(reference="both")))
+    batch = chained._batch(turn(4), 0, range(4))
+    assert torch.equal(batch.more, batch.data)
+    assert chained.discriminator.pairs == 4
+
+
+def test_warm_up_leaves_the_discriminator_alone(config: DistillConfig):
+    stage = DistillStage(replace(config, warmup=2))
+    before = [p.clone() for p in stage.discriminator.parameters()]
+    logged = [stage.step(index) for index in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+    assert "dmd" in logged[0]
+    assert "asd" not in logged[0]
+
+
+def test_what_is_not_finite_stops_before_any_weight_moves(config: DistillConfig):
+    stage = DistillStage(config)
+    with torch.no_grad():
+        stage.assistant.proj_out.bias.fill_(float("nan"))
+    before = [p.clone() for p in stage.student.parameters()]
+    with pytest.raises(NonFiniteError):
+        stage.step(0)
+    assert all(torch.equal(a, b) for a, b in zip(before, stage.student.parameters(), strict=True))
+
+
+def test_out_of_graph_keeps_input_gradients_and_restores(config: DistillConfig):
+    layer = torch.nn.Linear(3, 3)
+    layer.bias.requires_grad_(False)
+    x = torch.randn(2, 3, requires_grad=True)
+    with out_of_graph(layer):
+        layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    assert layer.weight.requires_grad
+    assert not layer.bias.requires_grad
+
+
+def test_gamma_falls_to_a_tenth():
+    config = AdversaryConfig(gamma=2.0)
+    assert config.gamma_at(0.0) == 2.0
+    assert config.gamma_at(0.5) == pytest.approx(1.1)
+    assert config.gamma_at(1.0) == pytest.approx(0.2)
+
+
+def test_balance_takes_effect_with_the_next_update():
+    balance = Balance()
+    assert balance.ratio == 1.0
+    balance.add(torch.full((2, 3), 4.0), torch.full((2, 3), 2.0))
+    assert balance.ratio == 1.0
+    balance.settle()
+    assert balance.ratio == pytest.approx(2.0)
+    again = Balance()
+    again.load_state_dict(balance.state_dict())
+    assert again.ratio == balance.ratio
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"counts": (1, 5)}, "from 1 to 4"),
+        ({"counts": ()}, "from 1 to 4"),
+        ({"micro": 3}, "does not divide"),
+    ],
+)
+def test_wrong_settings_are_named(config: DistillConfig, change, message: str):
+    with pytest.raises(NearstepError, match=message):
+        replace(config, **change)
