@@ -29,7 +29,7 @@ def generate(model_folder: Path):
     return call
 
 
-def files() -> list[str]:
+def written() -> list[str]:
     return sorted(str(path) for path in Path().rglob("*") if path.is_file())
 
 
@@ -51,7 +51,7 @@ def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, c
     expected = [f"clips/{p}-{i}.gif" for p in (PROMPT, "a blue square") for i in (0, 1)]
     assert generate(*arguments) == 0
     assert capsys.readouterr().out.splitlines() == expected
-    assert files() == sorted([*expected, "prompts.txt"])
+    assert written() == sorted([*expected, "prompts.txt"])
     before = {path: Path(path).read_bytes() for path in expected}
     Path(expected[1]).unlink()
     assert generate(*arguments) == 0
@@ -67,20 +67,20 @@ def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, c
 def test_a_teacher_and_a_sheet(generate, capsys) -> None:
     assert generate(PROMPT, "--network", "teacher", "--seed", "1", "-o", "ball.png") == 0
     assert "plan 3: 3 steps + 0 commits a clip, guidance 2" in capsys.readouterr().err
-    assert files() == ["ball.png"]
+    assert written() == ["ball.png"]
 
 
 def test_one_sheet_shows_all_clips(generate, capsys) -> None:
     assert generate(PROMPT, "--samples", "2", "--seed", "1", "-o", "out", "--sheet", "out/sheet.png") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "out/sheet.png"
-    assert files() == [f"out/{PROMPT}-0.mp4", f"out/{PROMPT}-1.mp4", "out/sheet.png"]
+    assert written() == [f"out/{PROMPT}-0.mp4", f"out/{PROMPT}-1.mp4", "out/sheet.png"]
 
 
 def test_dry_run_makes_nothing(generate, capsys) -> None:
     assert generate(PROMPT, "--dry-run", "--seed", "1") == 0
     out, err = capsys.readouterr()
     assert out == f"{PROMPT}-0.mp4\n" and "plan 2: 6 steps" in err
-    assert files() == []
+    assert written() == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_mistakes_are_found_before_anything_is_made(
     assert generate(*arguments) == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
-    assert files() == []
+    assert written() == []
 
 
 def test_a_full_disk_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_full_disk_keeps_what_is_finished(generate, capsys, monkeypatch: pytes
 
     monkeypatch.setattr(files.os, "fsync", fill)
     assert generate("a ball", "a square", "-o", "clips/", "--seed", "1") == 2
-    assert files() == ["clips/a ball-0.mp4"]
+    assert written() == ["clips/a ball-0.mp4"]
     assert "cannot write clips/a square-0.mp4: No space left on device" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_ctrl_c_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(pipeline.CausalVideoPipeline, "play", interrupted)
     assert generate("a ball", "a square", "-o", "clips/", "--seed", "1") == 130
-    assert files() == ["clips/a ball-0.mp4"]
+    assert written() == ["clips/a ball-0.mp4"]
     assert "interrupted" in capsys.readouterr().err
 
 

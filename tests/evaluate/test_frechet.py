@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nearstep.data.playground import SIZE
 from nearstep.errors import NearstepError
 from nearstep.evaluate.features import CLASSES, FeatureNet, feature_net
 from nearstep.evaluate.frechet import frechet, gaussian, gaussian_distance
@@ -61,7 +62,7 @@ def test_rotating_both_sets_changes_nothing():
 def test_the_network_fits_its_size_and_names_everything():
     net = FeatureNet()
     assert sum(weight.numel() for weight in net.state_dict().values()) * 4 < 2_000_000
-    raw, names = net(torch.zeros(2, 9, 3, 64, 64))
+    raw, names = net(torch.zeros(2, 9, 3, SIZE, SIZE))
     assert names.shape == (2, sum(map(len, CLASSES.values())))
     assert raw.shape[1] == len(net.mean)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nearstep.data.playground import COLOURS, SHAPES, background, positions, render, shape_mask
+from nearstep.data.playground import COLOURS, SHAPES, SIZE, background, positions, render, shape_mask
 from nearstep.errors import NearstepError
 from nearstep.evaluate.judge import ATTRIBUTES, Verdict, chunk_frames, judge
 from nearstep.evaluate.quality import FIGURES
@@ -174,7 +174,7 @@ def _stays_inside(scene) -> bool:
 def test_second_object_costs_the_count(clips):
     chosen, video = [], []
     for index, (scene, clip) in enumerate(zip(clips.scenes, clips.video, strict=True)):
-        corner = max(((x, y) for x in (10.0, 53.0) for y in (10.0, 53.0)), key=lambda at: _clearance(scene, at))
+        corner = max(((x, y) for x in (7.0, 40.0) for y in (7.0, 40.0)), key=lambda at: _clearance(scene, at))
         if _clearance(scene, corner) > 12:
             mask = shape_mask("circle", 6.0, torch.tensor(corner))
             colour = torch.tensor(COLOURS[scene.colour])[:, None, None]
@@ -222,7 +222,7 @@ def test_a_clip_without_object_scores_nothing(clips, kind: str):
         "white": torch.ones(shape),
         "uniform": uniform,
         "normal": (0.5 + 0.3 * normal(*shape)).clamp(0, 1),
-        "patches": uniform[..., ::8, ::8].repeat_interleave(8, -1).repeat_interleave(8, -2),
+        "patches": uniform[..., ::6, ::6].repeat_interleave(6, -1).repeat_interleave(6, -2),
     }[kind]
     verdicts = judge(video, clips.captions)
     marks = agreement(verdicts)
@@ -280,8 +280,8 @@ def test_chunks_in_pixel_frames():
     ("shape", "captions", "message"),
     [
         ((1, 33, 3, 32, 32), 1, "world's size"),
-        ((1, 9, 3, 64, 64), 1, "at least 17 frames"),
-        ((2, 33, 3, 64, 64), 1, "one caption for each"),
+        ((1, 9, 3, SIZE, SIZE), 1, "at least 17 frames"),
+        ((2, 33, 3, SIZE, SIZE), 1, "one caption for each"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(shape, captions, message):

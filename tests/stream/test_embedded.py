@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nearstep import CausalVideoPipeline
+from nearstep.data.playground import SIZE
 from nearstep.evaluate.judge import judge
 from nearstep.evaluate.run import held_out
 
@@ -25,7 +26,7 @@ def test_all_weights_together_stay_small_and_are_safetensors():
 def test_it_beats_chance_on_held_out_captions(plan: str):
     captions = [text for _, text in held_out(8)]
     video = CausalVideoPipeline.from_pretrained("playground")(captions, plan=plan, seed=0, output_type="pt").frames
-    assert video.shape == (8, 33, 3, 64, 64)
+    assert video.shape == (8, 33, 3, SIZE, SIZE)
     assert torch.isfinite(video).all()
     verdicts = judge(video, captions)
     background = [verdict.agreement["background"] for verdict in verdicts]

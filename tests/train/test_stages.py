@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from nearstep.data.latents import LatentsConfig
+from nearstep.data.playground import SIZE
 from nearstep.errors import NearstepError
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
@@ -118,7 +119,7 @@ def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latent
     for network, plan in (("transformer", "2,1x"), ("teacher", "3")):
         pipe = CausalVideoPipeline.from_pretrained(resumed, transformer=network)
         video = pipe("a red ball slides left", plan=plan, seed=0, output_type="pt").frames
-        assert video.shape == (1, 33, 3, 64, 64)
+        assert video.shape == (1, 33, 3, SIZE, SIZE)
         assert torch.isfinite(video).all()
 
 

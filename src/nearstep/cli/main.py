@@ -20,6 +20,8 @@ COMMANDS = {
     "info": "what a model is: components, sizes, plans and what they cost",
     "evaluate": "measure a model, or a folder of videos, on the playground",
     "train": "run a recipe: train codec, teacher or student",
+    "ablate": "run and evaluate every rival recipe, several seeds each",
+    "report": "one page about a training run: curves, alarms, samples over time",
 }
 """Command -> one line about it. Each lives in the module of its name in this package, as ``run(arguments)``."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nearstep import rng
 
-SIZE = 64
+SIZE = 48
 FRAMES = 33
 FPS = 12
 
@@ -49,7 +49,7 @@ BACKGROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, flo
 SIZES: dict[str, float] = {"small": 7.0, "medium": 9.2, "large": 12.0}
 """Size name -> radius in pixels (of the disc with about the shape's reach)."""
 
-SPEEDS: dict[str, float] = {"slow": 0.36, "fast": 0.95}
+SPEEDS: dict[str, float] = {"slow": 0.26, "fast": 0.52}
 """Speed name -> pixels per frame."""
 
 _D = math.sqrt(0.5)
@@ -235,10 +235,10 @@ def _slide_start(draw: random.Random, velocity: float, low: float, high: float) 
 
 
 def _bounce_start(draw: random.Random, velocity: float, low: float, high: float) -> float:
-    # Meets its first wall between a quarter and two thirds of the clip, so that both legs are seen.
+    # Meets its first wall between three and six tenths of the clip, so that both legs are seen.
     if velocity == 0.0:
         return draw.uniform(low, high)
-    way = abs(velocity) * (FRAMES - 1) * draw.uniform(0.25, 0.66)
+    way = abs(velocity) * (FRAMES - 1) * draw.uniform(0.3, 0.62)
     return high - way if velocity > 0 else low + way
 
 
@@ -279,7 +279,7 @@ def background(name: str, size: int = SIZE) -> Tensor:
 
 
 def render(scenes: Sequence[Scene], frames: int = FRAMES, first: int = 0) -> Tensor:
-    """Draw frames ``first .. first + frames - 1`` of the scenes, [B, T, 3, 64, 64] in [0, 1], float32."""
+    """Draw frames ``first .. first + frames - 1`` of the scenes, [B, T, 3, SIZE, SIZE] in [0, 1], float32."""
     video = torch.stack([background(scene.background) for scene in scenes])[:, None]
     video = video.expand(-1, frames, -1, -1, SIZE).clone()
     centres = torch.stack([positions(scene, frames, first) for scene in scenes])

@@ -92,7 +92,7 @@ def chunk_frames(frames: int, latent: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def judge(video: Tensor, captions: Sequence[str], *, chunk: int = 3) -> list[Verdict]:
-    """Measure clips [B, T, 3, 64, 64] in [0, 1] against their captions.
+    """Measure clips [B, T, 3, SIZE, SIZE] in [0, 1] against their captions.
 
     Args:
         video: the clips.

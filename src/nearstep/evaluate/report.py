@@ -19,7 +19,7 @@ def table(results: dict[str, Any]) -> str:
         [plan, found["calls"], *(_value(found[name], 1 if name == "frechet" else 100) for name in _HEADS)]
         for plan, found in results["plans"].items()
     ]
-    return _markdown(["plan", "calls", "total", "quality", "semantic", "all correct", "Fréchet"], rows)
+    return markdown(["plan", "calls", "total", "quality", "semantic", "all correct", "Fréchet"], rows)
 
 
 def details(results: dict[str, Any]) -> str:
@@ -29,7 +29,7 @@ def details(results: dict[str, Any]) -> str:
     for part in ("agreement", "figures"):
         names = list(next(iter(plans.values()))[part]) if plans else []
         rows = [[plan, *(f"{100 * found[part][name]['value']:.1f}" for name in names)] for plan, found in plans.items()]
-        parts.append(_markdown(["plan", *names], rows))
+        parts.append(markdown(["plan", *names], rows))
     return "\n\n".join(parts)
 
 
@@ -49,7 +49,7 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
         clips = (torch.tensor([found["plans"][plan]["clips"][name] for name in heads]) for found in (first, second))
         differences = [paired(ours, theirs) for ours, theirs in zip(*clips, strict=True)]
         rows.append([plan, *(f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" for d in differences)])
-    return _markdown(["plan", *heads], rows)
+    return markdown(["plan", *heads], rows)
 
 
 def _value(interval: dict[str, float], scale: float) -> str:
@@ -57,6 +57,7 @@ def _value(interval: dict[str, float], scale: float) -> str:
     return f"{scale * interval['value']:.2f} ± {scale * half:.2f}"
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -101,7 +101,7 @@ def to_bytes(video: Tensor) -> Tensor:
 
 
 def draw_sparsely(scenes: Sequence[Scene]) -> Tensor:
-    """Only the frames the network looks at, [B, T', 3, 64, 64]."""
+    """Only the frames the network looks at, [B, T', 3, SIZE, SIZE]."""
     return torch.cat([render(scenes, frames=1, first=first) for first in range(0, FRAMES, TEMPORAL_STRIDE)], dim=1)
 
 

@@ -53,7 +53,7 @@ def codec() -> CodecConfig:
             CropPhase(600, 13, 4, 32),
             CropPhase(400, 33, 2, 32),
             CropPhase(1100, 17, 4, 32),
-            CropPhase(400, 33, 1, 64),
+            CropPhase(400, 33, 1, SIZE),
         ),
         size=CodecSize(
             base_dim=32,
@@ -72,7 +72,7 @@ def teacher() -> TeacherConfig:
     return TeacherConfig(
         loop=LoopConfig(folder=_RUNS / "teacher", steps=11_000),
         optim=OptimConfig(lr=2e-3, warmup=200, muon=True, weight_decay=0.01),
-        phases=(Phase(1_500, 1, 160), Phase(2_500, 9, 96), Phase(7_000, 33, 32)),
+        phases=(Phase(2_000, 1, 224), Phase(3_000, 9, 128), Phase(6_000, 33, 40)),
         network=NetworkSize(num_attention_heads=5, attention_head_dim=32, ffn_dim=480, num_layers=5),
         text=TextSize(d_model=96, d_kv=24, d_ff=192, num_heads=4, num_layers=2, length=24),
         codec=_RUNS / "codec" / "model" / "vae",

@@ -231,7 +231,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     def _chunks(self, asked: Request) -> Iterator[Chunk]:
         clip = asked.clip
         yield from rollout(
-            self._denoiser(asked),
+            self.denoiser(asked),
             clip.plan,
             shape=clip.shape.frame,
             seed=asked.seed,
@@ -240,7 +240,8 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             device=self._execution_device,
         )
 
-    def _denoiser(self, asked: Request) -> CausalDenoiser:
+    def denoiser(self, asked: Request) -> CausalDenoiser:
+        """The network with the request's text bound, guided where it asks for that."""
         encoder, network = self.prompt_encoder, cast(VideoTransformer, self.transformer)
         text = encoder(asked.prompts)
         if asked.guidance == 1:

@@ -254,7 +254,8 @@ class DistillStage:
         if config.adversary and batch.more is not None:
             seen |= self._add_adversarial(turn, batch, total, config.adversary)
         batch.fewer.backward(total / config.batch)
-        seen |= {f"std_{turn.steps}": x.detach().std(), f"motion_{turn.steps}": x.detach().diff(dim=1).abs().mean()}
+        for name, clips in ((str(turn.steps), x.detach()), ("data", batch.data)):
+            seen |= {f"std_{name}": clips.std(), f"motion_{name}": clips.diff(dim=1).abs().mean()}
         return seen
 
     def _add_adversarial(self, turn: Turn, batch: Batch, total: Tensor, config: AdversaryConfig) -> dict[str, Tensor]:

@@ -1,0 +1,51 @@
+"""What the codec alone costs: real clips through encoder and decoder, judged like generated ones.
+
+    python benchmarks/codec.py --captions 512 --out docs/results/playground-codec.json
+
+No generated clip can be expected to score higher than these.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+
+from nearstep.data.playground import render, sample_scenes
+from nearstep.evaluate.report import details, table
+from nearstep.evaluate.run import CAPTIONS_SEED, measure
+from nearstep.stream.pipeline import CausalVideoPipeline
+
+
+def main(model: str = "playground", *, captions: int = 512, batch: int = 32, out: Path = Path("codec.json")) -> None:
+    """Measure and print.
+
+    Args:
+        model: "playground", a folder, or a hub id.
+        captions: held-out clips.
+        batch: clips at once.
+        out: where the results go; what it holds is not measured again.
+    """
+    codec = CausalVideoPipeline.from_pretrained(model).codec
+    error = torch.zeros((), dtype=torch.float64)
+
+    @torch.no_grad()
+    def round_trip(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
+        del plan, seed
+        video = render(sample_scenes(CAPTIONS_SEED, samples))
+        decoded = codec.decode(codec.encode(video).float()).float()
+        error.add_((decoded - video).square().mean().double() * len(prompts))
+        return decoded
+
+    results = measure(
+        round_trip, ["codec"], calls=lambda plan: 0, name=f"{model} (codec)", captions=captions, batch=batch, out=out
+    )
+    print(table(results), details(results), sep="\n\n")
+    if error:
+        print(f"\nPSNR {-10 * float((error / captions).log10()):.2f} dB")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

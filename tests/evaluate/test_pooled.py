@@ -1,0 +1,76 @@
+"""Pooling seeds: intervals hold both kinds of chance, differences pair the clips, tables say what is sure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nearstep.errors import NearstepError
+from nearstep.evaluate.pooled import clips, difference, difference_table, pooled, pooled_table
+from nearstep.recipes.ablation import CELLS, LADDER, AblationConfig, write_tables
+from nearstep.rng import generator
+
+
+def values(mean: float, *, seeds: int = 3, count: int = 200, spread: float = 0.0, name: str = "pooled") -> torch.Tensor:
+    draw = generator(name)
+    hard = 0.2 * torch.randn(count, generator=draw, dtype=torch.float64)
+    return mean + hard + spread * torch.randn(seeds, 1, generator=draw, dtype=torch.float64)
+
+
+def test_the_mean_is_the_mean_and_seeds_widen_its_interval():
+    alike, apart = pooled(values(0.5)), pooled(values(0.5, spread=0.2))
+    assert alike.value == pytest.approx(float(values(0.5).mean()))
+    assert alike.low < alike.value < alike.high
+    assert apart.high - apart.low > 2 * (alike.high - alike.low)
+
+
+def test_hard_captions_cancel_in_a_difference():
+    low, high = values(0.5), values(0.52)
+    gained = difference(high, low)
+    assert gained.value == pytest.approx(0.02)
+    assert gained.excludes_zero
+    assert gained.high - gained.low < 1e-9  # both moved by the same hard captions
+    assert not difference(values(0.5, spread=0.3, name="other"), values(0.5, spread=0.3)).excludes_zero
+
+
+def test_unequal_captions_are_refused():
+    with pytest.raises(NearstepError, match="cannot be paired"):
+        difference(values(0.5, count=4), values(0.5, count=5))
+    one, other = result(0.5, count=4), result(0.5, count=5)
+    with pytest.raises(NearstepError, match="cannot be pooled"):
+        clips([one, other], "1", "total")
+
+
+def result(mean: float, *, count: int = 50) -> dict:
+    marks = [float(value) for value in values(mean, seeds=1, count=count)[0]]
+    plans = ("1", "4,1x", "2", "4,2x", "4")
+    found = {"calls": 5, "frechet": {"value": 3.0}, "clips": {h: marks for h in ("total", "quality", "semantic")}}
+    return {"plans": dict.fromkeys(plans, found)}
+
+
+def test_tables_hold_every_plan_and_what_is_sure(tmp_path: Path):
+    for cell, mean in (("self_forcing", 0.5), ("asd", 0.6)):
+        for seed in range(2):
+            (tmp_path / f"{cell}-{seed}.json").write_text(json.dumps(result(mean)))
+    text = write_tables(tmp_path).read_text()
+    assert text.count("| asd | 2 |") == 5
+    assert "| ASD at 1 step | 10.00 [10.00, 10.00] | yes |" in text
+    assert "| FFE at 1 step | 0.00 [0.00, 0.00] | no |" in text
+    assert "retrained" not in text
+    assert "reversed" in difference_table([("back", values(0.6), values(0.5))])
+    assert pooled_table({}).count("\n") == 1
+
+
+def test_the_ladder_names_cells_and_plans_that_are_run():
+    config = AblationConfig()
+    assert {cell for _, low, high in LADDER for cell, _ in (low, high)} <= set(CELLS)
+    assert {plan for _, low, high in LADDER for _, plan in (low, high)} <= set(config.plans)
+    assert all(CELLS[cell]().loop.steps > 0 for cell in config.cells)
+
+
+def test_an_unknown_cell_is_named():
+    with pytest.raises(NearstepError, match=r"no cell asd_beta; cells are self_forcing, asd"):
+        AblationConfig(cells=("asd_beta",))
