@@ -103,7 +103,7 @@ def test_dry_run_makes_nothing(generate, capsys) -> None:
 def test_mistakes_are_found_before_anything_is_made(
     generate, arguments: list[str], message: str, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.CausalVideoPipeline, "_denoiser", lambda *_: pytest.fail("a network was run"))
+    monkeypatch.setattr(pipeline.CausalVideoPipeline, "denoiser", lambda *_: pytest.fail("a network was run"))
     assert generate(*arguments) == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err

@@ -109,7 +109,7 @@ def test_global_randomness_is_neither_read_nor_moved(pipe: CausalVideoPipeline) 
 def test_bad_wishes_are_one_line_and_run_nothing(
     pipe: CausalVideoPipeline, wishes: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(pipe), "_denoiser", lambda *_: pytest.fail("a network was run"))
+    monkeypatch.setattr(type(pipe), "denoiser", lambda *_: pytest.fail("a network was run"))
     with pytest.raises(NearstepError, match=message) as caught:
         pipe(PROMPTS[0], **wishes)
     assert "\n" not in str(caught.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ def _interval(value: float, resampled: Tensor) -> Interval:
     return Interval(value, low, high)
 
 
-def pooled_table(cells: dict[str, Sequence[Results]]) -> str:
+def pooled_table(cells: Mapping[str, Sequence[Results]]) -> str:
     """One row a recipe and plan: totals in points of a hundred with intervals, Fréchet distance as a mean of seeds."""
     rows = []
     for name, results in cells.items():
