@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Panel -> its curves; a panel is drawn where a run logs any of them."""
 _BANDED = {"accuracy by n": "accuracy", "gap by n": "gap"}
+_LOGARITHMIC = {"rates"}
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -108,6 +109,8 @@ def _curves(rows: Rows, behind: Rows) -> bytes:
         if name in _BANDED:
             band = BANDS[_BANDED[name]]
             axis.axhspan(band.low, band.high, color="tab:green", alpha=0.08)
+        if name in _LOGARITHMIC:
+            axis.set_yscale("log")
         axis.set_title(name)
         axis.grid(alpha=0.3)
         axis.legend(fontsize="x-small")
