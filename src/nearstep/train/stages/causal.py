@@ -164,9 +164,11 @@ class CausalStage:
         show(path, network, self.text, self.codec, [plan], shape=self.clips.latents.shape[2:], weight=weight)
 
     def export(self, folder: Path) -> None:
-        """Write a model folder with the causal ``transformer/`` beside the ``teacher/`` that it came from."""
+        """Write a model folder: the ``transformer/``, the ``teacher/``, and the many-step ``causal/`` between them."""
         network: Any = self.ema.module
         networks = {"transformer": network, "teacher": load_network(self.config.model / "teacher")}
+        if self.config.objective == "consistency":
+            networks["causal"] = self.many_step
         export_model(
             folder,
             networks=networks,
