@@ -11,7 +11,7 @@ from torch import Tensor
 from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.evaluate.report import markdown
-from nearstep.evaluate.statistics import LEVEL, RESAMPLES, Interval
+from nearstep.evaluate.statistics import RESAMPLES, Interval, counts, tails
 
 HEADS = ("total", "quality", "semantic")
 Results = dict[str, Any]
@@ -26,14 +26,15 @@ def clips(results: Sequence[Results], plan: str, head: str) -> Tensor:
     """
     rows = [result["plans"][plan]["clips"][head] for result in results]
     if len({len(row) for row in rows}) > 1:
-        counts = sorted({len(row) for row in rows})
-        raise NearstepError(f"results on {counts} captions cannot be pooled; measure all seeds alike")
+        sizes = sorted({len(row) for row in rows})
+        raise NearstepError(f"results on {sizes} captions cannot be pooled; measure all seeds alike")
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def pooled(values: Tensor, *, seed: int = 0) -> Interval:
     """Mean of [S, N] with its interval: seeds and clips are both resampled, so both kinds of chance are in it."""
-    return _bootstrap(values, seed)
+    draw = rng.generator("pooled", seed)
+    return _interval(values.mean(), _resampled(values, counts(values.shape[1], seed=seed, resamples=RESAMPLES), draw))
 
 
 def difference(first: Tensor, second: Tensor, *, seed: int = 0) -> Interval:
@@ -44,31 +45,22 @@ def difference(first: Tensor, second: Tensor, *, seed: int = 0) -> Interval:
     """
     if first.shape[1] != second.shape[1]:
         raise NearstepError(f"{first.shape[1]} and {second.shape[1]} captions cannot be paired; measure both alike")
+    weights = counts(first.shape[1], seed=seed, resamples=RESAMPLES)
     draw = rng.generator("pooled difference", seed)
-    picks = torch.randint(first.shape[1], (RESAMPLES, first.shape[1]), generator=draw)
-    a, b = (_seed_means(values, picks, draw) for values in (first, second))
-    return _interval(float(first.mean() - second.mean()), a - b)
+    a, b = (_resampled(values, weights, draw) for values in (first, second))
+    return _interval(first.mean() - second.mean(), a - b)
 
 
-def _bootstrap(values: Tensor, seed: int) -> Interval:
-    draw = rng.generator("pooled", seed)
-    picks = torch.randint(values.shape[1], (RESAMPLES, values.shape[1]), generator=draw)
-    return _interval(float(values.mean()), _seed_means(values, picks, draw))
-
-
-def _seed_means(values: Tensor, picks: Tensor, draw: torch.Generator) -> Tensor:
-    # Mean of each resample [R]: clips by picks [R, N], seeds drawn anew.
-    seeds = torch.randint(len(values), (len(picks), len(values)), generator=draw)
-    counts = torch.zeros(len(picks), values.shape[1], dtype=torch.float64)
-    counts.scatter_add_(1, picks, torch.ones(picks.shape, dtype=torch.float64))
-    by_seed = counts @ values.T / values.shape[1]  # [R, S]
+def _resampled(values: Tensor, weights: Tensor, draw: torch.Generator) -> Tensor:
+    # Mean of each resample [R]: clips by their counts [R, N], seeds drawn anew.
+    seeds = torch.randint(len(values), (len(weights), len(values)), generator=draw)
+    by_seed = weights @ values.T / values.shape[1]  # [R, S]
     return by_seed.gather(1, seeds).mean(dim=1)
 
 
-def _interval(value: float, resampled: Tensor) -> Interval:
-    tail = (1 - LEVEL) / 2
-    low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(value, low, high)
+def _interval(value: Tensor, resampled: Tensor) -> Interval:
+    low, high = tails(resampled[:, None])
+    return Interval(float(value), float(low), float(high))
 
 
 def pooled_table(cells: Mapping[str, Sequence[Results]]) -> str:

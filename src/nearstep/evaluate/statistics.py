@@ -49,7 +49,7 @@ def mean_rows(values: Tensor, *, seed: int = 0, resamples: int = RESAMPLES, leve
     weights = counts(values.shape[1], seed=seed, resamples=resamples)  # [R, N]
     numbers = torch.where(there, values, 0.0).double()
     means = (weights @ numbers.T) / (weights @ there.double().T).clamp(min=1)  # [R, K]
-    low, high = _tails(means, level)
+    low, high = tails(means, level)
     centre = numbers.sum(dim=1) / there.sum(dim=1)
     return [Interval(*row) for row in torch.stack([centre, low, high], dim=1).tolist()]
 
@@ -73,7 +73,7 @@ def statistic(
     generator = rng.generator("bootstrap rows", seed)
     picks = torch.randint(len(rows), (resamples, len(rows)), generator=generator)
     again = torch.tensor([measure(rows[pick]) for pick in picks], dtype=torch.float64)
-    low, high = _tails((again - again.mean() + value)[:, None], level)
+    low, high = tails((again - again.mean() + value)[:, None], level)
     return Interval(value, float(low), float(high))
 
 
@@ -85,7 +85,8 @@ def counts(size: int, *, seed: int, resamples: int) -> Tensor:
     )
 
 
-def _tails(values: Tensor, level: float) -> tuple[Tensor, Tensor]:
+def tails(values: Tensor, level: float = LEVEL) -> tuple[Tensor, Tensor]:
+    """Bounds, [K] each, that hold ``level`` of resampled values [R, K] between them."""
     tail = (1 - level) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype), dim=0)
     return low, high

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.data.latents import LatentsConfig
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import guided
 from nearstep.flow.ode import ode_path
@@ -29,16 +29,14 @@ from nearstep.flow.times import shifted, training_times
 from nearstep.losses.consistency import causal_consistency
 from nearstep.losses.denoising import teacher_forced
 from nearstep.losses.trajectory import trajectory_regression
-from nearstep.nets.codec import VideoCodec
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
-from nearstep.nets.text import PromptEncoder
 from nearstep.protocols import Denoiser
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.stages.shared import codec_name, compile_blocks, dropped, load_network, show, stratified
+from nearstep.train.stages.shared import compile_blocks, dropped, load_network, open_model, show, stratified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +80,7 @@ class CausalStage:
 
     def __init__(self, config: CausalConfig) -> None:
         self.config = config
-        self.codec = VideoCodec.from_pretrained(config.model / "vae").eval().requires_grad_(False)
-        self.text = PromptEncoder.from_pretrained(config.model, dtype=torch.float32).eval().requires_grad_(False)
-        self.clips = load_latents(config.latents, self.codec, codec_name(self.codec))
+        self.codec, self.text, self.clips = open_model(config.model, config.latents)
         frames = self.clips.latents.shape[1]
         self.lengths = chunk_lengths(frames, config.chunk_frames)
         self.visibility = teacher_forcing(self.lengths)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.data.latents import LatentsConfig
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import guided
 from nearstep.flow.path import noised, x0_from_velocity
@@ -28,11 +28,9 @@ from nearstep.flow.plan import GRID, chunk_lengths, make_plan
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
 from nearstep.losses.dmd import distribution_matching, dmd_gradient
-from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.discriminator import Discriminator, tap_blocks
 from nearstep.nets.masks import block_causal
-from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 from nearstep.train.adversary import AdversaryConfig, Pair, critic, discriminator_turn, out_of_graph, student_turn
@@ -42,7 +40,7 @@ from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.stages.shared import codec_name, load_network, show
+from nearstep.train.stages.shared import load_network, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
@@ -108,7 +106,6 @@ class Batch:
     """What one micro-batch holds: prompts, samples, and the noise of every turn (drawn for the whole batch)."""
 
     text: Tensor
-    empty: Tensor
     data: Tensor
     rows: range
     fewer: Tensor
@@ -126,9 +123,7 @@ class DistillStage:
 
     def __init__(self, config: DistillConfig) -> None:
         self.config = config
-        self.codec = VideoCodec.from_pretrained(config.model / "vae").eval().requires_grad_(False)
-        self.text = PromptEncoder.from_pretrained(config.model, dtype=torch.float32).eval().requires_grad_(False)
-        self.clips = load_latents(config.latents, self.codec, codec_name(self.codec))
+        self.codec, self.text, self.clips = open_model(config.model, config.latents)
         self.lengths = chunk_lengths(self.clips.latents.shape[1], config.chunk_frames)
         self.student = load_network(config.model / "transformer")
         self.teacher = load_network(config.model / "teacher").eval().requires_grad_(False)
@@ -200,8 +195,7 @@ class DistillStage:
         times = {
             name: training_times(u[name], shift=shifts[name], low=config.low, high=config.high) for name in purposes
         }
-        text, empty = self.text(captions), self.text([""] * len(captions))
-        batch = Batch(text=text, empty=empty, data=data, rows=rows, fewer=data, noise=noise, times=times)
+        batch = Batch(text=self.text(captions), data=data, rows=rows, fewer=data, noise=noise, times=times)
         fewer = self._samples(turn.steps, batch, index, "fewer", graph=turn.student)
         return replace(batch, fewer=fewer, more=self._reference(turn, batch, index))
 
@@ -243,7 +237,7 @@ class DistillStage:
         x = batch.fewer.detach().requires_grad_()
         total, seen = torch.zeros_like(x), {}
         if config.match == "every" or turn.steps == max(config.counts):
-            both = partial(self.teacher, text=torch.cat([batch.text, batch.empty]))
+            both = partial(self.teacher, text=torch.cat([batch.text, self.text([""] * len(batch.rows))]))
             assistant = partial(self.assistant, text=batch.text)
             t = _per_frame(batch.times["match"], x)
             direction = dmd_gradient(x, guided(both, config.guidance), assistant, batch.noise["match"], t)

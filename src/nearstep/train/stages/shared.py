@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.data.captions import caption
+from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.data.playground import sample_scenes
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
@@ -35,6 +36,13 @@ def load_network(folder: Path) -> VideoTransformer:
     if not folder.is_dir():
         raise NearstepError(f"there is no network at {folder}; run the stage before this one first")
     return VideoTransformer.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptEncoder, LatentClips]:
+    """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents."""
+    codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False)
+    text = PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
+    return codec, text, load_latents(latents, codec, codec_name(codec))
 
 
 def codec_name(codec: VideoCodec) -> str:
