@@ -1,4 +1,4 @@
-# make demo    four clips from the embedded model, in ./demo
+# make demo    prompts at 4, 4,2x, 4,1x and 1 steps a chunk side by side, in ./demo
 # make test    the tests that need neither minutes nor an accelerator
 # make check   lint, types and tests: what a change must pass
 
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/nearstep generate $(DEMO) --seed 7 --overwrite -o demo/ --sheet demo/sheet.png
+	$(BIN)/nearstep compare $(DEMO) --seed 7 -o demo/
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from nearstep.errors import NearstepError
+from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.pooled import clips, difference, difference_table, pooled, pooled_table
-from nearstep.recipes.ablation import CELLS, LADDER, AblationConfig, write_tables
+from nearstep.recipes.ablation import CELLS, NETWORKS, AblationConfig
+from nearstep.recipes.tables import ABLATION, LADDER, PAPER_ABLATION, SYSTEMS, read_cells, write_tables
 from nearstep.rng import generator
+
+PLANS = ("1", "4,1x", "2", "4,2x", "4")
 
 
 def values(mean: float, *, seeds: int = 3, count: int = 200, spread: float = 0.0, name: str = "pooled") -> torch.Tensor:
@@ -44,9 +49,8 @@ def test_unequal_captions_are_refused():
         clips([one, other], "1", "total")
 
 
-def result(mean: float, *, count: int = 50) -> dict:
+def result(mean: float, *, count: int = 50, plans: tuple[str, ...] = PLANS) -> dict:
     marks = [float(value) for value in values(mean, seeds=1, count=count)[0]]
-    plans = ("1", "4,1x", "2", "4,2x", "4")
     found = {"calls": 5, "frechet": {"value": 3.0}, "clips": {h: marks for h in ("total", "quality", "semantic")}}
     return {"plans": dict.fromkeys(plans, found)}
 
@@ -55,22 +59,40 @@ def test_tables_hold_every_plan_and_what_is_sure(tmp_path: Path):
     for cell, mean in (("self_forcing", 0.5), ("asd", 0.6)):
         for seed in range(2):
             (tmp_path / f"{cell}-{seed}.json").write_text(json.dumps(result(mean)))
-    text = write_tables(tmp_path).read_text()
-    assert text.count("| asd | 2 |") == 5
+    (tmp_path / "teacher-0.json").write_text(json.dumps(result(0.7, plans=("20",))))
+    cells = read_cells(tmp_path, (*NETWORKS, *CELLS))
+    assert list(cells) == ["teacher", "self_forcing", "asd"]
+    text = write_tables(cells, tmp_path / "tables.md").read_text()
+    assert text.count("\n| asd | 2 |") == 5
+    none = 100 * float(values(0.5, seeds=1, count=50).mean())
+    assert f"| none | {none:.2f} [" in text
+    assert "| teacher, many steps | 20 |" in text
+    assert "CausVid" not in text
     assert "| ASD at 1 step | 10.00 [10.00, 10.00] | yes |" in text
     assert "| FFE at 1 step | 0.00 [0.00, 0.00] | no |" in text
-    assert "retrained" not in text
+    assert "| Self Forcing retrained | - | 83.49 | - | 80.62 |" in text
+    assert draw_totals(cells, tmp_path / "totals.png").stat().st_size > 1000
     assert "reversed" in difference_table([("back", values(0.6), values(0.5))])
     assert pooled_table({}).count("\n") == 1
 
 
-def test_the_ladder_names_cells_and_plans_that_are_run():
+def test_tables_name_cells_and_plans_that_are_run():
     config = AblationConfig()
-    assert {cell for _, low, high in LADDER for cell, _ in (low, high)} <= set(CELLS)
-    assert {plan for _, low, high in LADDER for _, plan in (low, high)} <= set(config.plans)
-    assert all(CELLS[cell]().loop.steps > 0 for cell in config.cells)
+    run = {(cell, plan) for cell in CELLS for plan in config.plans}
+    run |= {(cell, plan) for cell, wishes in NETWORKS.items() for plan in wishes["plans"]}
+    assert {place for _, *places in LADDER for place in places} <= run
+    assert {place for places in ABLATION.values() for place in places} <= run
+    assert {place for _, place in SYSTEMS} <= run
+    assert PAPER_ABLATION.keys() == ABLATION.keys()
+    assert all(recipe().loop.steps > 0 for recipe in CELLS.values())
+
+
+def test_sensitivities_change_what_they_name_alone():
+    base, changed = CELLS["asd"](), CELLS["asd_alpha_1"]()
+    assert changed.adversary == replace(base.adversary, weight=1.0)
+    assert replace(changed, adversary=base.adversary) == base
 
 
 def test_an_unknown_cell_is_named():
-    with pytest.raises(NearstepError, match=r"no cell asd_beta; cells are self_forcing, asd"):
+    with pytest.raises(NearstepError, match=r"no cell asd_beta; cells are teacher, causal, consistency"):
         AblationConfig(cells=("asd_beta",))

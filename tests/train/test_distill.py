@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from nearstep.errors import NearstepError
+from nearstep.flow.plan import make_plan
 from nearstep.recipes import playground
 from nearstep.train.adversary import AdversaryConfig, out_of_graph
 from nearstep.train.balance import Balance
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import NonFiniteError, OptimConfig
-from nearstep.train.stages.distill import DistillConfig, DistillStage
+from nearstep.train.stages.distill import DistillConfig, DistillStage, Noise
 from nearstep.train.turns import Turn
 
 RIVALS = ("self_forcing", "distill", "self_forcing_1", "self_forcing_2", "causvid", "one_forcing")
@@ -24,19 +25,21 @@ RIVALS = ("self_forcing", "distill", "self_forcing_1", "self_forcing_2", "causvi
 
 @pytest.fixture
 def config(model, tmp_path: Path) -> DistillConfig:
-    loop = LoopConfig(
-        folder=tmp_path / "run", steps=6, log_every=2, save_every=2, preview_every=100, tensorboard=False
-    )
+    loop = LoopConfig(folder=tmp_path / "run", steps=6, log_every=2, save_every=2, preview_every=100, tensorboard=False)
     rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
     return replace(
         playground.distill(),
         loop=loop, model=model.folder, latents=model.latents, student=rate, assistant=rate, discriminator=rate,
-        batch=4, ratio=2, warmup=0, autocast=False,
+        source="transformer", batch=4, ratio=2, warmup=0, alone=0,
     )  # fmt: skip
 
 
-def turn(steps: int, *, student: bool = True) -> Turn:
-    return Turn(steps=steps, student=student, adversarial=True)
+def turn(steps: int) -> Turn:
+    return Turn(steps=steps, adversarial=True, heard=True)
+
+
+def noise(stage: DistillStage) -> Noise:
+    return stage._noise("test")
 
 
 def have_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[bool]:
@@ -53,7 +56,8 @@ def test_every_rival_trains_and_its_student_generates(name: str, config: Distill
 
     recipe = getattr(playground, name)()
     rates = {"student": config.student, "assistant": config.assistant, "discriminator": config.discriminator}
-    small = {"loop": config.loop, "model": config.model, "latents": config.latents, "batch": 2, "ratio": 2, "warmup": 0}
+    small = {"loop": config.loop, "model": config.model, "latents": config.latents, "source": "transformer"}
+    small |= {"batch": 2, "ratio": 2, "warmup": 0, "alone": 0}
     folder = replace(recipe, **small, **rates).run()
     before, after = weights(config.model), weights(folder)
     assert any(not torch.equal(before[key], after[key]) for key in before)
@@ -90,7 +94,7 @@ def test_the_students_turn_reaches_the_student_alone(config: DistillConfig):
     assert batch.fewer.requires_grad
     assert batch.more is not None
     assert not batch.more.requires_grad
-    stage._student(turn(2), batch)
+    stage._student(turn(2), batch, noise(stage))
     assert all(have_gradients(p for name, p in stage.student.named_parameters() if "blocks" in name))
     for other in (stage.assistant, stage.teacher, stage.discriminator):
         assert not any(have_gradients(other.parameters()))
@@ -101,8 +105,8 @@ def test_the_students_turn_reaches_the_student_alone(config: DistillConfig):
 def test_the_discriminators_turn_reaches_the_backbone_only_where_it_is_joint(config: DistillConfig, backbone, penalty):
     adversary = AdversaryConfig(backbone=backbone, penalty=penalty)
     stage = DistillStage(replace(config, adversary=adversary))
-    batch = stage._batch(turn(2, student=False), 0, range(4))
-    stage._discriminator(turn(2), batch, 0)
+    batch = stage._batch(turn(2), 0, range(4))
+    stage._discriminator(turn(2), replace(batch, fewer=batch.fewer.detach()), noise(stage), 0.1)
     rows = stage.discriminator.logits.weight.grad.abs().sum(1)
     assert [bool(row) for row in rows] == [False, True, False]  # D_2 alone
     assert any(have_gradients(stage.assistant.parameters())) == (backbone == "joint")
@@ -111,22 +115,22 @@ def test_the_discriminators_turn_reaches_the_backbone_only_where_it_is_joint(con
 
 def gap(stage: DistillStage, batch) -> float:
     with torch.no_grad():
-        discriminate, pair = stage._critic(turn(1), batch), stage._pair(batch)
+        discriminate, pair = stage._critic(turn(1), batch, noise(stage)), stage._pair(batch, noise(stage))
         return float((discriminate(pair.noised(pair.fewer)) - discriminate(pair.noised(pair.more))).mean())
 
 
 def test_a_discriminators_step_lowers_the_gap_and_a_students_step_on_asd_alone_raises_it(config: DistillConfig):
     small = OptimConfig(lr=1e-4, warmup=1, decay=0.0)
     stage = DistillStage(replace(config, student=small, discriminator=small, match="largest"))
-    batch = stage._batch(turn(1, student=False), 0, range(4))
+    batch = stage._batch(turn(1), 0, range(4))
     before = gap(stage, batch)
-    stage._discriminator(turn(1), batch, 0)
+    stage._discriminator(turn(1), batch, noise(stage), 0.0)
     stage._move("discriminator", 0)
     lowered = gap(stage, batch)
     assert lowered < before
-    stage._student(turn(1), stage._batch(turn(1), 0, range(4)))  # n = 1 is not the largest: no DMD
+    stage._student(turn(1), stage._batch(turn(1), 0, range(4)), noise(stage))  # n = 1 is not the largest: no DMD
     stage._move("student", 0)
-    after = replace(stage._batch(turn(1, student=False), 0, range(4)), more=batch.more)
+    after = replace(stage._batch(turn(1), 0, range(4)), more=batch.more)
     assert gap(stage, after) > lowered
 
 
@@ -139,13 +143,41 @@ def test_the_largest_n_has_no_reference_unless_the_chain_ends_in_data(config: Di
     assert chained.discriminator.pairs == 4
 
 
-def test_warm_up_leaves_the_discriminator_alone(config: DistillConfig):
-    stage = DistillStage(replace(config, warmup=2))
+def test_the_discriminator_waits_then_learns_unheard_then_is_heard(config: DistillConfig):
+    stage = DistillStage(replace(config, counts=(2,), warmup=1, alone=1))
     before = [p.clone() for p in stage.discriminator.parameters()]
-    logged = [stage.step(index) for index in range(2)]
+    logged = [stage.step(index).keys() for index in range(3)]
+    assert ["dmd" in names for names in logged] == [True, True, True]
+    assert ["accuracy_2" in names for names in logged] == [False, True, True]
+    assert ["asd" in names for names in logged] == [False, False, True]
+    assert not all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+
+
+def test_warm_up_leaves_the_discriminator_alone(config: DistillConfig):
+    stage = DistillStage(replace(config, counts=(2,), warmup=1))
+    before = [p.clone() for p in stage.discriminator.parameters()]
+    stage.step(0)
     assert all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
-    assert "dmd" in logged[0]
-    assert "asd" not in logged[0]
+
+
+def test_assistant_and_discriminator_learn_several_times_from_one_rollout_under_new_noise(config: DistillConfig):
+    stage = DistillStage(replace(config, counts=(1,), ratio=3))
+    calls: list[int] = []
+    stage.student.register_forward_hook(lambda *_: calls.append(1))
+    stage.step(0)
+    plans = (make_plan(text, frames=9, chunk_frames=3, shift=3.0) for text in ("1", "2"))
+    assert len(calls) == sum(plan.calls for plan in plans)  # a rollout of n steps and one of n + 1, and no more
+    first, second = stage._noise("learners", 0, 0), stage._noise("learners", 0, 1)
+    assert not torch.equal(first.eps["assistant"], second.eps["assistant"])
+    assert not torch.equal(first.t["psi"], second.t["psi"])
+
+
+def test_rare_penalties_weigh_as_much_as_constant_ones(config: DistillConfig):
+    adversary = AdversaryConfig(gamma=0.5, penalty_every=3)
+    stage = DistillStage(replace(config, adversary=adversary, ratio=2))
+    given = [stage._gamma(index, update) for index in range(3) for update in range(2)]
+    assert [weight > 0 for weight in given] == [True, False, False, True, False, False]
+    assert given[0] == pytest.approx(3 * adversary.gamma_at(0.0))
 
 
 def test_what_is_not_finite_stops_before_any_weight_moves(config: DistillConfig):
@@ -195,6 +227,7 @@ def test_balance_takes_effect_with_the_next_update():
         ({"counts": (1, 5)}, "from 1 to 4"),
         ({"counts": ()}, "from 1 to 4"),
         ({"micro": 3}, "does not divide"),
+        ({"ratio": 0}, "at least one update"),
     ],
 )
 def test_wrong_settings_are_named(config: DistillConfig, change, message: str):

@@ -10,7 +10,7 @@ from nearstep import rng
 from nearstep.flow.plan import prefix, respaced
 from nearstep.train.turns import schedule_of, training_plan, turn_at
 
-OPTIONS = {"seed": 3, "counts": (1, 2, 3, 4), "ratio": 5, "warmup": 20}
+OPTIONS = {"seed": 3, "counts": (1, 2, 3, 4), "warmup": 20, "alone": 5}
 
 
 def test_a_turn_is_named_by_seed_and_step_alone():
@@ -21,18 +21,16 @@ def test_a_turn_is_named_by_seed_and_step_alone():
     assert [turn_at(step, **{**OPTIONS, "seed": 4}) for step in range(40)] != first
 
 
-def test_students_turns_and_warmup_fall_where_they_should():
+def test_the_discriminator_waits_then_learns_unheard():
     turns = [turn_at(step, **OPTIONS) for step in range(40)]
-    assert [step for step, turn in enumerate(turns) if turn.student] == list(range(0, 40, 5))
     assert [step for step, turn in enumerate(turns) if turn.adversarial] == list(range(20, 40))
+    assert [step for step, turn in enumerate(turns) if turn.heard] == list(range(25, 40))
 
 
-def test_step_counts_are_equally_likely_on_the_students_turns_too():
-    turns = [turn_at(step, **OPTIONS) for step in range(20_000)]
-    for chosen in (turns, [turn for turn in turns if turn.student]):
-        counts = Counter(turn.steps for turn in chosen)
-        assert set(counts) == {1, 2, 3, 4}
-        assert max(counts.values()) / min(counts.values()) < 1.15
+def test_step_counts_are_equally_likely():
+    counts = Counter(turn_at(step, **OPTIONS).steps for step in range(20_000))
+    assert set(counts) == {1, 2, 3, 4}
+    assert max(counts.values()) / min(counts.values()) < 1.1
 
 
 def test_kinds_of_schedules():

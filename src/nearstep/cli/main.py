@@ -17,6 +17,7 @@ from nearstep.errors import NearstepError
 
 COMMANDS = {
     "generate": "make videos from prompts",
+    "compare": "the same prompts and noise under several plans, side by side",
     "info": "what a model is: components, sizes, plans and what they cost",
     "evaluate": "measure a model, or a folder of videos, on the playground",
     "train": "run a recipe: train codec, teacher or student",

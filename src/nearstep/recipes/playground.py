@@ -19,6 +19,7 @@ from typing import Any
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.playground import FPS, FRAMES, SIZE
 from nearstep.evaluate.train_features import FeaturesConfig
+from nearstep.stream.folder import EMBEDDED, ModelFolder
 from nearstep.train.adversary import AdversaryConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
@@ -30,6 +31,7 @@ from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288)
+_FEW_LATENTS = replace(_LATENTS, clips=4_096)
 _SHIFT = 3.0
 _SETTINGS: dict[str, Any] = {
     "fps": FPS,
@@ -129,12 +131,14 @@ def consistency() -> CausalConfig:
 def self_forcing() -> DistillConfig:
     """Distribution matching alone, n drawn from 1 to 4 (Self Forcing)."""
     return DistillConfig(
-        loop=LoopConfig(folder=_RUNS / "self_forcing", steps=900, save_every=100, preview_every=150),
-        model=_RUNS / "consistency" / "model",
-        latents=_LATENTS,
+        loop=LoopConfig(folder=_RUNS / "self_forcing", steps=300, log_every=5, save_every=25, preview_every=50),
+        model=ModelFolder.open(EMBEDDED).path,
+        source="init",
+        latents=_FEW_LATENTS,
         student=OptimConfig(lr=1e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
-        assistant=OptimConfig(lr=1e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        assistant=OptimConfig(lr=2e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
         discriminator=OptimConfig(lr=1e-3, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        schedule="respaced",
         ratio=3,
         shift=_SHIFT,
         settings=_SETTINGS,
@@ -143,7 +147,7 @@ def self_forcing() -> DistillConfig:
 
 def distill() -> DistillConfig:
     """Adversarial self-distillation: the student of the paper, one for 1 to 4 steps."""
-    return replace(_rival("distill"), adversary=AdversaryConfig(), warmup=90)
+    return replace(_rival("distill"), adversary=AdversaryConfig(), warmup=20, alone=20)
 
 
 def self_forcing_1() -> DistillConfig:
@@ -153,7 +157,7 @@ def self_forcing_1() -> DistillConfig:
 
 def self_forcing_2() -> DistillConfig:
     """Self Forcing retrained for exactly two steps, on the list that two steps use at inference."""
-    return replace(_rival("self_forcing_2"), counts=(2,), schedule="respaced")
+    return replace(_rival("self_forcing_2"), counts=(2,))
 
 
 def causvid() -> DistillConfig:
@@ -163,7 +167,9 @@ def causvid() -> DistillConfig:
 
 def one_forcing() -> DistillConfig:
     """An adversary against clips in place of adjacent steps (One-Forcing, DMD2)."""
-    return replace(_rival("one_forcing"), adversary=AdversaryConfig(reference="data", backbone="joint"), warmup=90)
+    return replace(
+        _rival("one_forcing"), adversary=AdversaryConfig(reference="data", backbone="joint"), warmup=20, alone=20
+    )
 
 
 def _rival(name: str) -> DistillConfig:

@@ -23,6 +23,7 @@ H264_OPTIONS = {"crf": "16", "preset": "medium"}  # visually lossless; the clips
 WEBP_QUALITY = 90
 SHEET_COLUMNS = 9  # frames shown of a clip
 SHEET_TILE = 96  # smaller frames are enlarged by a whole factor to about this many pixels
+BESIDE_TILE = 192  # of a clip beside others in a video
 SHEET_GAP, SHEET_TEXT, SHEET_PAPER, SHEET_INK = 4, 14, (250, 250, 250), (30, 30, 30)
 NAME_BYTES = 160  # of a prompt, kept in a file name (file systems allow 255 in all)
 
@@ -91,6 +92,26 @@ def safe_name(prompt: str) -> str:
     if plain == prompt and prompt:
         return prompt
     return f"{plain or 'prompt'}~{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+
+
+def side_by_side(clips: Sequence[Tensor], labels: Sequence[str], *, width: int = BESIDE_TILE) -> Tensor:
+    """Clips ``[T, 3, H, W]`` of one size as one clip: beside each other, each under its label.
+
+    Small clips are enlarged by a whole factor to about ``width`` pixels each.
+    """
+    import torch
+
+    if len(labels) != len(clips):
+        raise NearstepError(f"{len(labels)} labels for {len(clips)} clips; give one each")
+    scale = max(1, round(width / clips[0].shape[-1]))
+    large = [clip.repeat_interleave(scale, -2).repeat_interleave(scale, -1) for clip in clips]
+    frames, _, _, across = large[0].shape
+    header = Image.new("RGB", (across * len(clips), SHEET_TEXT + 2 * SHEET_GAP), SHEET_PAPER)
+    draw, font = ImageDraw.Draw(header), ImageFont.load_default(size=SHEET_TEXT - 2)
+    for column, label in enumerate(labels):
+        draw.text((column * across + SHEET_GAP, SHEET_GAP), label, fill=SHEET_INK, font=font)
+    top = torch.from_numpy(np.array(header)).permute(2, 0, 1).float() / 255
+    return torch.cat([top.expand(frames, -1, -1, -1), torch.cat(large, dim=-1).float()], dim=-2)
 
 
 def contact_sheet(clips: Sequence[Tensor], labels: Sequence[str] = (), columns: int = SHEET_COLUMNS) -> Image.Image:

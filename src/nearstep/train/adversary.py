@@ -25,6 +25,8 @@ from nearstep.nets.transformer import VideoTransformer
 
 _LEAST_GAMMA = 0.1
 
+Penalty = Literal["exact", "finite difference"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversaryConfig:
@@ -41,7 +43,10 @@ class AdversaryConfig:
     balance: bool = False
     gamma: float = 0.1
     """Of R1 and R2; falls to a tenth along a half cosine."""
-    penalty: Literal["exact", "finite difference"] = "finite difference"
+    penalty: Penalty = "finite difference"
+    penalty_every: int = 4
+    """Updates of the discriminator per penalty, whose weight grows by as much: on average the same, and cheaper
+    (StyleGAN2's lazy regularisation)."""
     shift: float | None = None
     """Of Psi's times; by default that of distribution matching."""
     joint_weight: float = 0.01
@@ -68,6 +73,8 @@ class AdversaryConfig:
     def __post_init__(self) -> None:
         if self.weight < 0 or self.gamma < 0:
             raise NearstepError(f"weight={self.weight}, gamma={self.gamma}; neither can be negative")
+        if self.penalty_every < 1:
+            raise NearstepError(f"penalty_every={self.penalty_every}; give 1 for every update, or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +123,23 @@ def student_turn(discriminate: Callable[[Tensor], Tensor], pair: Pair) -> tuple[
 
 
 def discriminator_turn(
-    discriminate: Callable[[Tensor], Tensor], pair: Pair, config: AdversaryConfig, gamma: float
+    discriminate: Callable[[Tensor], Tensor], pair: Pair, kind: Penalty, gamma: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's losses [B], R1 (on the reference) and R2 (on the n-step samples) included."""
+    """The discriminator's losses [B]; with ``gamma`` R1 (on the reference) and R2 (on the n-step samples) are in it."""
     x_fewer, x_more = pair.noised(pair.fewer.detach()), pair.noised(pair.more.detach())
     fewer, more = discriminate(x_fewer), discriminate(x_more)
-    adversarial = adversarial_discriminator(fewer, more)
+    losses = adversarial_discriminator(fewer, more)
+    seen = {"d_fewer": fewer.mean(), "d_more": more.mean(), "gap": (fewer - more).mean()}
+    seen |= {"accuracy": accuracy(fewer, more), "discriminator": losses.mean()}
+    if not gamma:
+        return losses, seen
     penalty = exact_penalty
-    if config.penalty == "finite difference":
+    if kind == "finite difference":
         penalty = partial(finite_difference_penalty, direction=pair.direction)
     # In float32: bfloat16 rounds away the differences that the penalty is made of.
     with torch.autocast(x_fewer.device.type, enabled=False):
         r1, r2 = (penalty(discriminate, x.float()) for x in (x_more, x_fewer))
-    seen = {"d_fewer": fewer.mean(), "d_more": more.mean(), "gap": (fewer - more).mean()}
-    seen |= {"accuracy": accuracy(fewer, more), "r1": r1.mean(), "r2": r2.mean(), "discriminator": adversarial.mean()}
-    return adversarial + gamma * (r1 + r2), seen
+    return losses + gamma * (r1 + r2), seen | {"r1": r1.mean(), "r2": r2.mean()}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What each iteration of a distillation does, as a function of (seed, step) alone: no state, so a resume repeats it."""
+"""What each step of a distillation does, as a function of (seed, step) alone: no state, so a resume repeats it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ entries that begin with noise."""
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One iteration: every one trains assistant and, once it is on, the discriminator; some train the student first."""
+    """One step: an update of the student, and those of assistant and discriminator on its samples."""
 
     steps: int
-    """n of this iteration's samples, for all chunks."""
-    student: bool
+    """n of this step's samples, for all chunks."""
     adversarial: bool
-    """Whether the discriminator is on."""
+    """Whether the discriminator learns."""
+    heard: bool
+    """Whether the student listens to it."""
 
 
-def turn_at(step: int, *, seed: int, counts: Sequence[int], ratio: int, warmup: int) -> Turn:
-    """The turn of iteration ``step``.
+def turn_at(step: int, *, seed: int, counts: Sequence[int], warmup: int, alone: int = 0) -> Turn:
+    """The turn of step ``step``.
 
     Args:
-        step: the iteration.
+        step: the step.
         seed: of the run.
         counts: step counts n to draw from, each as likely.
-        ratio: iterations per student update: 5 means that the assistant learns five times as often.
-        warmup: iterations of distribution matching alone.
+        warmup: steps of distribution matching alone.
+        alone: steps after them in which the discriminator learns unheard, so that it does not mislead at first.
     """
     draw = torch.randint(len(counts), (), generator=rng.generator("turn", seed, step))
-    return Turn(steps=counts[int(draw)], student=step % ratio == 0, adversarial=step >= warmup)
+    return Turn(steps=counts[int(draw)], adversarial=step >= warmup, heard=step >= warmup + alone)
 
 
 def schedule_of(steps: int, kind: ScheduleKind, *, shift: float, draw: torch.Generator, grid: int = GRID) -> Schedule:

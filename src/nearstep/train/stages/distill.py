@@ -1,20 +1,20 @@
 """Stage 4: distillation. Distribution matching on self-forced rollouts, and adversarial self-distillation beside it.
 
-An iteration draws one n and rolls the student out with it, chunk by chunk from its own cache. Some iterations train
-the student, through the last step of every chunk; all train the assistant on the samples, and the discriminator on them
-and their references. Both gradients of the student are taken at the sample, added there and sent through the rollout
-once (method.md sections 4 to 7). With other options the same stage is Self Forcing, CausVid, or DMD2
-(recipes/playground.py).
+A step draws one n and rolls the student out with it, chunk by chunk from its own cache. The student is updated first,
+through the last step of every chunk: both gradients are taken at the sample, added there and sent through the rollout
+once. Then assistant and discriminator learn several times from the same samples, each time under new times and noise: a
+rollout costs more than their updates (method.md sections 4 to 7). With other options the same stage is Self Forcing,
+CausVid, or DMD2 (recipes/playground.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,10 +40,12 @@ from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.stages.shared import load_network, open_model, show
+from nearstep.train.stages.shared import compile_blocks, load_network, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
+
+Rows = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,9 @@ class DistillConfig:
 
     loop: LoopConfig
     model: Path
-    """Model folder to start from: its ``transformer`` is the student, its ``teacher`` teacher and assistant."""
+    """Model folder to start from: its ``teacher`` is the teacher, and what the assistant starts as."""
+    source: str = "transformer"
+    """Its sub-folder of the network that the student starts as."""
     latents: LatentsConfig
     """Captions; the clips themselves serve the data references alone."""
     student: OptimConfig
@@ -70,9 +74,11 @@ class DistillConfig:
     match: Literal["every", "largest"] = "every"
     """Which n distribution matching acts on."""
     ratio: int = 5
-    """Iterations per student update."""
+    """Updates of assistant and discriminator per student update."""
     warmup: int = 0
-    """Iterations before the discriminator starts."""
+    """Steps before the discriminator starts."""
+    alone: int = 0
+    """Steps after that in which it learns and the student does not listen yet."""
     guidance: float = 2.0
     """w of the teacher in v = u + w (c - u)."""
     batch: int = 16
@@ -85,12 +91,16 @@ class DistillConfig:
     """Bounds of the times of distribution matching."""
     ema: float = 0.98
     seed: int = 0
-    autocast: bool = True
+    autocast: bool = False
+    """bfloat16; on CPUs without AMX float32 is faster."""
+    compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.counts or not set(self.counts) <= set(range(1, GRID + 1)):
             raise NearstepError(f"counts={self.counts}; give step counts from 1 to {GRID}")
+        if self.ratio < 1:
+            raise NearstepError(f"ratio={self.ratio}; the assistant needs at least one update per student update")
         if self.micro is not None and (self.micro < 1 or self.batch % self.micro):
             raise NearstepError(f"micro={self.micro} does not divide batch={self.batch}")
         if self.adversary and self.adversary.pairs(GRID) < 1:
@@ -103,19 +113,27 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one micro-batch holds: prompts, samples, and the noise of every turn (drawn for the whole batch)."""
+    """What one micro-batch holds: prompts, clips and samples."""
 
     text: Tensor
     data: Tensor
     rows: range
     fewer: Tensor
-    """[B, F, C, H, W] the n-step samples; with a graph on the student's turn."""
-    noise: Mapping[str, Tensor]
-    """Purpose -> [B, F, C, H, W]."""
-    times: Mapping[str, Tensor]
-    """Purpose -> [B]."""
+    """[B, F, C, H, W] the n-step samples; with a graph until the student has moved."""
     more: Tensor | None = None
     """The references, where n has one."""
+
+
+class Noise(NamedTuple):
+    """How one update noises its samples, drawn for the whole batch: purpose -> [B, F, C, H, W] and [B]."""
+
+    eps: Mapping[str, Tensor]
+    t: Mapping[str, Tensor]
+
+    def rows(self, rows: range) -> Noise:
+        """Those of a micro-batch."""
+        part = slice(rows.start, rows.stop)
+        return Noise(*({name: values[part] for name, values in given.items()} for given in self))
 
 
 class DistillStage:
@@ -125,7 +143,7 @@ class DistillStage:
         self.config = config
         self.codec, self.text, self.clips = open_model(config.model, config.latents)
         self.lengths = chunk_lengths(self.clips.latents.shape[1], config.chunk_frames)
-        self.student = load_network(config.model / "transformer")
+        self.student = load_network(config.model / config.source)
         self.teacher = load_network(config.model / "teacher").eval().requires_grad_(False)
         self.assistant = load_network(config.model / "teacher")
         steps = config.loop.steps
@@ -142,6 +160,9 @@ class DistillStage:
             self.optimizers["discriminator"] = Optimizer([self.discriminator], config.discriminator, steps)
         optimizers = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}
         self.state = TrainState({**parts, **optimizers})
+        if config.compile:
+            for network in (self.student, self.teacher, self.assistant):
+                compile_blocks(network)
 
     def _new_discriminator(self, adversary: AdversaryConfig) -> Discriminator:
         shape = self.teacher.config
@@ -150,53 +171,74 @@ class DistillStage:
             torch.manual_seed(rng.key("discriminator weights", self.config.seed))
             return Discriminator(heads * width, heads, tap_blocks(shape["num_layers"]), adversary.pairs(GRID))
 
-    # --- one iteration ---------------------------------------------------------------------------------------------
+    # --- one step --------------------------------------------------------------------------------------------------
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One iteration: the student's turn where it is due, then the assistant's, then the discriminator's."""
+        """One update of the student, then those of assistant and discriminator on its samples."""
         config = self.config
-        turn = turn_at(index, seed=config.seed, counts=config.counts, ratio=config.ratio, warmup=config.warmup)
+        turn = turn_at(index, seed=config.seed, counts=config.counts, warmup=config.warmup, alone=config.alone)
         size = config.micro or config.batch
         logged: list[dict[str, Tensor]] = []
-        batches = []
+        batches: list[Batch] = []
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+            noise = self._noise("student", index)
             for first in range(0, config.batch, size):
                 batch = self._batch(turn, index, range(first, first + size))
-                if turn.student:
-                    logged.append(self._student(turn, batch))
+                logged.append(self._student(turn, batch, noise.rows(batch.rows)))
                 batches.append(replace(batch, fewer=batch.fewer.detach()))
-            moved = self._move("student", index) if turn.student else {}
-            logged += [self._assistant(batch) for batch in batches]
-            if turn.adversarial and batches[0].more is not None:
-                logged += [self._discriminator(turn, batch, index) for batch in batches]
-                moved |= self._move("discriminator", index)
-            moved |= self._move("assistant", index)
-        if turn.student:
-            self.balance.settle()
-            self.ema.update(self.student)
-        return {**_mean(logged), **moved, "steps": torch.tensor(float(turn.steps))}
+            moved = self._move("student", index)
+            for update in range(config.ratio):
+                rows, moves = self._learn(turn, batches, index, update)
+                logged += rows
+                moved |= moves
+        self.balance.settle()
+        self.ema.update(self.student)
+        seen = {"steps": torch.tensor(float(turn.steps))}
+        if config.adversary:
+            seen["gamma"] = torch.tensor(config.adversary.gamma_at(index / config.loop.steps))
+        return {**_mean(logged), **moved, **seen}
+
+    def _learn(self, turn: Turn, batches: Sequence[Batch], index: int, update: int) -> tuple[Rows, dict[str, Tensor]]:
+        """One update of the assistant, and of the discriminator where it is on and n has a reference."""
+        noise = self._noise("learners", index, update)
+        logged = [self._assistant(batch, noise.rows(batch.rows)) for batch in batches]
+        moved = {}
+        if batches[0].more is not None:
+            gamma = self._gamma(index, update)
+            logged += [self._discriminator(turn, batch, noise.rows(batch.rows), gamma) for batch in batches]
+            moved = self._move("discriminator", index)
+        return logged, moved | self._move("assistant", index)
 
     def _move(self, name: str, index: int) -> dict[str, Tensor]:
         # Gradients are there; the loss itself was checked by being part of them.
         moved = self.optimizers[name].apply(torch.zeros(()), index)
         return {f"{name}_{key}": value for key, value in moved.items()}
 
-    def _batch(self, turn: Turn, index: int, rows: range) -> Batch:
+    def _gamma(self, index: int, update: int) -> float:
+        """Weight of the penalties in this update: all of ``penalty_every`` updates at once, then none."""
+        adversary = self.config.adversary
+        assert adversary is not None
+        every = adversary.penalty_every
+        due = (index * self.config.ratio + update) % every == 0
+        return every * adversary.gamma_at(index / self.config.loop.steps) if due else 0.0
+
+    def _noise(self, *names: str | int) -> Noise:
         config = self.config
-        data, captions = self.clips.batch(index * config.batch + rows.start, len(rows))
-        draw = rng.generator("distill", config.seed, index)
-        whole = (config.batch, *data.shape[1:])
+        draw = rng.generator("distill", config.seed, *names)
+        whole = (config.batch, *self.clips.latents.shape[1:])
         purposes = ("match", "assistant", "psi", "direction", "data")
-        noise = {purpose: torch.randn(whole, generator=draw)[rows.start : rows.stop] for purpose in purposes}
-        u = {purpose: torch.rand(config.batch, generator=draw)[rows.start : rows.stop] for purpose in purposes}
+        eps = {purpose: torch.randn(whole, generator=draw) for purpose in purposes}
         shifts = dict.fromkeys(purposes, config.shift)
         if config.adversary and config.adversary.shift is not None:
             shifts["psi"] = config.adversary.shift
-        times = {
-            name: training_times(u[name], shift=shifts[name], low=config.low, high=config.high) for name in purposes
-        }
-        batch = Batch(text=self.text(captions), data=data, rows=rows, fewer=data, noise=noise, times=times)
-        fewer = self._samples(turn.steps, batch, index, "fewer", graph=turn.student)
+        u = {purpose: torch.rand(config.batch, generator=draw) for purpose in purposes}
+        law = partial(training_times, low=config.low, high=config.high)
+        return Noise(eps, {purpose: law(u[purpose], shift=shifts[purpose]) for purpose in purposes})
+
+    def _batch(self, turn: Turn, index: int, rows: range) -> Batch:
+        data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
+        batch = Batch(text=self.text(captions), data=data, rows=rows, fewer=data)
+        fewer = self._samples(turn.steps, batch, index, "fewer", graph=True)
         return replace(batch, fewer=fewer, more=self._reference(turn, batch, index))
 
     def _samples(self, steps: int, batch: Batch, index: int, name: str, *, graph: bool) -> Tensor:
@@ -207,7 +249,8 @@ class DistillStage:
         plan = make(steps, first=config.first_steps)
         with torch.set_grad_enabled(graph):
             if config.sampling == "data":
-                return self._from_data(plan.schedules[0].times[-1], batch)
+                eps = self._noise("data", name, index).rows(batch.rows).eps["data"]
+                return self._from_data(plan.schedules[0].times[-1], batch, eps)
             denoiser = TextDenoiser(self.student, batch.text)
             size, (frames, *shape) = len(batch.rows), batch.data.shape[1:]
             cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
@@ -216,9 +259,9 @@ class DistillStage:
             seed = rng.key("distill", name, config.seed)
             return generate(denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph)
 
-    def _from_data(self, time: float, batch: Batch) -> Tensor:
+    def _from_data(self, time: float, batch: Batch, eps: Tensor) -> Tensor:
         t = torch.full(batch.data.shape[:2], time)
-        x_t = noised(batch.data, batch.noise["data"], t)
+        x_t = noised(batch.data, eps, t)
         v = self.student(x_t, t, batch.text, visibility=block_causal(self.lengths))
         return x0_from_velocity(x_t, v, t)
 
@@ -232,30 +275,32 @@ class DistillStage:
 
     # --- turns -----------------------------------------------------------------------------------------------------
 
-    def _student(self, turn: Turn, batch: Batch) -> dict[str, Tensor]:
+    def _student(self, turn: Turn, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         config = self.config
         x = batch.fewer.detach().requires_grad_()
         total, seen = torch.zeros_like(x), {}
         if config.match == "every" or turn.steps == max(config.counts):
             both = partial(self.teacher, text=torch.cat([batch.text, self.text([""] * len(batch.rows))]))
             assistant = partial(self.assistant, text=batch.text)
-            t = _per_frame(batch.times["match"], x)
-            direction = dmd_gradient(x, guided(both, config.guidance), assistant, batch.noise["match"], t)
+            t = _per_frame(noise.t["match"], x)
+            direction = dmd_gradient(x, guided(both, config.guidance), assistant, noise.eps["match"], t)
             loss = distribution_matching(x, direction)
             (dmd,) = torch.autograd.grad(loss.sum(), x)
             total = total + dmd
             seen = {"dmd": loss.mean(), "dmd_norm": dmd.flatten(1).norm(dim=1).mean()}
-        if config.adversary and batch.more is not None:
-            seen |= self._add_adversarial(turn, batch, total, config.adversary)
+        if config.adversary and batch.more is not None and turn.heard:
+            seen |= self._add_adversarial(turn, batch, noise, total, config.adversary)
         batch.fewer.backward(total / config.batch)
         for name, clips in ((str(turn.steps), x.detach()), ("data", batch.data)):
             seen |= {f"std_{name}": clips.std(), f"motion_{name}": clips.diff(dim=1).abs().mean()}
         return seen
 
-    def _add_adversarial(self, turn: Turn, batch: Batch, total: Tensor, config: AdversaryConfig) -> dict[str, Tensor]:
+    def _add_adversarial(
+        self, turn: Turn, batch: Batch, noise: Noise, total: Tensor, config: AdversaryConfig
+    ) -> dict[str, Tensor]:
         assert self.discriminator is not None
         with out_of_graph(self._backbone, self.discriminator):
-            asd, seen = student_turn(self._critic(turn, batch), self._pair(batch))
+            asd, seen = student_turn(self._critic(turn, batch, noise), self._pair(batch, noise))
         cosine = torch.cosine_similarity(total.flatten(1), asd.flatten(1)).mean()
         self.balance.add(total, asd)
         weight = config.weight * (self.balance.ratio if config.balance else 1.0)
@@ -263,39 +308,40 @@ class DistillStage:
         total += weight * asd
         return seen
 
-    def _assistant(self, batch: Batch) -> dict[str, Tensor]:
-        t = _per_frame(batch.times["assistant"], batch.fewer)
-        losses = flow_matching(partial(self.assistant, text=batch.text), batch.fewer, batch.noise["assistant"], t)
+    def _assistant(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        t = _per_frame(noise.t["assistant"], batch.fewer)
+        losses = flow_matching(partial(self.assistant, text=batch.text), batch.fewer, noise.eps["assistant"], t)
         (losses.sum() / self.config.batch).backward()
         return {"assistant": losses.mean()}
 
-    def _discriminator(self, turn: Turn, batch: Batch, index: int) -> dict[str, Tensor]:
+    def _discriminator(self, turn: Turn, batch: Batch, noise: Noise, gamma: float) -> dict[str, Tensor]:
         config = self.config.adversary
         assert config is not None
-        gamma = config.gamma_at(index / self.config.loop.steps)
         joint = config.backbone == "joint"
         with nullcontext() if joint else out_of_graph(self._backbone):
-            losses, seen = discriminator_turn(self._critic(turn, batch), self._pair(batch), config, gamma)
+            losses, seen = discriminator_turn(
+                self._critic(turn, batch, noise), self._pair(batch, noise), config.penalty, gamma
+            )
         ((config.joint_weight if joint else 1.0) * losses.sum() / self.config.batch).backward()
         by_steps = {f"{name}_{turn.steps}": seen[name] for name in ("d_fewer", "d_more", "gap", "accuracy")}
-        return {**seen, **by_steps, "gamma": torch.tensor(gamma)}
+        return {**seen, **by_steps}
 
     @property
     def _backbone(self) -> VideoTransformer:
         config = self.config.adversary
         return self.teacher if config and config.backbone == "teacher" else self.assistant
 
-    def _critic(self, turn: Turn, batch: Batch) -> Any:
+    def _critic(self, turn: Turn, batch: Batch, noise: Noise) -> Any:
         assert self.discriminator is not None
         assert self.config.adversary is not None
         n = self.config.adversary.logit(turn.steps, GRID)
         assert n is not None
-        return critic(self._backbone, self.discriminator, batch.text, batch.times["psi"], n)
+        return critic(self._backbone, self.discriminator, batch.text, noise.t["psi"], n)
 
-    def _pair(self, batch: Batch) -> Pair:
+    def _pair(self, batch: Batch, noise: Noise) -> Pair:
         assert batch.more is not None
-        eps, direction = batch.noise["psi"], batch.noise["direction"]
-        return Pair(fewer=batch.fewer, more=batch.more, eps=eps, t=batch.times["psi"], direction=direction)
+        eps, direction = noise.eps["psi"], noise.eps["direction"]
+        return Pair(fewer=batch.fewer, more=batch.more, eps=eps, t=noise.t["psi"], direction=direction)
 
     # --- results ---------------------------------------------------------------------------------------------------
 
@@ -325,7 +371,7 @@ def _per_frame(t: Tensor, like: Tensor) -> Tensor:
     return t[:, None].expand(-1, like.shape[1])
 
 
-def _mean(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _mean(rows: Rows) -> dict[str, Tensor]:
     # Micro-batches log the same names; their mean is the batch's.
     names = {name: None for row in rows for name in row}
     return {name: torch.stack([row[name].detach().float() for row in rows if name in row]).mean() for name in names}

@@ -25,6 +25,7 @@ from nearstep.train.preview import write_grid
 
 PREVIEWS = 8
 _PREVIEW_SEED = 2
+_GRAPHS = 64
 
 
 def load_network(folder: Path) -> VideoTransformer:
@@ -65,6 +66,8 @@ def dropped(captions: Sequence[str], odds: float, draw: torch.Generator) -> list
 
 def compile_blocks(network: VideoTransformer) -> None:
     """Compile every block in place; parameter names stay as they are."""
+    # One graph per shape, per mode of gradients and per length of the past: a distillation has some twenty.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     for block in network.blocks:
         block.compile(dynamic=False)
 

@@ -1,0 +1,133 @@
+"""The tables of an ablation, in the paper's shape, from the results of its cells.
+
+"None" is one student trained with mixed n by distribution matching alone and run with fewer steps; first-frame
+enhancement (FFE) is the plan ``4,1x`` in place of ``1``, so it needs no run of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nearstep.evaluate.pooled import HEADS, clips, difference_table, points, pooled, pooled_table
+from nearstep.evaluate.report import markdown
+from nearstep.files import replacing
+
+Cells = Mapping[str, Sequence[dict[str, Any]]]
+"""Cell -> what evaluate.run.measure wrote for each of its seeds."""
+
+Place = tuple[str, str]
+"""A cell and a plan."""
+
+ABLATION: dict[str, tuple[Place, Place]] = {
+    "none": (("self_forcing", "2"), ("self_forcing", "1")),
+    "ASD": (("asd", "2"), ("asd", "1")),
+    "FFE": (("self_forcing", "4,2x"), ("self_forcing", "4,1x")),
+    "both": (("asd", "4,2x"), ("asd", "4,1x")),
+    "Self Forcing retrained": (("self_forcing_2", "2"), ("self_forcing_1", "1")),
+    "the same with FFE": (("self_forcing_2", "4,2x"), ("self_forcing_1", "4,1x")),
+}
+"""The paper's Table 2, and what it leaves out: row -> where its 2-step and its 1-step figure come from."""
+
+PAPER_ABLATION = {
+    "none": ("82.61", "78.13"),
+    "ASD": ("83.28", "80.65"),
+    "FFE": ("83.80", "83.04"),
+    "both": ("84.32", "83.89"),
+    "Self Forcing retrained": ("83.49", "80.62"),
+    "the same with FFE": ("-", "-"),
+}
+"""Its VBench totals at 2 and at 1 step (Wan2.1-1.3B); "retrained" is from its Table 1."""
+
+LADDER: tuple[tuple[str, Place, Place], ...] = (
+    ("ASD at 1 step", ("self_forcing", "1"), ("asd", "1")),
+    ("FFE at 1 step", ("self_forcing", "1"), ("self_forcing", "4,1x")),
+    ("both over FFE at 1 step", ("self_forcing", "4,1x"), ("asd", "4,1x")),
+    ("both over ASD at 1 step", ("asd", "1"), ("asd", "4,1x")),
+    ("ASD over Self Forcing retrained at 1", ("self_forcing_1", "1"), ("asd", "1")),
+    ("the same with FFE", ("self_forcing_1", "4,1x"), ("asd", "4,1x")),
+    ("ASD at 2 steps", ("self_forcing", "2"), ("asd", "2")),
+    ("FFE at 2 steps", ("self_forcing", "2"), ("self_forcing", "4,2x")),
+    ("both over FFE at 2 steps", ("self_forcing", "4,2x"), ("asd", "4,2x")),
+    ("ASD over Self Forcing retrained at 2", ("self_forcing_2", "2"), ("asd", "2")),
+    ("ASD at 4 steps", ("self_forcing", "4"), ("asd", "4")),
+    ("ASD over One-Forcing at 1 step", ("one_forcing", "1"), ("asd", "1")),
+    ("the same with FFE", ("one_forcing", "4,1x"), ("asd", "4,1x")),
+)
+"""What is compared: name, (cell, plan) below, (cell, plan) above."""
+
+SYSTEMS: tuple[tuple[str, Place], ...] = (
+    ("teacher, many steps", ("teacher", "20")),
+    ("causal, many steps", ("causal", "16")),
+    ("consistency alone", ("consistency", "4")),
+    ("CausVid", ("causvid", "4")),
+    ("Self Forcing", ("self_forcing", "4")),
+    ("One-Forcing (DMD2)", ("one_forcing", "4")),
+    ("ASD", ("asd", "4")),
+    ("Self Forcing retrained at 2", ("self_forcing_2", "2")),
+    ("ASD", ("asd", "2")),
+    ("ASD, 2*", ("asd", "4,2x")),
+    ("consistency alone", ("consistency", "1")),
+    ("CausVid", ("causvid", "1")),
+    ("Self Forcing", ("self_forcing", "1")),
+    ("Self Forcing retrained at 1", ("self_forcing_1", "1")),
+    ("One-Forcing (DMD2)", ("one_forcing", "1")),
+    ("ASD", ("asd", "1")),
+    ("ASD, 1*", ("asd", "4,1x")),
+)
+"""The paper's Table 1: row -> where its figures come from."""
+
+
+def read_cells(folder: Path, known: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The results in ``folder``, files ``CELL-SEED.json``, in the order of ``known``."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*-*.json")):
+        found.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text(encoding="utf-8")))
+    return {name: found[name] for name in known if name in found}
+
+
+def write_tables(cells: Cells, target: Path) -> Path:
+    """Write every table whose cells are there."""
+    steps = [
+        (name, clips(cells[low[0]], low[1], "total"), clips(cells[high[0]], high[1], "total"))
+        for name, low, high in LADDER
+        if _holds(cells, low) and _holds(cells, high)
+    ]
+    parts = {
+        "The paper's ablation": ablation_table(cells),
+        "What is sure": difference_table(steps),
+        "Systems": systems_table(cells),
+        "Every recipe and plan": pooled_table(cells),
+    }
+    with replacing(target) as part:
+        text = "\n\n".join(f"## {head}\n\n{body}" for head, body in parts.items())
+        part.write_text(f"# Tables\n\n{text}\n", encoding="utf-8")
+    return target
+
+
+def ablation_table(cells: Cells) -> str:
+    """The paper's Table 2 in totals, ours with intervals beside the paper's."""
+    heads = ["", "2 steps", "paper", "1 step", "paper"]
+    rows = []
+    for name, places in ABLATION.items():
+        ours = [points(pooled(clips(cells[p[0]], p[1], "total"))) if _holds(cells, p) else "-" for p in places]
+        rows.append([name, ours[0], PAPER_ABLATION[name][0], ours[1], PAPER_ABLATION[name][1]])
+    return markdown(heads, rows)
+
+
+def systems_table(cells: Cells) -> str:
+    """The paper's Table 1: one row a system, calls with commits beside it."""
+    rows = []
+    for name, (cell, plan) in SYSTEMS:
+        if _holds(cells, (cell, plan)):
+            calls = cells[cell][0]["plans"][plan]["calls"]
+            marks = [points(pooled(clips(cells[cell], plan, head))) for head in HEADS]
+            rows.append([name, plan, calls, len(cells[cell]), *marks])
+    return markdown(["system", "plan", "calls", "seeds", *HEADS], rows)
+
+
+def _holds(cells: Cells, place: Place) -> bool:
+    cell, plan = place
+    return cell in cells and all(plan in result["plans"] for result in cells[cell])
