@@ -35,6 +35,24 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in ``folder``."""
+    for part in folder.glob(".*.part"):
+        owner = part.name.split(".")[1]
+        if owner.isdigit() and not _alive(int(owner)):
+            part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def beside(path: Path) -> Path:
     """The temporary name."""
     path = path.resolve()  # through a link, so that the link stays

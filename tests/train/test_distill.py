@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from nearstep.flow.plan import make_plan
 from nearstep.recipes import playground
 from nearstep.train.adversary import AdversaryConfig, out_of_graph
 from nearstep.train.balance import Balance
+from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import NonFiniteError, OptimConfig
 from nearstep.train.stages.distill import DistillConfig, DistillStage, Noise
@@ -73,6 +77,44 @@ def test_resumes_exactly(config: DistillConfig, tmp_path: Path):
         replace(cut, loop=replace(cut.loop, minutes=1e-9, save_every=1)).run()
     resumed = weights(cut.run())
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in weights(whole).items())
+
+
+_RUN = """
+import os, sys, torch
+from pathlib import Path
+from nearstep.train import checkpoint
+torch.set_num_threads(1)
+config = torch.load(sys.argv[1], weights_only=False)
+moment, written = sys.argv[2], 0
+save = torch.save
+
+def killed_save(content, path):
+    global written
+    written += 1
+    save(content, path)
+    if written == int(moment):  # the file is whole under its temporary name, and nothing more
+        Path(path).write_bytes(Path(path).read_bytes()[:1000])
+        os.kill(os.getpid(), 9)
+
+if moment != "0":
+    checkpoint.torch.save = killed_save
+config.run()
+"""
+
+
+def test_a_killed_process_resumes_exactly_and_leaves_nothing_half_written(config: DistillConfig, tmp_path: Path):
+    whole = replace(config, loop=replace(config.loop, steps=3)).run()
+    cut = replace(config, loop=replace(config.loop, steps=3, save_every=1, log_every=1, folder=tmp_path / "cut"))
+    torch.save(cut, tmp_path / "config.pt")
+    killed = subprocess.run([sys.executable, "-c", _RUN, tmp_path / "config.pt", "2"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(cut.loop.folder.glob(".*.part"))
+    with (cut.loop.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "dm')  # killed while it logged
+    resumed = cut.run()
+    assert not list(cut.loop.folder.glob(".*.part"))
+    assert [row["step"] for row in read_metrics(cut.loop.folder / "metrics.jsonl")] == [1, 2, 3]
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
 
 
 @pytest.mark.parametrize("penalty", ["exact", "finite difference"])

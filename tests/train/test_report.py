@@ -11,9 +11,11 @@ from PIL import Image
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
 from nearstep.train.health import findings, read_metrics
+from nearstep.train.report import shipped_curves
 
 WELL = {
     "accuracy": 0.65, "gap": -0.4, "gamma": 0.1, "r1": 0.4, "r2": 0.3, "discriminator": 0.6, "assistant": 0.3,
+    "alpha": 0.05, "asd_norm": 0.06, "dmd_norm": 0.02,
     "motion_data": 0.5, "motion_1": 0.45, "motion_4": 0.5, "std_data": 1.0, "std_1": 1.02,
 }  # fmt: skip
 
@@ -42,6 +44,8 @@ def test_a_run_that_is_well_rings_no_alarm():
         ({"gap": 0.2}, "gap", "behind"),
         ({"gamma": 0.001}, "penalty share", "too small"),
         ({"gamma": 5.0}, "penalty share", "rules"),
+        ({"alpha": 0.3}, "adversarial share", "fool"),
+        ({"alpha": 0.001}, "adversarial share", "hardly"),
         ({"motion_1": 0.2, "motion_4": 0.2}, "motion", "dying"),
         ({"std_1": 1.4}, "spread", "saturated"),
         ({"assistant": 0.6}, "assistant trend", "lags"),
@@ -74,6 +78,16 @@ def test_the_page_holds_alarms_curves_samples_and_a_reference(tmp_path: Path, ca
     assert page.count("data:image/png;base64,") == 1 + 6
     assert "step 0<" in page
     assert "step 9<" in page
+
+
+def test_our_own_curves_can_be_drawn_behind(tmp_path: Path, capsys):
+    assert set(shipped_curves()) == {"distill", "self_forcing"}
+    run = write(tmp_path / "run", rows())
+    for name, path in shipped_curves().items():
+        assert len(read_metrics(path)) > 10
+        assert main(["report", str(run), "--reference", name]) == 0
+    assert main(["report", str(run), "--reference", "dystil"]) == 2
+    assert "distill, self_forcing" in capsys.readouterr().err
 
 
 def test_a_folder_without_metrics_or_with_broken_ones_is_named(tmp_path: Path, capsys):

@@ -13,13 +13,14 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, write the page and say where it is."""
 
     def report(
-        run: Annotated[Path, tyro.conf.Positional], reference: Path | None = None, out: Path | None = None
+        run: Annotated[Path, tyro.conf.Positional], reference: str | None = None, out: Path | None = None
     ) -> Path:
         """Write one page about a training run: alarms with their thresholds, curves, samples over time.
 
         Args:
             run: folder of the run.
-            reference: metrics.jsonl of another run (or its folder), drawn behind.
+            reference: drawn behind: "distill" or "self_forcing" (runs of ours), another run's folder, or its
+                metrics.jsonl.
             out: where to; by default report.html in the run's folder.
         """
         from nearstep.train.report import write_report

@@ -18,6 +18,8 @@ from typing import Any
 from nearstep.errors import NearstepError
 from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.run import evaluate
+from nearstep.evaluate.similarity import draw_similarity, step_similarity
+from nearstep.files import replacing
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import read_cells, write_tables
 from nearstep.stream.folder import EMBEDDED, ModelFolder
@@ -28,7 +30,7 @@ PLANS = ("1", "4,1x", "2", "4,2x", "4")
 NETWORKS: dict[str, dict[str, Any]] = {
     "teacher": {"transformer": "teacher", "plans": ("20",)},
     "causal": {"transformer": "causal", "guidance": 2.0, "plans": ("16",)},
-    "consistency": {"transformer": "init", "plans": PLANS},
+    "consistency": {"transformer": "consistency", "plans": PLANS},
 }
 """Cell -> how a network of the model folder is measured as it is: no run, no seeds."""
 
@@ -49,10 +51,11 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "self_forcing_2": recipes.self_forcing_2,
     "one_forcing": recipes.one_forcing,
     "causvid": recipes.causvid,
-    "asd_alpha_0.1": _asd(weight=0.1),
-    "asd_alpha_1": _asd(weight=1.0),
+    "asd_alpha_0.015": _asd(weight=0.015),
+    "asd_alpha_0.15": _asd(weight=0.15),
     "asd_gamma_0.1": _asd(gamma=0.1),
     "asd_gamma_10": _asd(gamma=10.0),
+    "asd_psi_3": _asd(shift=3.0),
     "asd_teacher": _asd(backbone="teacher"),
     "asd_joint": _asd(backbone="joint"),
     "asd_chain": _asd(reference="both"),
@@ -68,7 +71,7 @@ class AblationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     model: Path = Path(EMBEDDED)
     """Model folder of teacher and initialisation, or "playground", the embedded one."""
-    steps: int = 300
+    steps: int = 200
     """Student updates of a run."""
     captions: int = 256
     plans: tuple[str, ...] = PLANS
@@ -83,16 +86,28 @@ class AblationConfig:
             raise NearstepError(f"there is no cell {', '.join(unknown)}; cells are {', '.join(known)}")
 
     def run(self) -> Path:
-        """Run what is missing, seed by seed over all cells, and write tables and plot; returns the tables' file."""
+        """Run what is missing, seed by seed over all cells, and write tables and plots; returns the tables' file."""
         model = ModelFolder.open(str(self.model)).path
         for cell in [cell for cell in self.cells if cell in NETWORKS]:
             evaluate(str(self.model), captions=self.captions, out=self.out / f"{cell}-0.json", **NETWORKS[cell])
         for seed in self.seeds:
             for cell in [cell for cell in self.cells if cell in CELLS]:
                 self._run(cell, seed, model)
+        self._similarity()
         cells = read_cells(self.out, (*NETWORKS, *CELLS))
         draw_totals(cells, self.out / "totals.png")
         return write_tables(cells, self.out / "tables.md")
+
+    def _similarity(self) -> None:
+        """The paper's evidence for first-frame enhancement, on the model's own student."""
+        from nearstep.stream.pipeline import CausalVideoPipeline
+
+        target = self.out / "similarity.json"
+        if not target.exists():
+            matrices = step_similarity(CausalVideoPipeline.from_pretrained(self.model))
+            draw_similarity(matrices, self.out / "similarity.png")
+            with replacing(target) as part:
+                part.write_text(json.dumps(matrices.tolist()) + "\n", encoding="utf-8")
 
     def _run(self, cell: str, seed: int, model: Path) -> None:
         result = self.out / f"{cell}-{seed}.json"

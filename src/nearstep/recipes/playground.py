@@ -131,15 +131,16 @@ def consistency() -> CausalConfig:
 def self_forcing() -> DistillConfig:
     """Distribution matching alone, n drawn from 1 to 4 (Self Forcing)."""
     return DistillConfig(
-        loop=LoopConfig(folder=_RUNS / "self_forcing", steps=300, log_every=5, save_every=25, preview_every=50),
+        loop=LoopConfig(folder=_RUNS / "self_forcing", steps=200, log_every=5, save_every=25, preview_every=50),
         model=ModelFolder.open(EMBEDDED).path,
-        source="init",
+        source="causal",
         latents=_FEW_LATENTS,
-        student=OptimConfig(lr=1e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
-        assistant=OptimConfig(lr=2e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        student=OptimConfig(lr=2e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        assistant=OptimConfig(lr=3e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
         discriminator=OptimConfig(lr=1e-3, warmup=10, decay=0.0, betas=(0.0, 0.99)),
         schedule="respaced",
         ratio=3,
+        guidance=1.5,
         shift=_SHIFT,
         settings=_SETTINGS,
     )
@@ -147,7 +148,7 @@ def self_forcing() -> DistillConfig:
 
 def distill() -> DistillConfig:
     """Adversarial self-distillation: the student of the paper, one for 1 to 4 steps."""
-    return replace(_rival("distill"), adversary=AdversaryConfig(), warmup=20, alone=20)
+    return replace(_rival("distill"), adversary=AdversaryConfig(), alone=15)
 
 
 def self_forcing_1() -> DistillConfig:
@@ -167,9 +168,7 @@ def causvid() -> DistillConfig:
 
 def one_forcing() -> DistillConfig:
     """An adversary against clips in place of adjacent steps (One-Forcing, DMD2)."""
-    return replace(
-        _rival("one_forcing"), adversary=AdversaryConfig(reference="data", backbone="joint"), warmup=20, alone=20
-    )
+    return replace(_rival("one_forcing"), adversary=AdversaryConfig(reference="data", backbone="joint"), alone=15)
 
 
 def _rival(name: str) -> DistillConfig:

@@ -38,17 +38,17 @@ class AdversaryConfig:
     backbone: Literal["assistant", "teacher", "joint"] = "assistant"
     """Whose features the heads read: the live assistant's, out of the graph; the frozen teacher's; or the assistant's,
     which then learns from the discriminator's loss too (One-Forcing, DMD2)."""
-    weight: float = 0.3
+    weight: float = 0.05
     """alpha. With ``balance``: the adversarial gradient's norm, as a share of the DMD gradient's."""
     balance: bool = False
-    gamma: float = 0.1
+    gamma: float = 1.0
     """Of R1 and R2; falls to a tenth along a half cosine."""
     penalty: Penalty = "finite difference"
     penalty_every: int = 4
     """Updates of the discriminator per penalty, whose weight grows by as much: on average the same, and cheaper
     (StyleGAN2's lazy regularisation)."""
-    shift: float | None = None
-    """Of Psi's times; by default that of distribution matching."""
+    shift: float = 1.0
+    """Of Psi's times. 1 leaves more of the samples to see than the shift of distribution matching does."""
     joint_weight: float = 0.01
     """Of the discriminator's loss in a joint backbone's update."""
 

@@ -30,11 +30,15 @@ BANDS: dict[str, Band] = {
     "accuracy": Band(0.55, 0.80, "the heads are blind: gamma too large, or Psi too noisy", "the heads win easily"),
     "gap": Band(-2.0, 0.0, "the discriminator is far ahead of the student", "the discriminator is behind the student"),
     "penalty share": Band(0.05, 0.20, "gamma is too small to hold the heads", "gamma rules the discriminator's loss"),
+    "adversarial share": Band(
+        0.02, 0.5, "the adversary hardly speaks: larger alpha", "the adversary rules the student, who learns to fool it"
+    ),
     "motion": Band(0.70, 1.30, "motion is dying: too many updates, or too large a guidance", "samples flicker"),
     "spread": Band(0.85, 1.15, "samples are washed out", "samples are over-saturated: lower the guidance"),
     "assistant trend": Band(-math.inf, 1.25, "", "the assistant lags: more of its updates, or a lower student rate"),
 }
-"""Figure -> band. Motion and spread are those of the samples as a share of real clips'."""
+"""Figure -> band. Motion and spread are those of the samples as a share of real clips', and the adversarial share is
+alpha times the norm of the adversarial gradient at the sample over that of distribution matching."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def findings(rows: Rows) -> list[Finding]:
     recent = rows[-max(1, math.ceil(RECENT * len(rows))) :]
     figures = {"accuracy": mean(recent, "accuracy"), "gap": mean(recent, "gap")}
     figures["penalty share"] = _penalty_share(recent)
+    figures["adversarial share"] = _adversarial_share(recent)
     figures["motion"] = _against_data(recent, "motion")
     figures["spread"] = _against_data(recent, "std")
     figures["assistant trend"] = _trend(rows, recent, "assistant")
@@ -98,6 +103,12 @@ def mean(rows: Rows, name: str) -> float | None:
 def _penalty_share(rows: Rows) -> float | None:
     whole = [row for row in rows if {"gamma", "r1", "r2", "discriminator"} <= row.keys()]
     shares = [row["gamma"] * (row["r1"] + row["r2"]) / row["discriminator"] for row in whole if row["discriminator"]]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _adversarial_share(rows: Rows) -> float | None:
+    heard = [row for row in rows if {"alpha", "asd_norm", "dmd_norm"} <= row.keys()]
+    shares = [row["alpha"] * row["asd_norm"] / row["dmd_norm"] for row in heard if row["dmd_norm"]]
     return sum(shares) / len(shares) if shares else None
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.files import sweep
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.metrics import Metrics
@@ -63,6 +64,7 @@ class Stage(Protocol):
 def run(stage: Stage, config: LoopConfig, recipe: dict[str, Any]) -> Path:
     """Train to the end, or to SIGTERM, Ctrl-C or ``config.minutes``, and export; returns the exported folder."""
     path = config.folder / "checkpoint.pt"
+    sweep(config.folder)
     if path.exists():
         checkpoint.load(stage.state, recipe, path)
     metrics = Metrics(config.folder, tensorboard=config.tensorboard)

@@ -17,6 +17,7 @@ class Metrics:
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        _drop_torn_line(self.path)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.began, self.steps = time.monotonic(), 0
@@ -54,3 +55,9 @@ class Metrics:
         """Flush and close the sinks."""
         if self.board:
             self.board.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    # A process that is killed while it writes leaves a line without an end, and the next one would be glued to it.
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        path.write_bytes(content[: content.rfind(b"\n") + 1])

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nearstep.errors import NearstepError
+
 _SMALLEST = 8
 """Narrower matrices gain nothing from Muon."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(NearstepError):
     """A loss or gradient is not finite; raised before any weight has moved."""
 
 
@@ -73,8 +75,9 @@ class Optimizer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         if not (torch.isfinite(loss) & torch.isfinite(norm)):
             raise NonFiniteError(
-                f"step {index}: loss {loss.item()}, gradient norm {norm.item()}; no weight was moved. Resume from the "
-                "last checkpoint with a lower learning rate"
+                f"step {index}: loss {loss.item()}, gradient norm {norm.item()}; no weight was moved and "
+                "the last checkpoint is whole. The same command goes on from it; if this comes again, start anew with "
+                "a lower learning rate"
             )
         for view, p in zip(self.views, self.matrices, strict=True):
             view.grad = None if p.grad is None else p.grad.view_as(view)

@@ -7,9 +7,11 @@ import html
 import io
 import math
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nearstep.errors import NearstepError
 from nearstep.files import replacing
 from nearstep.plots import new_figure
 from nearstep.train.health import BANDS, Rows, findings, read_metrics
@@ -44,12 +46,13 @@ figure { margin: 1rem 0 } figcaption { color: #666 }
 """
 
 
-def write_report(run: Path, *, reference: Path | None = None, out: Path | None = None) -> Path:
+def write_report(run: Path, *, reference: str | Path | None = None, out: Path | None = None) -> Path:
     """Write ``report.html`` for the run folder ``run``; everything is inside the one file.
 
     Args:
         run: folder of a training run, with its metrics.jsonl.
-        reference: a metrics.jsonl, or the folder of another run, drawn in grey behind the curves.
+        reference: drawn in grey behind the curves: a metrics.jsonl, the folder of another run, or the name of a run of
+            ours whose curves are in this package (``shipped_curves``).
         out: where to; by default into the run's folder.
 
     Raises:
@@ -58,12 +61,31 @@ def write_report(run: Path, *, reference: Path | None = None, out: Path | None =
     rows = read_metrics(run / "metrics.jsonl")
     behind: Rows = []
     if reference is not None:
-        behind = read_metrics(reference / "metrics.jsonl" if reference.is_dir() else reference)
+        behind = read_metrics(_reference(reference))
     out = out or run / "report.html"
     page = _page(run, rows, _curves(rows, behind))
     with replacing(out) as part:
         part.write_text(page, encoding="utf-8")
     return out
+
+
+def shipped_curves() -> dict[str, Path]:
+    """Name -> metrics of a run of ours."""
+    return {
+        path.stem: path for path in sorted((Path(str(resources.files("nearstep"))) / "assets/curves").glob("*.jsonl"))
+    }
+
+
+def _reference(given: str | Path) -> Path:
+    path = Path(given)
+    if path.is_dir():
+        return path / "metrics.jsonl"
+    if path.is_file():
+        return path
+    shipped = shipped_curves()
+    if str(given) in shipped:
+        return shipped[str(given)]
+    raise NearstepError(f"there is no run {given} to compare with; name a run folder, or one of {', '.join(shipped)}")
 
 
 def _page(run: Path, rows: Rows, curves: bytes) -> str:

@@ -229,7 +229,7 @@ class DistillStage:
         purposes = ("match", "assistant", "psi", "direction", "data")
         eps = {purpose: torch.randn(whole, generator=draw) for purpose in purposes}
         shifts = dict.fromkeys(purposes, config.shift)
-        if config.adversary and config.adversary.shift is not None:
+        if config.adversary:
             shifts["psi"] = config.adversary.shift
         u = {purpose: torch.rand(config.batch, generator=draw) for purpose in purposes}
         law = partial(training_times, low=config.low, high=config.high)

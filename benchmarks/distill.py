@@ -1,0 +1,110 @@
+"""What a student update costs with and without the adversary, and where the time goes.
+
+    python benchmarks/distill.py --compile
+
+Both recipes make the same steps in one run, in turn, so that what else the machine does meets them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from nearstep.evaluate.report import markdown
+from nearstep.recipes import playground
+from nearstep.train.stages.distill import DistillConfig, DistillStage
+
+PARTS = {
+    "_samples fewer": "n-step rollout",
+    "_samples more": "(n+1)-step rollout",
+    "_student": "DMD gradient, backward",
+    "_add_adversarial": "ASD gradient",
+    "_assistant": "assistant",
+    "_discriminator": "discriminator",
+    "_move": "optimizers",
+}
+"""Method of the stage -> what it is; time inside a method that is listed itself is not counted twice."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure."""
+
+    steps: int = 16
+    """Timed student updates of each recipe; every n comes up."""
+    warm: int = 8
+    """Untimed ones before them."""
+    compile: bool = False
+    latents: Path = Path("runs/latents")
+    """Encoded here first, if they are not there."""
+
+
+class Timed:
+    """A stage whose methods are timed."""
+
+    def __init__(self, config: DistillConfig) -> None:
+        self.stage = DistillStage(config)
+        self.spent: dict[str, float] = defaultdict(float)
+        self.whole: list[float] = []
+        self.inside: list[float] = [0.0]
+        for name in {key.split()[0] for key in PARTS}:
+            setattr(self.stage, name, self._timed(name, getattr(self.stage, name)))
+
+    def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            key = f"{name} {arguments[3]}" if name == "_samples" else name
+            self.inside.append(0.0)
+            began = time.perf_counter()
+            result = method(*arguments, **options)
+            seconds = time.perf_counter() - began
+            self.spent[key] += seconds - self.inside.pop()
+            self.inside[-1] += seconds
+            return result
+
+        return call
+
+    def step(self, index: int) -> None:
+        """One timed step."""
+        began = time.perf_counter()
+        self.stage.step(index)
+        self.whole.append(time.perf_counter() - began)
+
+    def forget(self) -> None:
+        """Drop what was timed."""
+        self.spent.clear()
+        self.whole.clear()
+
+
+def main(options: Options) -> None:
+    """Print the table."""
+    recipes = {"Self Forcing": playground.self_forcing(), "ASD": playground.distill()}
+    stages = {}
+    for name, recipe in recipes.items():
+        latents = replace(recipe.latents, folder=options.latents, clips=1024)
+        stages[name] = Timed(replace(recipe, latents=latents, compile=options.compile, warmup=0, alone=0))
+    for index in range(options.warm + options.steps):
+        for stage in stages.values():
+            if index == options.warm:
+                stage.forget()
+            stage.step(index)
+    rows = []
+    for name, stage in stages.items():
+        mean = statistics.fmean(stage.whole)
+        parts = [stage.spent[key] / options.steps for key in PARTS]
+        rows.append([name, f"{mean:.2f}", *(f"{part:.2f}" for part in parts)])
+    print(markdown(["seconds per student update", "all", *PARTS.values()], rows))
+    ratios = [a / b for a, b in zip(stages["ASD"].whole, stages["Self Forcing"].whole, strict=True)]
+    middle = sum(stages["ASD"].whole) / sum(stages["Self Forcing"].whole)
+    low, *_, high = statistics.quantiles(ratios, n=20)
+    print(f"\nASD costs {middle:.2f} times Self Forcing (single steps: {low:.2f} to {high:.2f}, 5 to 95 %)")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
