@@ -90,6 +90,15 @@ def test_recipes_are_listed_and_their_keys_checked(capsys: pytest.CaptureFixture
     assert caught.value.code == 2 and "--loop.steps" in capsys.readouterr().err
 
 
+def test_the_fields_of_an_optional_part_are_options_too(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "playground.distill", "--help"])
+    assert "--adversary.weight" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "playground.distill", "--adversary.weight", "-1"])
+    assert caught.value.code == 2 and "neither can be negative" in capsys.readouterr().err
+
+
 def test_a_recipe_runs_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import dataclass
 

@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def run(arguments: Sequence[str]) -> None:
         raise NearstepError(f"there is no recipe {name!r}: {hint}")
     module, function = name.split(".")
     config = getattr(importlib.import_module(f"nearstep.recipes.{module}"), function)()
-    tyro.cli(type(config), default=config, prog=f"nearstep train {name}", description=known[name], args=rest).run()
+    parse = partial(tyro.cli, config=(tyro.conf.AvoidSubcommands,))  # an optional part's fields are options like all
+    parse(type(config), default=config, prog=f"nearstep train {name}", description=known[name], args=rest).run()
 
 
 def recipes() -> dict[str, str]:

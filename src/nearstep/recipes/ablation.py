@@ -51,6 +51,8 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "self_forcing_2": recipes.self_forcing_2,
     "one_forcing": recipes.one_forcing,
     "causvid": recipes.causvid,
+    "self_forcing_consistency": lambda: replace(recipes.self_forcing(), source="consistency"),
+    "asd_consistency": lambda: replace(recipes.distill(), source="consistency"),
     "asd_alpha_0.015": _asd(weight=0.015),
     "asd_alpha_0.15": _asd(weight=0.15),
     "asd_gamma_0.1": _asd(gamma=0.1),
