@@ -151,6 +151,11 @@ def distill() -> DistillConfig:
     return replace(_rival("distill"), adversary=AdversaryConfig(), alone=15)
 
 
+def distill_1() -> DistillConfig:
+    """Adversarial self-distillation with every update at one step, against the student's own two steps."""
+    return replace(distill(), loop=_rival("distill_1").loop, counts=(1,))
+
+
 def self_forcing_1() -> DistillConfig:
     """Self Forcing retrained for exactly one step."""
     return replace(_rival("self_forcing_1"), counts=(1,))

@@ -48,6 +48,8 @@ LADDER: tuple[tuple[str, Place, Place], ...] = (
     ("both over ASD at 1 step", ("asd", "1"), ("asd", "4,1x")),
     ("ASD over Self Forcing retrained at 1", ("self_forcing_1", "1"), ("asd", "1")),
     ("the same with FFE", ("self_forcing_1", "4,1x"), ("asd", "4,1x")),
+    ("ASD, both retrained at 1", ("self_forcing_1", "1"), ("asd_1", "1")),
+    ("ASD with FFE, both retrained at 1", ("self_forcing_1", "4,1x"), ("asd_1", "4,1x")),
     ("ASD at 2 steps", ("self_forcing", "2"), ("asd", "2")),
     ("FFE at 2 steps", ("self_forcing", "2"), ("self_forcing", "4,2x")),
     ("both over FFE at 2 steps", ("self_forcing", "4,2x"), ("asd", "4,2x")),
@@ -75,7 +77,9 @@ SYSTEMS: tuple[tuple[str, Place], ...] = (
     ("Self Forcing retrained at 1", ("self_forcing_1", "1")),
     ("One-Forcing (DMD2)", ("one_forcing", "1")),
     ("ASD", ("asd", "1")),
+    ("ASD retrained at 1", ("asd_1", "1")),
     ("ASD, 1*", ("asd", "4,1x")),
+    ("ASD retrained at 1, 1*", ("asd_1", "4,1x")),
 )
 """The paper's Table 1: row -> where its figures come from."""
 
