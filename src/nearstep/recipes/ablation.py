@@ -23,6 +23,7 @@ from nearstep.files import replacing
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import read_cells, write_tables
 from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.train.health import read_metrics
 from nearstep.train.stages.distill import DistillConfig
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
@@ -120,6 +121,11 @@ class AblationConfig:
         recipe = CELLS[cell]()
         loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}", steps=self.steps)
         student = replace(recipe, loop=loop, seed=seed, model=model, compile=self.compile).run()
+        if (done := int(read_metrics(loop.folder / "metrics.jsonl")[-1]["step"])) < self.steps:
+            raise NearstepError(
+                f"{loop.folder} was stopped after {done} of {self.steps} steps, so it is not evaluated; "
+                "the same command goes on with it"
+            )
         evaluate(str(student), plans=self.plans, captions=self.captions, out=result)
 
 

@@ -138,7 +138,6 @@ def self_forcing() -> DistillConfig:
         student=OptimConfig(lr=2e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
         assistant=OptimConfig(lr=3e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
         discriminator=OptimConfig(lr=1e-3, warmup=10, decay=0.0, betas=(0.0, 0.99)),
-        schedule="respaced",
         ratio=3,
         guidance=1.5,
         shift=_SHIFT,
@@ -162,8 +161,8 @@ def self_forcing_1() -> DistillConfig:
 
 
 def self_forcing_2() -> DistillConfig:
-    """Self Forcing retrained for exactly two steps, on the list that two steps use at inference."""
-    return replace(_rival("self_forcing_2"), counts=(2,))
+    """Self Forcing retrained for exactly two steps: on their own list, whose two times are trained in turn."""
+    return replace(_rival("self_forcing_2"), counts=(1, 2), schedule="respaced")
 
 
 def causvid() -> DistillConfig:

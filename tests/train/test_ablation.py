@@ -1,0 +1,73 @@
+"""The ablation: a cell is run and measured once, and a run that was stopped is not measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nearstep.errors import NearstepError
+from nearstep.recipes import ablation, playground
+from nearstep.recipes.ablation import AblationConfig
+from nearstep.train.stages import distill
+
+PLANS = ("1", "4")
+
+
+@pytest.fixture
+def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A tiny recipe as the only cell; its evaluation writes a result and notes the model that it was given."""
+    seen: list[str] = []
+
+    def evaluate(student: str, *, plans: tuple[str, ...], captions: int, out: Path) -> str:
+        seen.append(student)
+        marks = torch.linspace(0, 1, captions).tolist()
+        found = {"calls": 5, "frechet": {"value": 3.0}, "clips": dict.fromkeys(("total", "quality", "semantic"), marks)}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"plans": dict.fromkeys(plans, found)}))
+        return ""
+
+    def recipe():
+        base = playground.distill()
+        return replace(base, latents=model.latents, source="transformer", batch=2, ratio=1, alone=0)
+
+    monkeypatch.setattr(ablation, "CELLS", {"asd": recipe})
+    monkeypatch.setattr(ablation, "NETWORKS", {})
+    monkeypatch.setattr(ablation, "evaluate", evaluate)
+    monkeypatch.setattr(AblationConfig, "_similarity", lambda _: None)
+    return seen
+
+
+@pytest.fixture
+def config(model, measured, tmp_path: Path) -> AblationConfig:
+    folders = {"runs": tmp_path / "runs", "out": tmp_path / "out"}
+    return AblationConfig(cells=("asd",), seeds=(0, 1), model=model.folder, steps=2, captions=8, plans=PLANS, **folders)
+
+
+def test_every_seed_is_run_and_measured_once(config: AblationConfig, measured: list[str]):
+    tables = config.run()
+    assert [Path(model).parent.name for model in measured] == ["asd-0", "asd-1"]
+    assert "| asd | 2 | 4 | 5 |" in tables.read_text()
+    assert (config.out / "totals.png").exists()
+    config.run()
+    assert len(measured) == 2
+
+
+def test_a_run_that_was_stopped_is_not_measured_and_goes_on(config, measured: list[str], monkeypatch):
+    step = distill.DistillStage.step
+
+    def stopped(stage, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(stage, index)
+
+    with monkeypatch.context() as patch, pytest.raises(NearstepError, match=r"after 1 of 2 steps"):
+        patch.setattr(distill.DistillStage, "step", stopped)
+        config.run()
+    assert not measured
+    config.run()
+    assert len(measured) == 2
