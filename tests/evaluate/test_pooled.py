@@ -88,8 +88,8 @@ def test_tables_name_cells_and_plans_that_are_run():
 
 
 def test_sensitivities_change_what_they_name_alone():
-    base, changed = CELLS["asd"](), CELLS["asd_alpha_0.15"]()
-    assert changed.adversary == replace(base.adversary, weight=0.15)
+    base, changed = CELLS["asd"](), CELLS["asd_share_0.5"]()
+    assert changed.adversary == replace(base.adversary, weight=0.5)
     assert replace(changed, adversary=base.adversary) == base
 
 

@@ -19,15 +19,14 @@ ASSETS = Path(str(resources.files("nearstep"))) / "assets"
 def test_all_weights_together_stay_small_and_are_safetensors():
     files = [file for file in ASSETS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 40e6
-    assert {file.suffix for file in files} <= {".safetensors", ".json", ".py"}
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".jsonl", ".py"}
 
 
-@pytest.mark.parametrize("plan", ["4", "4,1x"])
-def test_it_beats_chance_on_held_out_captions(plan: str):
+@pytest.mark.parametrize("plan", ["4", "4,1x", "1"])
+def test_it_shows_what_held_out_captions_say(plan: str):
     captions = [text for _, text in held_out(8)]
     video = CausalVideoPipeline.from_pretrained("playground")(captions, plan=plan, seed=0, output_type="pt").frames
     assert video.shape == (8, 33, 3, SIZE, SIZE)
     assert torch.isfinite(video).all()
     verdicts = judge(video, captions)
-    background = [verdict.agreement["background"] for verdict in verdicts]
-    assert sum(background) >= 6  # chance is one in six
+    assert sum(verdict.semantic for verdict in verdicts) / 8 > 0.85

@@ -12,28 +12,35 @@ from nearstep.plots import new_figure
 
 
 def draw_totals(cells: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> Path:
-    """Total against network calls (commits included), a line per recipe through its plans, with 95 % intervals.
+    """Total of every plan, a colour per recipe, with 95 % intervals; plans in order of their calls.
 
     Args:
         cells: recipe -> what evaluate.run.measure wrote for each of its seeds.
         path: PNG.
     """
-    figure = new_figure(8, 5)
+    calls = {plan: found["calls"] for results in cells.values() for plan, found in results[0]["plans"].items()}
+    order = sorted(calls, key=lambda plan: (calls[plan], plan))
+    figure = new_figure(1.5 + 1.4 * len(order), 5)
     axis = figure.subplots()
     for number, (name, results) in enumerate(cells.items()):
-        plans = sorted(results[0]["plans"], key=lambda plan: results[0]["plans"][plan]["calls"])
-        calls = [results[0]["plans"][plan]["calls"] + 0.04 * number for plan in plans]  # apart, where they coincide
+        plans = [plan for plan in order if plan in results[0]["plans"]]
+        aside = 0.7 * ((number + 0.5) / len(cells) - 0.5)
         found = [pooled(clips(results, plan, "total")) for plan in plans]
-        middle = [100 * interval.value for interval in found]
-        below = [100 * (interval.value - interval.low) for interval in found]
-        above = [100 * (interval.high - interval.value) for interval in found]
-        style = ("-", "--", ":")[number // 10 % 3]
-        axis.errorbar(calls, middle, yerr=[below, above], marker=".", capsize=2, linestyle=style, label=name)
-    axis.set_xscale("log")
-    axis.set_xlabel("network calls a clip, commits included")
+        axis.errorbar(
+            [order.index(plan) + aside for plan in plans],
+            [100 * interval.value for interval in found],
+            yerr=[
+                [100 * (interval.value - interval.low) for interval in found],
+                [100 * (interval.high - interval.value) for interval in found],
+            ],
+            fmt="os^D"[number // 10 % 4],
+            capsize=2,
+            label=f"{name} ({len(results)})",
+        )
+    axis.set_xticks(range(len(order)), [f"{plan}\n{calls[plan]} calls" for plan in order])
     axis.set_ylabel("total")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="x-small", ncols=2)
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend(fontsize="x-small", ncols=2, title="recipe (seeds)", title_fontsize="x-small")
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=110)
     return path

@@ -38,9 +38,10 @@ class AdversaryConfig:
     backbone: Literal["assistant", "teacher", "joint"] = "assistant"
     """Whose features the heads read: the live assistant's, out of the graph; the frozen teacher's; or the assistant's,
     which then learns from the discriminator's loss too (One-Forcing, DMD2)."""
-    weight: float = 0.05
-    """alpha. With ``balance``: the adversarial gradient's norm, as a share of the DMD gradient's."""
-    balance: bool = False
+    weight: float = 0.25
+    """With ``balance`` the adversarial gradient's norm at the sample as a share of the DMD gradient's, else alpha."""
+    balance: bool = True
+    """A fixed alpha weighs more and more, as gamma falls and the heads grow steeper."""
     gamma: float = 1.0
     """Of R1 and R2; falls to a tenth along a half cosine."""
     penalty: Penalty = "finite difference"
