@@ -73,6 +73,8 @@ def test_tables_hold_every_plan_and_what_is_sure(tmp_path: Path):
     assert "| Self Forcing retrained | - | 83.49 | - | 80.62 |" in text
     assert draw_totals(cells, tmp_path / "totals.png").stat().st_size > 1000
     assert "reversed" in difference_table([("back", values(0.6), values(0.5))])
+    alone = difference_table([("alone", values(0.5, seeds=1), values(0.6, seeds=1))])
+    assert "yes, of one seed" in alone
     assert pooled_table({}).count("\n") == 1
 
 

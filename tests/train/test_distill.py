@@ -65,6 +65,7 @@ def test_every_rival_trains_and_its_student_generates(name: str, config: Distill
     folder = replace(recipe, **small, **rates).run()
     before, after = weights(config.model), weights(folder)
     assert any(not torch.equal(before[key], after[key]) for key in before)
+    assert str(config.model) not in (folder / "transformer" / "config.json").read_text()
     pipe = CausalVideoPipeline.from_pretrained(folder)
     assert torch.isfinite(pipe("a red ball slides left", plan="4,1x", seed=0, output_type="pt").frames).all()
 

@@ -76,11 +76,15 @@ def pooled_table(cells: Mapping[str, Sequence[Results]]) -> str:
 
 
 def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str:
-    """One row a named pair of [S, N]: how far the second lies above the first, and whether that is sure."""
+    """One row a named pair of [S, N]: how far the second lies above the first, and whether that is sure.
+
+    Where one of them has a single seed, the interval holds the chance of clips alone and nothing is sure.
+    """
     rows = []
     for name, low, high in pairs:
         gained = difference(high, low)
         mark = "yes" if gained.low > 0 else ("reversed" if gained.high < 0 else "no")
+        mark = f"{mark}, of one seed" if min(len(low), len(high)) < 2 else mark
         rows.append([name, points(gained), mark])
     return markdown(["step up", "points of total", "sure"], rows)
 

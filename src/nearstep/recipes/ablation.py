@@ -36,23 +36,29 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """Cell -> how a network of the model folder is measured as it is: no run, no seeds."""
 
 
+UNIFORM = (1, 2, 3, 4)
+"""n as the paper draws it."""
+
+
 def _asd(**changes: Any) -> Callable[[], DistillConfig]:
     def recipe() -> DistillConfig:
         base = recipes.distill()
         assert base.adversary is not None
-        return replace(base, adversary=replace(base.adversary, **changes))
+        return replace(base, counts=UNIFORM, adversary=replace(base.adversary, **changes))
 
     return recipe
 
 
 CELLS: dict[str, Callable[[], DistillConfig]] = {
     "self_forcing": recipes.self_forcing,
-    "asd": recipes.distill,
+    "asd": _asd(),
     "self_forcing_1": recipes.self_forcing_1,
     "asd_1": recipes.distill_1,
     "self_forcing_2": recipes.self_forcing_2,
     "one_forcing": recipes.one_forcing,
     "causvid": recipes.causvid,
+    "self_forcing_favour_1": lambda: replace(recipes.self_forcing(), counts=recipes.FAVOUR_ONE),
+    "asd_favour_1": recipes.distill,
     "self_forcing_consistency": lambda: replace(recipes.self_forcing(), source="consistency"),
     "asd_consistency": lambda: replace(recipes.distill(), source="consistency"),
     "asd_share_0.1": _asd(weight=0.1),

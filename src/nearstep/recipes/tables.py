@@ -50,6 +50,9 @@ LADDER: tuple[tuple[str, Place, Place], ...] = (
     ("the same with FFE", ("self_forcing_1", "4,1x"), ("asd", "4,1x")),
     ("ASD, both retrained at 1", ("self_forcing_1", "1"), ("asd_1", "1")),
     ("ASD with FFE, both retrained at 1", ("self_forcing_1", "4,1x"), ("asd_1", "4,1x")),
+    ("ASD, one step favoured in both", ("self_forcing_favour_1", "1"), ("asd_favour_1", "1")),
+    ("the same with FFE, one step favoured", ("self_forcing_favour_1", "4,1x"), ("asd_favour_1", "4,1x")),
+    ("ASD favouring one step over Self Forcing retrained at 1", ("self_forcing_1", "1"), ("asd_favour_1", "1")),
     ("ASD at 2 steps", ("self_forcing", "2"), ("asd", "2")),
     ("FFE at 2 steps", ("self_forcing", "2"), ("self_forcing", "4,2x")),
     ("both over FFE at 2 steps", ("self_forcing", "4,2x"), ("asd", "4,2x")),
@@ -78,7 +81,9 @@ SYSTEMS: tuple[tuple[str, Place], ...] = (
     ("One-Forcing (DMD2)", ("one_forcing", "1")),
     ("ASD", ("asd", "1")),
     ("ASD retrained at 1", ("asd_1", "1")),
+    ("ASD, one step favoured", ("asd_favour_1", "1")),
     ("ASD, 1*", ("asd", "4,1x")),
+    ("ASD, one step favoured, 1*", ("asd_favour_1", "4,1x")),
     ("ASD retrained at 1, 1*", ("asd_1", "4,1x")),
 )
 """The paper's Table 1: row -> where its figures come from."""

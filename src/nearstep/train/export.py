@@ -46,7 +46,9 @@ def export_model(
         dtype: of the stored weights; whoever loads them chooses the type to compute in.
     """
     for name, network in networks.items():
-        _in_dtype(network, dtype).save_pretrained(folder / name)
+        copied = _in_dtype(network, dtype)
+        copied.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
+        copied.save_pretrained(folder / name)
     _in_dtype(text.encoder, dtype).save_pretrained(folder / "text_encoder")
     text.tokenizer.save_pretrained(folder / "tokenizer")
     VideoCodec(_in_dtype(codec.vae, dtype)).save_pretrained(folder / "vae")

@@ -65,7 +65,7 @@ class DistillConfig:
     adversary: AdversaryConfig | None = None
     """None: distribution matching alone (Self Forcing)."""
     counts: tuple[int, ...] = (1, 2, 3, 4)
-    """Step counts n to draw from."""
+    """Step counts n to draw from; one that is named twice comes up twice as often."""
     schedule: ScheduleKind = "prefix"
     first_steps: int | None = None
     """Steps of the first chunk, where it has its own list while training."""
