@@ -78,6 +78,14 @@ def test_tables_hold_every_plan_and_what_is_sure(tmp_path: Path):
     assert pooled_table({}).count("\n") == 1
 
 
+def test_a_seed_that_is_still_being_measured_takes_part_with_the_plans_it_has(tmp_path: Path):
+    for seed, plans in enumerate((PLANS, PLANS[:2])):
+        (tmp_path / f"asd-{seed}.json").write_text(json.dumps(result(0.5, plans=plans)))
+    cells = read_cells(tmp_path, ("asd",))
+    assert [list(found["plans"]) for found in cells["asd"]] == [["1", "4,1x"]] * 2
+    assert "| asd | 2 | 4,1x |" in pooled_table(cells)
+
+
 def test_tables_name_cells_and_plans_that_are_run():
     config = AblationConfig()
     run = {(cell, plan) for cell in CELLS for plan in config.plans}

@@ -90,11 +90,11 @@ SYSTEMS: tuple[tuple[str, Place], ...] = (
 
 
 def read_cells(folder: Path, known: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The results in ``folder``, files ``CELL-SEED.json``, in the order of ``known``."""
+    """The results in ``folder``, files ``CELL-SEED.json``, in the order of ``known``; plans that every seed has."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*-*.json")):
         found.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text(encoding="utf-8")))
-    return {name: found[name] for name in known if name in found}
+    return {name: _shared_plans(found[name]) for name in known if name in found}
 
 
 def write_tables(cells: Cells, target: Path) -> Path:
@@ -135,6 +135,12 @@ def systems_table(cells: Cells) -> str:
             marks = [points(pooled(clips(cells[cell], plan, head))) for head in HEADS]
             rows.append([name, plan, calls, len(cells[cell]), *marks])
     return markdown(["system", "plan", "calls", "seeds", *HEADS], rows)
+
+
+def _shared_plans(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # A seed whose evaluation is still going on lacks some.
+    shared = [plan for plan in results[0]["plans"] if all(plan in result["plans"] for result in results)]
+    return [{**result, "plans": {plan: result["plans"][plan] for plan in shared}} for result in results]
 
 
 def _holds(cells: Cells, place: Place) -> bool:
