@@ -264,6 +264,13 @@ def test_balance_takes_effect_with_the_next_update():
     assert again.ratio == balance.ratio
 
 
+def test_a_model_that_is_not_there_is_named(config: DistillConfig, tmp_path: Path):
+    with pytest.raises(NearstepError, match=r"nowhere is no model folder"):
+        replace(config, model=tmp_path / "nowhere").run()
+    with pytest.raises(NearstepError, match=r"no network at .*/elsewhere"):
+        replace(config, source="elsewhere").run()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -40,7 +40,14 @@ def load_network(folder: Path) -> VideoTransformer:
 
 
 def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptEncoder, LatentClips]:
-    """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents."""
+    """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents.
+
+    Raises:
+        NearstepError: if there is no such folder.
+    """
+    for part in ("vae", "text_encoder", "tokenizer"):
+        if not (model / part).is_dir():
+            raise NearstepError(f"{model} is no model folder, it has no {part}/; run the stage before, or name another")
     codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False)
     text = PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
     return codec, text, load_latents(latents, codec, codec_name(codec))
