@@ -60,7 +60,7 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "self_forcing_favour_1": lambda: replace(recipes.self_forcing(), counts=recipes.FAVOUR_ONE),
     "asd_favour_1": recipes.distill,
     "self_forcing_consistency": lambda: replace(recipes.self_forcing(), source="consistency"),
-    "asd_consistency": lambda: replace(recipes.distill(), source="consistency"),
+    "asd_consistency": lambda: replace(_asd()(), source="consistency"),
     "asd_share_0.1": _asd(weight=0.1),
     "asd_share_0.5": _asd(weight=0.5),
     "asd_alpha_0.05": _asd(weight=0.05, balance=False),
