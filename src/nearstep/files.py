@@ -7,6 +7,7 @@ leaves either the finished file or what was there before.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,7 +41,7 @@ def sweep(folder: Path) -> None:
     for part in folder.glob(".*.part"):
         owner = part.name.split(".")[1]
         if owner.isdigit() and not _alive(int(owner)):
-            part.unlink(missing_ok=True)
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

@@ -108,10 +108,16 @@ def test_another_recipe_is_refused_by_the_field_that_differs(tmp_path: Path):
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path):
     run(Fit(), config(tmp_path), RECIPE)
-    path = tmp_path / "checkpoint.pt"
+    path = next((tmp_path / "checkpoint-0000012").glob("*.distcp"))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(NearstepError, match=r"checkpoint\.pt"):
+    with pytest.raises(NearstepError, match=r"checkpoint-0000012 is no readable checkpoint"):
         run(Fit(), config(tmp_path), RECIPE)
+
+
+def test_only_the_newest_checkpoint_stays(tmp_path: Path):
+    run(Fit(), config(tmp_path), RECIPE)
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-0000012"]
+    assert json.loads((tmp_path / "checkpoint-0000012" / "recipe.json").read_text()) == {"step": 12, "recipe": RECIPE}
 
 
 def test_metrics_are_means_between_flushes(tmp_path: Path):

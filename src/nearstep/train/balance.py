@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,9 @@ class Balance:
         """Gather the squared norms of a micro-batch's gradients [B, ...]."""
         self.pending += torch.stack([first.detach().square().sum(), second.detach().square().sum()]).float().cpu()
 
-    def settle(self) -> None:
-        """End an update."""
-        norms, self.pending = self.pending.sqrt(), torch.zeros(2)
+    def settle(self, total: Callable[[Tensor], Tensor] = lambda norms: norms) -> None:
+        """End an update; ``total`` adds up what several processes have gathered."""
+        norms, self.pending = total(self.pending).sqrt(), torch.zeros(2)
         if norms.all():
             self.norms = norms if not self.norms.all() else _MOMENTUM * self.norms + (1 - _MOMENTUM) * norms
 

@@ -1,15 +1,29 @@
-"""Everything a run needs to go on, in one file that is whole or absent."""
+"""Everything a run needs to go on, in one folder that is whole or absent.
+
+``checkpoint-0000200/`` holds torch's distributed checkpoint (each rank writes its slices; any number of ranks reads
+them) and ``recipe.json``. It gets its name when it is complete, and then replaces the one before.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
 
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.train.parallel import Ranks
+
+_NAME = "checkpoint-"
+_RECIPE = "recipe.json"
 
 
 @runtime_checkable
@@ -28,35 +42,72 @@ class TrainState:
     parts: dict[str, Any] = field(default_factory=dict)
     step: int = 0
 
-
-def save(state: TrainState, recipe: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; an existing one is replaced only by a complete one."""
-    content = {
-        "step": state.step,
-        "recipe": recipe,
-        "parts": {name: part.state_dict() for name, part in state.parts.items()},
-    }
-    with replacing(path) as part:
-        torch.save(content, part)
+    def tensors(self) -> dict[str, Any]:
+        """What every part holds now."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
 
-def load(state: TrainState, recipe: dict[str, Any], path: Path) -> None:
-    """Bring ``state`` to where the checkpoint at ``path`` left it.
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint in a run folder."""
+    return max(folder.glob(f"{_NAME}*"), default=None)
+
+
+def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -> None:
+    """Write a checkpoint; what was there before goes when it is complete."""
+    target = folder / f"{_NAME}{state.step:07d}"
+    part = folder / f".{here.agreed(os.getpid())}.{target.name}.part"
+    try:
+        with _quiet():
+            dcp.save(state.tensors(), checkpoint_id=part, no_dist=here.count == 1)
+        if here.main:
+            (part / _RECIPE).write_text(json.dumps({"step": state.step, "recipe": recipe}, indent=1))
+            shutil.rmtree(target, ignore_errors=True)
+            part.rename(target)
+            for old in set(folder.glob(f"{_NAME}*")) - {target}:
+                shutil.rmtree(old)
+    except OSError as error:
+        raise NearstepError(f"cannot write {target}: {error.strerror}; the checkpoint before it is whole") from error
+    finally:
+        if here.main:
+            shutil.rmtree(part, ignore_errors=True)
+    here.wait()
+
+
+def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> None:
+    """Bring ``state`` to where the checkpoint at ``path`` left it, on any number of ranks.
 
     Raises:
-        NearstepError: if the file cannot be read, or belongs to another recipe (the differing fields are named).
+        NearstepError: if it cannot be read, or belongs to another recipe (the differing fields are named).
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise NearstepError(f"{path} is no readable checkpoint ({error}); delete it to start the run anew") from error
-    changed = sorted(key for key in {*recipe, *content["recipe"]} if recipe.get(key) != content["recipe"].get(key))
+        made = json.loads((path / _RECIPE).read_text())
+        _check_recipe(made["recipe"], json.loads(json.dumps(recipe)), path)
+        content = state.tensors()
+        with _quiet():
+            dcp.load(content, checkpoint_id=path, no_dist=here.count == 1)
+    except NearstepError:
+        raise
+    except (Exception, CheckpointException) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise NearstepError(f"{path} is no readable checkpoint ({last}); delete it to start the run anew") from error
+    for name, part in state.parts.items():
+        part.load_state_dict(content[name])
+    state.step = made["step"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # torch warns that a single process is a single process.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _check_recipe(made: dict[str, Any], recipe: dict[str, Any], path: Path) -> None:
+    changed = sorted(key for key in {*recipe, *made} if recipe.get(key) != made.get(key))
     if changed:
         key = changed[0]
         raise NearstepError(
-            f"{path} was made with another recipe: {key} was {content['recipe'].get(key)!r} and is now "
+            f"{path} was made with another recipe: {key} was {made.get(key)!r} and is now "
             f"{recipe.get(key)!r} (these differ: {', '.join(changed)}); use the old values or another run folder"
         )
-    for name, part in state.parts.items():
-        part.load_state_dict(content["parts"][name])
-    state.step = content["step"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
@@ -20,6 +21,7 @@ from nearstep.files import sweep
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.metrics import Metrics
+from nearstep.train.parallel import ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +65,32 @@ class Stage(Protocol):
 
 def run(stage: Stage, config: LoopConfig, recipe: dict[str, Any]) -> Path:
     """Train to the end, or to SIGTERM, Ctrl-C or ``config.minutes``, and export; returns the exported folder."""
-    path = config.folder / "checkpoint.pt"
-    sweep(config.folder)
-    if path.exists():
-        checkpoint.load(stage.state, recipe, path)
-    metrics = Metrics(config.folder, tensorboard=config.tensorboard)
+    here = ranks()
+    if here.main:
+        sweep(config.folder)
+    if path := checkpoint.latest(config.folder):
+        checkpoint.load(stage.state, recipe, path, here)
+    metrics = Metrics(config.folder, tensorboard=config.tensorboard) if here.main else None
     deadline = time.monotonic() + 60 * config.minutes if config.minutes else None
-    with _stop_signals() as stopped, _progress(config.steps, stage.state.step) as advance:
+    with _stop_signals() as stopped, _progress(config.steps, stage.state.step, shown=here.main) as advance:
         for index in range(stage.state.step, config.steps):
-            metrics.add(stage.step(index))
+            logged = here.mean(stage.step(index))
             stage.state.step = done = index + 1
-            last = done == config.steps or bool(stopped) or (deadline is not None and time.monotonic() > deadline)
-            row = metrics.flush(done) if last or done % config.log_every == 0 else {}
-            advance(row)
+            late = bool(stopped) or (deadline is not None and time.monotonic() > deadline)
+            last = done == config.steps or bool(here.total(torch.tensor(int(late))))
+            if metrics:
+                metrics.add(logged)
+                advance(metrics.flush(done) if last or done % config.log_every == 0 else {})
             if last or done % config.save_every == 0:
-                checkpoint.save(stage.state, recipe, path)
+                checkpoint.save(stage.state, recipe, config.folder, here)
             if last or done % config.preview_every == 0:
                 stage.preview(config.folder / "previews" / f"{done:07d}.png")
             if last:
                 break
-    metrics.close()
+    if metrics:
+        metrics.close()
     stage.export(config.folder / "model")
+    here.wait()
     return config.folder / "model"
 
 
@@ -122,10 +129,10 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _progress(steps: int, done: int) -> Iterator[Any]:
+def _progress(steps: int, done: int, *, shown: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
-    with tqdm(total=steps, initial=done, disable=not sys.stderr.isatty(), unit="step") as bar:
+    with tqdm(total=steps, initial=done, disable=not (shown and sys.stderr.isatty()), unit="step") as bar:
 
         def advance(row: dict[str, float]) -> None:
             bar.update()

@@ -52,14 +52,18 @@ class Optimizer:
         self.matrices = [p for name, p in named if config.muon and _is_hidden_matrix(name, p)]
         chosen = {id(p) for p in self.matrices}
         rest = [p for p in self.parameters if id(p) not in chosen]
-        common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+        common: dict[str, Any] = {"lr": 0.0, "weight_decay": config.weight_decay}  # every step sets its rate
         self.parts: list[torch.optim.Optimizer] = []
+        names = {id(p): name for name, p in named}
+        self.names: list[dict[str, nn.Parameter]] = [{names[id(p)]: p for p in rest}] if rest else []
         if rest:
             self.parts.append(torch.optim.AdamW(rest, betas=config.betas, **common))
         # Muon takes matrices alone: each kernel as one of shape [outputs, inputs * taps], in the kernel's own memory.
         self.views = [nn.Parameter(p.detach().view(p.shape[0], -1)) for p in self.matrices]
         if self.views:
             self.parts.append(torch.optim.Muon(self.views, adjust_lr_fn="match_rms_adamw", **common))
+            self.names.append({names[id(p)]: view for p, view in zip(self.matrices, self.views, strict=True)})
+        self._allocate()
 
     def step(self, loss: Tensor, index: int) -> dict[str, Tensor]:
         """Backward, check, clip and move; returns what to log.
@@ -72,7 +76,8 @@ class Optimizer:
 
     def apply(self, loss: Tensor, index: int) -> dict[str, Tensor]:
         """``step`` for gradients that are already there."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        norm: Any = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # where each rank holds a slice
         if not (torch.isfinite(loss) & torch.isfinite(norm)):
             raise NonFiniteError(
                 f"step {index}: loss {loss.item()}, gradient norm {norm.item()}; no weight was moved and "
@@ -90,14 +95,27 @@ class Optimizer:
             p.grad = None
         return {"grad_norm": norm, "lr": torch.tensor(rate)}
 
-    def state_dict(self) -> dict[str, object]:
-        """State of every part."""
-        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Parameter name -> its state, whatever the number of ranks."""
+        pairs = zip(self.parts, self.names, strict=True)
+        return {name: dict(part.state[p]) for part, names in pairs for name, p in names.items()}
 
-    def load_state_dict(self, state: dict[str, dict]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """The inverse of ``state_dict``."""
-        for i, part in enumerate(self.parts):
-            part.load_state_dict(state[str(i)])
+        for part, names in zip(self.parts, self.names, strict=True):
+            for name, p in names.items():
+                part.state[p] = dict(state[name])
+
+    def _allocate(self) -> None:
+        # What a first step would make, so that a checkpoint always finds the same tensors; no weight moves.
+        for part, names in zip(self.parts, self.names, strict=True):
+            for p in names.values():
+                p.grad = torch.zeros_like(p)
+            part.step()
+            for p in names.values():
+                p.grad = None
+                if "step" in part.state[p]:
+                    part.state[p]["step"].zero_()
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from nearstep.errors import NearstepError
 from nearstep.flow.guidance import guided
 from nearstep.flow.path import noised, x0_from_velocity
 from nearstep.flow.plan import GRID, chunk_lengths, make_plan
-from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
 from nearstep.losses.dmd import distribution_matching, dmd_gradient
 from nearstep.nets.denoiser import TextDenoiser
@@ -39,7 +38,9 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.noise import Noise
 from nearstep.train.optim import OptimConfig, Optimizer
+from nearstep.train.parallel import ranks
 from nearstep.train.stages.shared import compile_blocks, load_network, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
@@ -82,8 +83,9 @@ class DistillConfig:
     guidance: float = 2.0
     """w of the teacher in v = u + w (c - u)."""
     batch: int = 16
+    """Clips of an update, over all processes."""
     micro: int | None = None
-    """Clips at a time; gradients add up to those of the whole batch."""
+    """Clips at a time in one process; gradients add up to those of the whole batch."""
     chunk_frames: int = 3
     shift: float = 3.0
     low: float = 0.02
@@ -93,6 +95,10 @@ class DistillConfig:
     seed: int = 0
     autocast: bool = False
     """bfloat16; on CPUs without AMX float32 is faster."""
+    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen weights."""
+    checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, a third more time."""
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,10 +107,11 @@ class DistillConfig:
             raise NearstepError(f"counts={self.counts}; give step counts from 1 to {GRID}")
         if self.ratio < 1:
             raise NearstepError(f"ratio={self.ratio}; the assistant needs at least one update per student update")
-        if self.micro is not None and (self.micro < 1 or self.batch % self.micro):
-            raise NearstepError(f"micro={self.micro} does not divide batch={self.batch}")
-        if self.adversary and self.adversary.pairs(GRID) < 1:
-            raise NearstepError(f"the {self.adversary.reference} reference needs more than one step count")
+        share = len(ranks().share(self.batch))
+        if self.micro is not None and (self.micro < 1 or share % self.micro):
+            raise NearstepError(f"micro={self.micro} does not divide the {share} clips of a process")
+        if self.teacher_dtype != "float32" and self.adversary and self.adversary.backbone == "teacher":
+            raise NearstepError("the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32")
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
@@ -124,45 +131,51 @@ class Batch:
     """The references, where n has one."""
 
 
-class Noise(NamedTuple):
-    """How one update noises its samples, drawn for the whole batch: purpose -> [B, F, C, H, W] and [B]."""
-
-    eps: Mapping[str, Tensor]
-    t: Mapping[str, Tensor]
-
-    def rows(self, rows: range) -> Noise:
-        """Those of a micro-batch."""
-        part = slice(rows.start, rows.stop)
-        return Noise(*({name: values[part] for name, values in given.items()} for given in self))
-
-
 class DistillStage:
     """The student's, the assistant's and the discriminator's updates; preview and export of the averaged student."""
 
     def __init__(self, config: DistillConfig) -> None:
-        self.config = config
+        self.config, self.here = config, ranks()
+        self.rows = self.here.share(config.batch)
         self.codec, self.text, self.clips = open_model(config.model, config.latents)
         self.lengths = chunk_lengths(self.clips.latents.shape[1], config.chunk_frames)
-        self.student = load_network(config.model / config.source)
-        self.teacher = load_network(config.model / "teacher").eval().requires_grad_(False)
-        self.assistant = load_network(config.model / "teacher")
+        self.student, self.teacher, self.assistant = self._networks()
         steps = config.loop.steps
         self.optimizers = {
             "student": Optimizer([self.student], config.student, steps),
             "assistant": Optimizer([self.assistant], config.assistant, steps),
         }
-        self.ema = Ema(self.student, config.ema)
         self.balance = Balance()
         parts = {"student": self.student, "assistant": self.assistant, "ema": self.ema, "balance": self.balance}
         self.discriminator = None
         if config.adversary:
             parts["discriminator"] = self.discriminator = self._new_discriminator(config.adversary)
+            self.here.place(self.discriminator)
             self.optimizers["discriminator"] = Optimizer([self.discriminator], config.discriminator, steps)
         optimizers = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}
         self.state = TrainState({**parts, **optimizers})
-        if config.compile:
-            for network in (self.student, self.teacher, self.assistant):
+
+    def _networks(self) -> tuple[VideoTransformer, VideoTransformer, VideoTransformer]:
+        """Student, teacher and assistant in their places; the student's average beside it."""
+        config, narrow = self.config, torch.bfloat16 if self.config.autocast else None
+        student = load_network(config.model / config.source)
+        self.ema = Ema(student, config.ema)
+        teacher = load_network(config.model / "teacher", getattr(torch, config.teacher_dtype))
+        teacher.eval().requires_grad_(False)
+        assistant = load_network(config.model / "teacher")
+        for network in (student, teacher, assistant):
+            if config.compile:
                 compile_blocks(network)
+        if config.checkpointing:
+            student.enable_gradient_checkpointing()
+            assistant.enable_gradient_checkpointing()
+        # The discriminator's penalty reads its backbone in float32, so that one is gathered in float32.
+        read = config.adversary.backbone if config.adversary else ""
+        self.here.place(student, narrow)
+        self.here.place(self.ema.module)
+        self.here.place(teacher, None if read == "teacher" else narrow)
+        self.here.place(assistant, None if read in ("assistant", "joint") else narrow)
+        return student, teacher, assistant
 
     def _new_discriminator(self, adversary: AdversaryConfig) -> Discriminator:
         shape = self.teacher.config
@@ -177,21 +190,21 @@ class DistillStage:
         """One update of the student, then those of assistant and discriminator on its samples."""
         config = self.config
         turn = turn_at(index, seed=config.seed, counts=config.counts, warmup=config.warmup, alone=config.alone)
-        size = config.micro or config.batch
+        size = config.micro or len(self.rows)
         logged: list[dict[str, Tensor]] = []
         batches: list[Batch] = []
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+        with torch.autocast(self.here.device.type, torch.bfloat16, enabled=config.autocast):
             noise = self._noise("student", index)
-            for first in range(0, config.batch, size):
+            for first in range(self.rows.start, self.rows.stop, size):
                 batch = self._batch(turn, index, range(first, first + size))
-                logged.append(self._student(turn, batch, noise.rows(batch.rows)))
+                logged.append(self._student(turn, batch, noise.of(batch.rows)))
                 batches.append(replace(batch, fewer=batch.fewer.detach()))
             moved = self._move("student", index)
             for update in range(config.ratio):
                 rows, moves = self._learn(turn, batches, index, update)
                 logged += rows
                 moved |= moves
-        self.balance.settle()
+        self.balance.settle(self.here.total)
         self.ema.update(self.student)
         seen = {"steps": torch.tensor(float(turn.steps))}
         if config.adversary:
@@ -201,11 +214,11 @@ class DistillStage:
     def _learn(self, turn: Turn, batches: Sequence[Batch], index: int, update: int) -> tuple[Rows, dict[str, Tensor]]:
         """One update of the assistant, and of the discriminator where it is on and n has a reference."""
         noise = self._noise("learners", index, update)
-        logged = [self._assistant(batch, noise.rows(batch.rows)) for batch in batches]
+        logged = [self._assistant(batch, noise.of(batch.rows)) for batch in batches]
         moved = {}
         if batches[0].more is not None:
             gamma = self._gamma(index, update)
-            logged += [self._discriminator(turn, batch, noise.rows(batch.rows), gamma) for batch in batches]
+            logged += [self._discriminator(turn, batch, noise.of(batch.rows), gamma) for batch in batches]
             moved = self._move("discriminator", index)
         return logged, moved | self._move("assistant", index)
 
@@ -224,19 +237,18 @@ class DistillStage:
 
     def _noise(self, *names: str | int) -> Noise:
         config = self.config
-        draw = rng.generator("distill", config.seed, *names)
-        whole = (config.batch, *self.clips.latents.shape[1:])
-        purposes = ("match", "assistant", "psi", "direction", "data")
-        eps = {purpose: torch.randn(whole, generator=draw) for purpose in purposes}
-        shifts = dict.fromkeys(purposes, config.shift)
-        if config.adversary:
-            shifts["psi"] = config.adversary.shift
-        u = {purpose: torch.rand(config.batch, generator=draw) for purpose in purposes}
-        law = partial(training_times, low=config.low, high=config.high)
-        return Noise(eps, {purpose: law(u[purpose], shift=shifts[purpose]) for purpose in purposes})
+        return Noise(
+            names=(config.seed, *names),
+            rows=self.rows,
+            shape=self.clips.latents.shape[1:],
+            low=config.low,
+            high=config.high,
+            device=self.here.device,
+        )
 
     def _batch(self, turn: Turn, index: int, rows: range) -> Batch:
         data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
+        data = data.to(self.here.device)
         batch = Batch(text=self.text(captions), data=data, rows=rows, fewer=data)
         fewer = self._samples(turn.steps, batch, index, "fewer", graph=True)
         return replace(batch, fewer=fewer, more=self._reference(turn, batch, index))
@@ -249,7 +261,7 @@ class DistillStage:
         plan = make(steps, first=config.first_steps)
         with torch.set_grad_enabled(graph):
             if config.sampling == "data":
-                eps = self._noise("data", name, index).rows(batch.rows).eps["data"]
+                eps = self._noise("data", name, index).of(batch.rows).eps("data")
                 return self._from_data(plan.schedules[0].times[-1], batch, eps)
             denoiser = TextDenoiser(self.student, batch.text)
             size, (frames, *shape) = len(batch.rows), batch.data.shape[1:]
@@ -257,10 +269,13 @@ class DistillStage:
             first = index * config.batch
             samples = range(first + batch.rows.start, first + batch.rows.stop)
             seed = rng.key("distill", name, config.seed)
-            return generate(denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph)
+            device = self.here.device
+            return generate(
+                denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph, device=device
+            )
 
     def _from_data(self, time: float, batch: Batch, eps: Tensor) -> Tensor:
-        t = torch.full(batch.data.shape[:2], time)
+        t = torch.full(batch.data.shape[:2], time, device=batch.data.device)
         x_t = noised(batch.data, eps, t)
         v = self.student(x_t, t, batch.text, visibility=block_causal(self.lengths))
         return x0_from_velocity(x_t, v, t)
@@ -282,15 +297,15 @@ class DistillStage:
         if config.match == "every" or turn.steps == max(config.counts):
             both = partial(self.teacher, text=torch.cat([batch.text, self.text([""] * len(batch.rows))]))
             assistant = partial(self.assistant, text=batch.text)
-            t = _per_frame(noise.t["match"], x)
-            direction = dmd_gradient(x, guided(both, config.guidance), assistant, noise.eps["match"], t)
+            t = _per_frame(noise.t("match", config.shift), x)
+            direction = dmd_gradient(x, guided(both, config.guidance), assistant, noise.eps("match"), t)
             loss = distribution_matching(x, direction)
             (dmd,) = torch.autograd.grad(loss.sum(), x)
             total = total + dmd
             seen = {"dmd": loss.mean(), "dmd_norm": dmd.flatten(1).norm(dim=1).mean()}
         if config.adversary and batch.more is not None and turn.heard:
             seen |= self._add_adversarial(turn, batch, noise, total, config.adversary)
-        batch.fewer.backward(total / config.batch)
+        batch.fewer.backward(total / len(self.rows))
         for name, clips in ((str(turn.steps), x.detach()), ("data", batch.data)):
             seen |= {f"std_{name}": clips.std(), f"motion_{name}": clips.diff(dim=1).abs().mean()}
         return seen
@@ -309,9 +324,9 @@ class DistillStage:
         return seen
 
     def _assistant(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        t = _per_frame(noise.t["assistant"], batch.fewer)
-        losses = flow_matching(partial(self.assistant, text=batch.text), batch.fewer, noise.eps["assistant"], t)
-        (losses.sum() / self.config.batch).backward()
+        t = _per_frame(noise.t("assistant", self.config.shift), batch.fewer)
+        losses = flow_matching(partial(self.assistant, text=batch.text), batch.fewer, noise.eps("assistant"), t)
+        (losses.sum() / len(self.rows)).backward()
         return {"assistant": losses.mean()}
 
     def _discriminator(self, turn: Turn, batch: Batch, noise: Noise, gamma: float) -> dict[str, Tensor]:
@@ -322,7 +337,7 @@ class DistillStage:
             losses, seen = discriminator_turn(
                 self._critic(turn, batch, noise), self._pair(batch, noise), config.penalty, gamma
             )
-        ((config.joint_weight if joint else 1.0) * losses.sum() / self.config.batch).backward()
+        ((config.joint_weight if joint else 1.0) * losses.sum() / len(self.rows)).backward()
         by_steps = {f"{name}_{turn.steps}": seen[name] for name in ("d_fewer", "d_more", "gap", "accuracy")}
         return {**seen, **by_steps}
 
@@ -336,12 +351,16 @@ class DistillStage:
         assert self.config.adversary is not None
         n = self.config.adversary.logit(turn.steps, GRID)
         assert n is not None
-        return critic(self._backbone, self.discriminator, batch.text, noise.t["psi"], n)
+        return critic(self._backbone, self.discriminator, batch.text, self._psi_times(noise), n)
+
+    def _psi_times(self, noise: Noise) -> Tensor:
+        assert self.config.adversary is not None
+        return noise.t("psi", self.config.adversary.shift)
 
     def _pair(self, batch: Batch, noise: Noise) -> Pair:
         assert batch.more is not None
-        eps, direction = noise.eps["psi"], noise.eps["direction"]
-        return Pair(fewer=batch.fewer, more=batch.more, eps=eps, t=noise.t["psi"], direction=direction)
+        eps, direction = noise.eps("psi"), noise.eps("direction")
+        return Pair(fewer=batch.fewer, more=batch.more, eps=eps, t=self._psi_times(noise), direction=direction)
 
     # --- results ---------------------------------------------------------------------------------------------------
 
@@ -357,9 +376,12 @@ class DistillStage:
     def export(self, folder: Path) -> None:
         """Write a model folder with the averaged student as ``transformer/``."""
         network: Any = self.ema.module
+        networks = {"transformer": self.here.whole(network), "teacher": self.here.whole(self.teacher)}
+        if not self.here.main:
+            return
         export_model(
             folder,
-            networks={"transformer": network, "teacher": self.teacher},
+            networks=networks,
             text=self.text,
             codec=self.codec,
             shift=self.config.shift,

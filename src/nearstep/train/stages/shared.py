@@ -21,6 +21,7 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
+from nearstep.train.parallel import ranks
 from nearstep.train.preview import write_grid
 
 PREVIEWS = 8
@@ -28,15 +29,15 @@ _PREVIEW_SEED = 2
 _GRAPHS = 64
 
 
-def load_network(folder: Path) -> VideoTransformer:
-    """The network in ``folder``, in float32.
+def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTransformer:
+    """The network in ``folder``.
 
     Raises:
         NearstepError: if there is none.
     """
     if not folder.is_dir():
         raise NearstepError(f"there is no network at {folder}; run the stage before this one first")
-    return VideoTransformer.from_pretrained(folder, torch_dtype=torch.float32)
+    return VideoTransformer.from_pretrained(folder, torch_dtype=dtype)
 
 
 def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptEncoder, LatentClips]:
@@ -48,8 +49,9 @@ def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptE
     for part in ("vae", "text_encoder", "tokenizer"):
         if not (model / part).is_dir():
             raise NearstepError(f"{model} is no model folder, it has no {part}/; run the stage before, or name another")
-    codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False)
-    text = PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
+    device = ranks().device
+    codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(device)
+    text = PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False).to(device)
     return codec, text, load_latents(latents, codec, codec_name(codec))
 
 
@@ -91,16 +93,21 @@ def show(
     weight: float = 1.0,
 ) -> None:
     """Picture clips of fixed captions and noise, guided with ``weight``: a caption's plans below each other."""
+    here = ranks()
     count = max(1, PREVIEWS // len(plans))
     scenes = sample_scenes(_PREVIEW_SEED, range(count))
     prompts = [caption(scene, seed=_PREVIEW_SEED, index=i) for i, scene in enumerate(scenes)]
     videos = []
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(here.device.type, torch.bfloat16):
         denoiser: Any = TextDenoiser(network, text(prompts))
         if weight != 1:
             denoiser = Guided(TextDenoiser(network, text(prompts + [""] * count)), weight)
         for plan in plans:
             renoise = "implied" if len(plan.lengths) == 1 else "fresh"
-            latents = generate(denoiser, plan, shape=shape, seed=0, samples=range(count), renoise=renoise)
-            videos.append(codec.decode(latents).float())
-    write_grid(torch.stack(videos, dim=1).flatten(0, 1), path)
+            samples = range(count)
+            latents = generate(
+                denoiser, plan, shape=shape, seed=0, samples=samples, renoise=renoise, device=here.device
+            )
+            videos.append(codec.decode(latents).float().cpu())
+    if here.main:
+        write_grid(torch.stack(videos, dim=1).flatten(0, 1), path)

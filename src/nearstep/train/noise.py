@@ -1,0 +1,44 @@
+"""How an update of a distillation noises its samples, by name: each rank and micro-batch draws its own rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.flow.times import training_times
+
+Purpose = Literal["match", "assistant", "psi", "direction", "data"]
+"""Distribution matching; the assistant's loss; Psi; the finite difference's direction; noised clips (CausVid)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Noise and times of some samples of a batch; a row depends on ``names`` and its own number alone."""
+
+    names: tuple[int | str, ...]
+    rows: range
+    shape: Sequence[int]
+    """[F, C, H, W] of a sample."""
+    low: float
+    high: float
+    """Bounds of the times."""
+    device: torch.device | str | None = None
+
+    def of(self, rows: range) -> Noise:
+        """That of other rows."""
+        return replace(self, rows=rows)
+
+    def eps(self, purpose: Purpose) -> Tensor:
+        """Standard normal [B, F, C, H, W]."""
+        seed = rng.key("noise", *self.names)
+        return rng.noise(self.shape, seed=seed, samples=self.rows, chunk=0, step=0, purpose=purpose, device=self.device)
+
+    def t(self, purpose: Purpose, shift: float) -> Tensor:
+        """Times [B] under the training law of method.md section 5."""
+        u = [torch.rand((), generator=rng.generator("time", purpose, *self.names, row)) for row in self.rows]
+        return training_times(torch.stack(u), shift=shift, low=self.low, high=self.high).to(self.device)

@@ -1,0 +1,124 @@
+"""Many processes, from outside: networks and losses run as on one device (torchrun, FSDP2, NCCL or gloo).
+
+Every rank draws the same step, rolls out its own rows of the batch and holds its own slice of every weight. Gradients
+are means over ranks, so a loss that is a mean over a rank's rows is one over the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from nearstep.errors import NearstepError
+from nearstep.nets.transformer import VideoTransformer
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    count: int
+    device: torch.device
+    mesh: DeviceMesh | None = None
+    """None where the process is alone."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def share(self, batch: int) -> range:
+        """This rank's rows of a batch.
+
+        Raises:
+            NearstepError: if the ranks do not divide it.
+        """
+        if batch % self.count:
+            raise NearstepError(f"batch={batch} does not divide among {self.count} processes; use a multiple of them")
+        size = batch // self.count
+        return range(self.rank * size, (self.rank + 1) * size)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        if self.count == 1:
+            return values
+        summed = values.detach().clone().to(self.device)
+        dist.all_reduce(summed)
+        return summed.to(values.device)
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each scalar's mean over all ranks, which must hold the same names."""
+        if self.count == 1 or not values:
+            return dict(values)
+        stacked = torch.stack([value.detach().float().to(self.device) for value in values.values()])
+        return dict(zip(values, self.total(stacked / self.count).unbind(), strict=True))
+
+    def agreed(self, number: int) -> int:
+        """The main rank's number, everywhere."""
+        return int(self.total(torch.tensor(number if self.main else 0)))
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def place(self, network: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Put a network on the device: whole, or every rank a slice of each weight (one group per block, and the rest).
+
+        Args:
+            network: in its place before the optimizer sees its parameters.
+            dtype: that blocks are gathered in; None for the weights' own, which autocast then narrows.
+        """
+        if self.mesh is None:
+            network.to(self.device)
+            return
+        narrow = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in network.blocks if isinstance(network, VideoTransformer) else ():
+            _shard(block, self.mesh, narrow)
+        _shard(network, self.mesh, whole)
+
+    def whole(self, network: VideoTransformer) -> VideoTransformer:
+        """The network with all of its weights on the CPU, to save; every rank takes part, the main one gets them."""
+        if self.mesh is None:
+            return network
+        gathered = {name: _full(value, keep=self.main) for name, value in network.state_dict().items()}
+        copied: Any = VideoTransformer.from_config(network.config)
+        if self.main:
+            copied.load_state_dict(gathered)
+        return copied.eval()
+
+
+@cache
+def ranks() -> Ranks:
+    """This process's place, from torchrun's environment; joins the group on the first call."""
+    count, gpu = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if count == 1:
+        return Ranks(0, 1, device)
+    dist.init_process_group("nccl" if gpu else "gloo")
+    return Ranks(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
+
+
+def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    if hasattr(module, "text_keys"):  # called before forward, and needs the weights as well
+        register_fsdp_forward_method(module, "text_keys")
+
+
+def _full(value: Tensor, *, keep: bool) -> Tensor:
+    gathered = value.full_tensor() if isinstance(value, DTensor) else value
+    return gathered.cpu() if keep else gathered.new_empty(0)

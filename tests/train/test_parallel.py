@@ -1,0 +1,81 @@
+"""Two processes under torchrun (FSDP2, gloo) against one: the same losses, gradients and weights; any resumes any."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nearstep.errors import NearstepError
+from nearstep.recipes import playground
+from nearstep.train.adversary import AdversaryConfig
+from nearstep.train.health import read_metrics
+from nearstep.train.loop import LoopConfig
+from nearstep.train.optim import OptimConfig
+from nearstep.train.parallel import Ranks
+from nearstep.train.stages.distill import DistillConfig
+
+_RUN = """
+import sys, torch
+torch.set_num_threads(1)
+torch.load(sys.argv[1], weights_only=False).run()
+"""
+COMPARED = (
+    "dmd", "dmd_norm", "asd", "asd_norm", "alpha", "cosine", "assistant", "discriminator", "r1", "r2",
+    "student_grad_norm", "assistant_grad_norm", "discriminator_grad_norm",
+)  # fmt: skip
+
+
+@pytest.fixture
+def config(model, tmp_path: Path) -> DistillConfig:
+    loop = LoopConfig(folder=tmp_path / "one", steps=3, log_every=1, save_every=1, preview_every=3, tensorboard=False)
+    rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
+    return replace(
+        playground.distill(),
+        loop=loop, model=model.folder, latents=model.latents, student=rate, assistant=rate, discriminator=rate,
+        source="transformer", batch=4, micro=1, ratio=2, alone=0, counts=(2,),
+        adversary=AdversaryConfig(balance=True, penalty_every=1),
+    )  # fmt: skip
+
+
+def run_on_two(config: DistillConfig, folder: Path) -> None:
+    (folder / "run.py").write_text(_RUN)
+    torch.save(config, folder / "config.pt")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, folder / "run.py", folder / "config.pt"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def weights(folder: Path, network: str = "transformer") -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / network / "diffusion_pytorch_model.safetensors")
+
+
+def test_two_processes_train_as_one_and_one_goes_on_with_their_run(config: DistillConfig, tmp_path: Path):
+    config.run()
+    two = replace(config, checkpointing=True, loop=replace(config.loop, folder=tmp_path / "two"))
+    run_on_two(replace(two, loop=replace(two.loop, minutes=1e-9)), tmp_path)  # time for one step
+    one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in other] == [1]
+    for name in COMPARED:
+        assert other[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-6), name
+    assert (tmp_path / "two" / "previews" / "0000001.png").exists()
+    assert weights(tmp_path / "two", "teacher").keys() == weights(tmp_path / "one", "teacher").keys()
+    two.run()
+    assert [row["step"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl")] == [1, 2, 3]
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert a.keys() == b.keys()
+    for name in a:  # stored in bfloat16
+        torch.testing.assert_close(a[name], b[name], rtol=2e-2, atol=2e-3)
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_named():
+    with pytest.raises(NearstepError, match="batch=5 does not divide among 2 processes"):
+        Ranks(0, 2, torch.device("cpu")).share(5)
+    assert Ranks(1, 2, torch.device("cpu")).share(6) == range(3, 6)
