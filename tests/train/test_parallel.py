@@ -50,7 +50,7 @@ def run_on_two(config: DistillConfig, folder: Path) -> None:
     done = subprocess.run(
         [*launch, folder / "run.py", folder / "config.pt"], check=False, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-20000:]
 
 
 def weights(folder: Path, network: str = "transformer") -> dict[str, torch.Tensor]:

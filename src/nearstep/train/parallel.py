@@ -7,7 +7,8 @@ are means over ranks, so a loss that is a mean over a rank's rows is one over th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -72,6 +73,15 @@ class Ranks:
         """Until all ranks are here."""
         if self.count > 1:
             dist.barrier()
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The body on the main rank, and then on the others."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
 
     def place(self, network: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Put a network on the device: whole, or every rank a slice of each weight (one group per block, and the rest).

@@ -9,7 +9,7 @@ bidirectional teacher's own ODE paths, made as it goes (section 8 a).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +36,16 @@ from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.stages.shared import compile_blocks, dropped, load_network, open_model, show, stratified
+from nearstep.train.parallel import ranks
+from nearstep.train.stages.shared import (
+    check_micro,
+    compile_blocks,
+    dropped,
+    load_network,
+    open_model,
+    show,
+    stratified,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,7 @@ class CausalConfig:
     latents: LatentsConfig
     chunk_frames: int = 3
     batch: int = 16
+    """Clips of an update, over all processes."""
     shift: float = 3.0
     caption_dropout: float = 0.1
     """Forcing only; the few-step student is not guided."""
@@ -64,11 +74,16 @@ class CausalConfig:
     seed: int = 0
     autocast: bool = True
     compile: bool = False
+    micro: int | None = None
+    """Clips at a time in one process; gradients add up to those of the whole batch."""
+    checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, a third more time."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.cells % GRID:
             raise NearstepError(f"cells={self.cells} is no multiple of {GRID}, the student's grid; use 24 or 48")
+        check_micro(self.micro, self.batch)
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
@@ -79,7 +94,8 @@ class CausalStage:
     """Step, preview and export of both causal runs."""
 
     def __init__(self, config: CausalConfig) -> None:
-        self.config = config
+        self.config, self.here = config, ranks()
+        self.rows = self.here.share(config.batch)
         self.codec, self.text, self.clips = open_model(config.model, config.latents)
         frames = self.clips.latents.shape[1]
         self.lengths = chunk_lengths(frames, config.chunk_frames)
@@ -87,36 +103,52 @@ class CausalStage:
         self.network = load_network(config.model / config.source)
         self.network.register_to_config(chunk_frames=config.chunk_frames)
         self.many_step = deepcopy(self.network).eval().requires_grad_(False)
-        self.optimizer = Optimizer([self.network], config.optim, config.loop.steps)
         self.ema = Ema(self.network, config.ema)
-        self.state = TrainState({"network": self.network, "optimizer": self.optimizer, "ema": self.ema})
-        if config.compile:
-            for network in (self.network, self.many_step, self.ema.module):
+        if config.checkpointing:
+            self.network.enable_gradient_checkpointing()
+        for network in (self.network, self.many_step, self.ema.module):
+            if config.compile:
                 compile_blocks(network)  # pyright: ignore[reportArgumentType]
+            self.here.place(network, torch.bfloat16 if config.autocast else None)
+        self.optimizer = Optimizer([self.network], config.optim, config.loop.steps)
+        self.state = TrainState({"network": self.network, "optimizer": self.optimizer, "ema": self.ema})
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
-        config = self.config
-        x0, captions = self.clips.batch(index * config.batch, config.batch)
+        config, here = self.config, self.here
         draw = rng.generator(config.objective, config.seed, index)
-        eps = torch.randn(x0.shape, generator=draw)
+        # Small draws are made for the whole batch, so that every rank and micro-batch sees the same ones.
+        u = stratified(config.batch * len(self.lengths), draw).view(config.batch, -1)
+        silent = torch.rand(config.batch, generator=draw) < config.caption_dropout
         objectives = {"forcing": self._forcing, "consistency": self._consistency, "trajectory": self._trajectory}
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            losses = objectives[config.objective](x0, eps, captions, draw)
-        loss = losses.mean()
-        moved = self.optimizer.step(loss, index)
+        size = config.micro or len(self.rows)
+        loss = torch.zeros((), device=here.device)
+        for first in range(self.rows.start, self.rows.stop, size):
+            rows, place = slice(first, first + size), index * config.batch + first
+            x0, captions = self.clips.batch(place, size)
+            if config.objective == "forcing":
+                captions = dropped(captions, silent[rows])
+            eps = self._noise(x0.shape[1:], range(place, place + size))
+            with torch.autocast(here.device.type, torch.bfloat16, enabled=config.autocast):
+                losses = objectives[config.objective](x0.to(here.device), eps, captions, u[rows].to(here.device))
+            part = losses.sum() / len(self.rows)
+            part.backward()
+            loss += part.detach()
+        moved = self.optimizer.apply(loss, index)
         self.ema.update(self.network)
         return {"loss": loss, **moved}
 
-    def _forcing(self, x0: Tensor, eps: Tensor, captions: list[str], draw: torch.Generator) -> Tensor:
-        u = stratified(x0.shape[0] * len(self.lengths), draw).view(x0.shape[0], -1)
-        t = self._per_frame(training_times(u, shift=self.config.shift))
-        text = self.text(dropped(captions, self.config.caption_dropout, draw))
-        return teacher_forced(_denoiser(self.network, text, self.visibility), x0, eps, t)
+    def _noise(self, shape: Sequence[int], samples: range) -> Tensor:
+        seed, purpose = self.config.seed, self.config.objective
+        return rng.noise(shape, seed=seed, samples=samples, chunk=0, step=0, purpose=purpose, device=self.here.device)
 
-    def _consistency(self, x0: Tensor, eps: Tensor, captions: list[str], draw: torch.Generator) -> Tensor:
+    def _forcing(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
+        t = self._per_frame(training_times(u, shift=self.config.shift))
+        return teacher_forced(_denoiser(self.network, self.text(captions), self.visibility), x0, eps, t)
+
+    def _consistency(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
         cells = self.config.cells
-        cell = torch.randint(cells, (x0.shape[0], len(self.lengths)), generator=draw)
+        cell = _cell(u, cells)
         t, t_next = (self._per_frame(shifted(1 - (cell + k) / cells, self.config.shift)) for k in (0, 1))
         text = self.text(captions)
         both = torch.cat([text, self.text([""] * len(captions))])
@@ -130,21 +162,22 @@ class CausalStage:
             t_next=t_next,
         )
 
-    def _trajectory(self, x0: Tensor, eps: Tensor, captions: list[str], draw: torch.Generator) -> Tensor:
+    def _trajectory(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
         text = self.text(captions)
         both = torch.cat([text, self.text([""] * len(captions))])
         teacher = guided(partial(self.many_step, text=both), self.config.guidance)
         grid = respaced(self.config.cells, shift=self.config.shift).times
         points = ode_path(teacher, eps, grid)
         # Each chunk at one of the times that the few-step student will be called at.
-        step = torch.randint(GRID, (x0.shape[0], len(self.lengths)), generator=draw)
-        cell = self._per_frame(step * (self.config.cells // GRID))
+        cell = self._per_frame(_cell(u, GRID) * (self.config.cells // GRID))
         rows, frames = torch.meshgrid(torch.arange(x0.shape[0]), torch.arange(x0.shape[1]), indexing="ij")
         student = _denoiser(self.network, text, block_causal(self.lengths))
-        return trajectory_regression(student, points[cell, rows, frames], torch.tensor(grid)[cell], points[-1])
+        return trajectory_regression(
+            student, points[cell, rows, frames], torch.tensor(grid, device=x0.device)[cell], points[-1]
+        )
 
     def _per_frame(self, per_chunk: Tensor) -> Tensor:
-        return per_chunk.repeat_interleave(torch.tensor(self.lengths), dim=1)
+        return per_chunk.repeat_interleave(torch.tensor(self.lengths, device=per_chunk.device), dim=1)
 
     def preview(self, path: Path) -> None:
         """Fixed captions and noise, rolled out by the averaged network: few steps, or many guided ones for forcing."""
@@ -162,9 +195,12 @@ class CausalStage:
     def export(self, folder: Path) -> None:
         """Write a model folder: the ``transformer/``, the ``teacher/``, and the many-step ``causal/`` between them."""
         network: Any = self.ema.module
-        networks = {"transformer": network, "teacher": load_network(self.config.model / "teacher")}
+        networks = {"transformer": self.here.whole(network)}
         if self.config.objective == "consistency":
-            networks["causal"] = self.many_step
+            networks["causal"] = self.here.whole(self.many_step)
+        if not self.here.main:
+            return
+        networks["teacher"] = load_network(self.config.model / "teacher")
         export_model(
             folder,
             networks=networks,
@@ -173,6 +209,11 @@ class CausalStage:
             shift=self.config.shift,
             settings=self.config.settings,
         )
+
+
+def _cell(u: Tensor, cells: int) -> Tensor:
+    """Which of ``cells`` equal parts of [0, 1] each number lies in."""
+    return (u * cells).long().clamp(max=cells - 1)
 
 
 def _denoiser(network: Any, text: Tensor, visibility: Visibility) -> Denoiser:

@@ -41,7 +41,7 @@ from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.noise import Noise
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
-from nearstep.train.stages.shared import compile_blocks, load_network, open_model, show
+from nearstep.train.stages.shared import check_micro, compile_blocks, load_network, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
@@ -107,9 +107,7 @@ class DistillConfig:
             raise NearstepError(f"counts={self.counts}; give step counts from 1 to {GRID}")
         if self.ratio < 1:
             raise NearstepError(f"ratio={self.ratio}; the assistant needs at least one update per student update")
-        share = len(ranks().share(self.batch))
-        if self.micro is not None and (self.micro < 1 or share % self.micro):
-            raise NearstepError(f"micro={self.micro} does not divide the {share} clips of a process")
+        check_micro(self.micro, self.batch)
         if self.teacher_dtype != "float32" and self.adversary and self.adversary.backbone == "teacher":
             raise NearstepError("the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32")
 

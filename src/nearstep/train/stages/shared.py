@@ -49,10 +49,12 @@ def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptE
     for part in ("vae", "text_encoder", "tokenizer"):
         if not (model / part).is_dir():
             raise NearstepError(f"{model} is no model folder, it has no {part}/; run the stage before, or name another")
-    device = ranks().device
+    here = ranks()
+    device = here.device
     codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(device)
     text = PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False).to(device)
-    return codec, text, load_latents(latents, codec, codec_name(codec))
+    with here.main_first():  # which makes what is missing
+        return codec, text, load_latents(latents, codec, codec_name(codec))
 
 
 def codec_name(codec: VideoCodec) -> str:
@@ -67,9 +69,15 @@ def stratified(count: int, draw: torch.Generator) -> Tensor:
     return (cells + torch.rand(count, generator=draw)) / count
 
 
-def dropped(captions: Sequence[str], odds: float, draw: torch.Generator) -> list[str]:
-    """The captions, each emptied with probability ``odds``."""
-    gone = torch.rand(len(captions), generator=draw) < odds
+def check_micro(micro: int | None, batch: int) -> None:
+    """Refuse micro-batches that do not divide this process's share of a batch."""
+    share = len(ranks().share(batch))
+    if micro is not None and (micro < 1 or share % micro):
+        raise NearstepError(f"micro={micro} does not divide the {share} clips of a process")
+
+
+def dropped(captions: Sequence[str], gone: Tensor) -> list[str]:
+    """The captions, emptied where ``gone``."""
     return ["" if empty else text for text, empty in zip(captions, gone.tolist(), strict=True)]
 
 

@@ -131,7 +131,7 @@ class TeacherStage:
         draw = rng.generator("teacher", config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
         t = training_times(stratified(phase.clips, draw), shift=config.shift)
-        prompts = dropped(captions, config.caption_dropout, draw)
+        prompts = dropped(captions, torch.rand(len(captions), generator=draw) < config.caption_dropout)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
             text = self.text(prompts)
             losses = flow_matching(partial(self.network, text=text), x0, eps, t[:, None].expand(-1, x0.shape[1]))
