@@ -190,7 +190,7 @@ REFUSED = {
     "class": (other_class, "is a UNet2DModel, not a network of Wan2.1"),
     "codec": (wrong_codec, "Wan2.1_VAE.pth: weight 'encoder.conv9.weight' is no part of Wan2.1's codec"),
     "foreign": (foreign, "is no model: neither model_index.json nor weights; it holds cat.jpg"),
-    "network": (no_network, "'conv.weight"),
+    "network": (no_network, "no Wan2.1 network: patch_embedding.weight is missing; its weights begin conv.weight"),
     "parts": (network_alone, "has no vae; name a model that has with --base"),
     "full": (lambda s, t: (s, t), "is there already and not empty"),
     "role": (lambda s, t: (s, t / "out", "--role", "generator"), "chooses within a checkpoint file"),

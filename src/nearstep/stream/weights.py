@@ -7,6 +7,7 @@ without running code. What a checkpoint nests its network under, and which names
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -176,7 +177,9 @@ def _whole(file: Path) -> Mapping[str, Any]:
     """A pickle's content; its tensors stay on disk until they are used, where the file's format allows it."""
     zipped = _check_pickle(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():  # of an unusual pickle protocol: it loads, or the error says all
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise NearstepError(
             f"{file} holds more than weights, and reading that could run code: {_reason(error)}"
