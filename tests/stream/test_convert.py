@@ -124,6 +124,12 @@ def test_a_lora_file_is_merged(model_folder: Path, tmp_path: Path) -> None:
     assert convert(tmp_path / "base.pt", tmp_path / "n", *arguments) == 2
 
 
+def test_a_window_is_held_against_the_models_own_chunk(model_folder: Path, tmp_path: Path) -> None:
+    assert convert(model_folder, tmp_path / "m", "--window-frames", 2, "--sink-frames", 1) == 0  # its chunks are of 2
+    config = CausalVideoPipeline.from_pretrained(tmp_path / "m").transformer.config
+    assert (config["chunk_frames"], config["window_frames"], config["sink_frames"]) == (2, 2, 1)
+
+
 def test_types_are_as_asked_and_the_codec_stays(model_folder: Path, tmp_path: Path) -> None:
     assert convert(model_folder, tmp_path / "m", "--dtype", "bfloat16") == 0
     kinds = {f.parent.name: {v.dtype for v in load_file(f).values()} for f in (tmp_path / "m").rglob("*.safetensors")}
@@ -197,6 +203,7 @@ REFUSED = {
     "nowhere": (lambda s, t: (t / "no", t / "out"), "there is no folder"),
     "heads": (lambda s, t: (s / FILE, t / "out", "--base", s), "48 wide has no heads 128 wide"),
     "alpha": (lambda s, t: (s, t / "out", "--lora-alpha", "3"), "needs --lora FILE"),
+    "plan": (lambda s, t: (s, t / "out", "--chunk-frames", "1", "--default-plan", "4,y"), "4,y"),
     "window": (lambda s, t: (s, t / "out", "--window-frames", "1"), "less than a chunk"),
 }
 

@@ -82,8 +82,10 @@ def convert(asked: Convert) -> None:
     from nearstep.stream.student import Causality
 
     network, settings = _given(asked, _CAUSAL), _given(asked, _SETTINGS)
-    Causality(**{**network, **settings, **_given(asked, ("shift",))})  # refuses what no network has
     parts = parts_of(asked.source, role=asked.role, head_dim=asked.head_dim)
+    own = parts.transformer.config.get("chunk_frames") if parts.transformer else None
+    causality = {**({"chunk_frames": own} if own else {}), **network, **settings, **_given(asked, ("shift",))}
+    Causality(**causality)  # refuses what no network has
     shift = asked.shift
     if asked.chunk_frames and parts.shift is None:  # a causal student's, rather than that of a base made for many steps
         shift = shift or Causality.shift

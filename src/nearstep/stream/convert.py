@@ -23,6 +23,7 @@ import nearstep
 from nearstep.card import LIBRARIES, Card, model_index, write_card
 from nearstep.errors import NearstepError
 from nearstep.files import replacing_folder
+from nearstep.flow.plan import make_plan
 from nearstep.nets.wan import official_name
 from nearstep.stream.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings
 from nearstep.stream.loading import empty_network, shapes_of
@@ -68,8 +69,10 @@ def with_causality(parts: Parts, network: Mapping[str, Any], settings: Mapping[s
     if parts.transformer is None:
         return parts
     changed = Part(config={**parts.transformer.config, **network}, weights=parts.transformer.weights)
-    Settings.of({**parts.settings, **settings})
-    return replace(parts, transformer=changed, settings={**parts.settings, **settings}, shift=shift or parts.shift)
+    asked, shift = Settings.of({**parts.settings, **settings}), shift or parts.shift
+    if (chunk := changed.config.get("chunk_frames")) is not None:  # a plan that does not parse is found here
+        make_plan(asked.default_plan, frames=chunk, chunk_frames=chunk, shift=shift or SHIFT, grid=asked.grid)
+    return replace(parts, transformer=changed, settings={**parts.settings, **settings}, shift=shift)
 
 
 def with_lora(parts: Parts, file: Path, *, alpha: float | None = None) -> Parts:
