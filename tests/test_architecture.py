@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = frozenset({"errors", "files", "plots", "shapes", "protocols", "rng"})
+LEAVES = frozenset({"card", "errors", "files", "plots", "shapes", "protocols", "rng"})
 LIBRARY = LEAVES | {"flow", "nets", "losses", "rollout", "data", "train", "stream", "evaluate", "recipes"}
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),

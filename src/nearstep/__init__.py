@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from nearstep.nets.transformer import VideoTransformer
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.student import Student
 
 _HOMES = {
     "CausalVideoPipeline": "nearstep.stream.pipeline",
     "ChunkPlan": "nearstep.flow.plan",
     "NearstepError": "nearstep.errors",
     "PromptEncoder": "nearstep.nets.text",
+    "Student": "nearstep.stream.student",
     "VideoCodec": "nearstep.nets.codec",
     "VideoTransformer": "nearstep.nets.transformer",
     "contact_sheet": "nearstep.stream.output",
@@ -34,6 +36,7 @@ __all__ = [
     "ChunkPlan",
     "NearstepError",
     "PromptEncoder",
+    "Student",
     "VideoCodec",
     "VideoTransformer",
     "contact_sheet",

@@ -58,3 +58,23 @@ def beside(path: Path) -> Path:
     """The temporary name."""
     path = path.resolve()  # through a link, so that the link stays
     return path.with_name(f".{os.getpid()}.{path.name}.part")
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place on success and is removed on anything else.
+
+    Raises:
+        NearstepError: if ``path`` is there and not empty, or cannot be written.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise NearstepError(f"{path} is there already and not empty; name a new folder")
+    part = beside(path)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(path.resolve())
+    except OSError as error:
+        raise NearstepError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

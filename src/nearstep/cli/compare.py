@@ -12,9 +12,11 @@ from typing import Annotated
 
 import tyro
 
+from nearstep.cli.student import NO_STUDENT, Flat
 from nearstep.errors import NearstepError
 from nearstep.stream.folder import EMBEDDED, ModelFolder
 from nearstep.stream.output import check_writable, safe_name, side_by_side, write_sheet, write_video
+from nearstep.stream.student import configs_of
 
 SHEET = "sheet.png"
 
@@ -38,6 +40,8 @@ class Compare:
     """Names all noise."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE", help_behavior_hint="(default: the CPU)")] = None
     """Where to run, such as cuda."""
+    student: Flat = NO_STUDENT
+    """A student in a weights file."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -51,8 +55,11 @@ def compare(asked: Compare) -> None:
 
     files = _files(asked)
     folder = ModelFolder.open(asked.model)
-    network, vae, scheduler = (folder.config(name) for name in ("transformer", "vae", "scheduler"))
-    calls = {plan: plan_clip(network, vae, scheduler, folder.settings, plan=plan).plan.calls for plan in asked.plans}
+    has = configs_of(folder, student=asked.student.chosen)
+    calls = {
+        plan: plan_clip(has.transformer, has.vae, has.scheduler, has.settings, plan=plan).plan.calls
+        for plan in asked.plans
+    }
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
     print(f"seed {seed}; calls a clip: " + ", ".join(f"{calls[plan]} at {plan}" for plan in calls), file=sys.stderr)
     clips, labels = _make(asked, folder, files, seed, [f"{plan} ({calls[plan]} calls)" for plan in asked.plans])
@@ -80,7 +87,7 @@ def _make(asked: Compare, folder: ModelFolder, files: dict[str, Path], seed: int
     from nearstep.stream.pipeline import CausalVideoPipeline
 
     disable_progress_bar()
-    pipe = CausalVideoPipeline.from_pretrained(folder.path, device=asked.device)
+    pipe = CausalVideoPipeline.from_pretrained(folder.path, student=asked.student.chosen, device=asked.device)
     wishes = {"seed": seed, "samples": [0]}
     requests = {prompt: [pipe.request(prompt, plan, **wishes) for plan in asked.plans] for prompt in files}
     clips, labels, began = [], [], time.perf_counter()

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.student import NO_STUDENT, Flat
 from nearstep.errors import NearstepError
 from nearstep.stream.folder import EMBEDDED, ModelFolder
 from nearstep.stream.output import ENCODERS, check_writable, safe_name, write_sheet, write_video
+from nearstep.stream.student import configs_of, named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +77,8 @@ class Generate:
     """Make files again that are there already."""
     dry_run: bool = False
     """Check everything, say what would be made, and stop."""
+    student: Flat = NO_STUDENT
+    """A student in a weights file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ def generate(asked: Generate) -> None:
         for target in targets:
             print(target.path)
         return
-    made = _make(pipe, {"model": asked.model, "network": asked.network}, targets, requests)
+    made = _make(pipe, _origin(asked), targets, requests)
     kept = [clip for clip in made if asked.sheet]  # a clip is let go once it is written, unless a sheet shows it
     if asked.sheet:
         print(write_sheet(asked.sheet, kept, labels=[target.prompt for target in targets]))
@@ -171,8 +175,8 @@ def _check_clip(asked: Generate, folder: ModelFolder) -> None:
     """Plan and sizes against the model's configurations: weights may take minutes to load."""
     from nearstep.stream.request import plan_clip
 
-    network, vae, scheduler = (folder.config(name) for name in (asked.network, "vae", "scheduler"))
-    plan_clip(network, vae, scheduler, folder.settings, **_size(asked))
+    configs = configs_of(folder, asked.network, asked.student.chosen)
+    plan_clip(configs.transformer, configs.vae, configs.scheduler, configs.settings, **_size(asked))
 
 
 def _size(asked: Generate) -> dict[str, Any]:
@@ -188,7 +192,7 @@ def _pipeline(asked: Generate, folder: ModelFolder) -> CausalVideoPipeline:
     disable_progress_bar()  # of loading a file; ours counts chunks
     dtype = getattr(torch, asked.dtype) if asked.dtype else None
     return CausalVideoPipeline.from_pretrained(
-        folder.path, transformer=asked.network, torch_dtype=dtype, device=asked.device
+        folder.path, transformer=asked.network, student=asked.student.chosen, torch_dtype=dtype, device=asked.device
     )
 
 
@@ -203,8 +207,13 @@ def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: i
     )
 
 
+def _origin(asked: Generate) -> dict[str, Any]:
+    student = asked.student.chosen
+    return {"model": asked.model, "network": asked.network, **({"student": named(student)} if student else {})}
+
+
 def _make(
-    pipe: CausalVideoPipeline, origin: dict[str, str], targets: Sequence[Target], requests: Sequence[Request]
+    pipe: CausalVideoPipeline, origin: dict[str, Any], targets: Sequence[Target], requests: Sequence[Request]
 ) -> Iterator[Tensor]:
     """Make and write each clip, then hand it on."""
     import torch

@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from nearstep.cli.student import NO_STUDENT, Flat
 from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.stream.student import Configs, Student, configs_of
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -24,23 +27,29 @@ class Info:
     """"playground" (inside this package), a model folder, or a hub id."""
     json: bool = False
     """Print JSON."""
+    student: Flat = NO_STUDENT
+    """A student in a weights file."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print."""
     asked = tyro.cli(Info, prog="nearstep info", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    facts = describe(ModelFolder.open(asked.model))
+    facts = describe(ModelFolder.open(asked.model), asked.student.chosen)
     print(json.dumps(facts, indent=2) if asked.json else _text(facts))
 
 
-def describe(folder: ModelFolder) -> dict[str, Any]:
-    """Everything ``nearstep info`` says, as data."""
-    networks = folder.networks()
+def describe(folder: ModelFolder, student: Student | None = None) -> dict[str, Any]:
+    """Everything ``nearstep info`` says, as data; a student's file takes the place of ``transformer``."""
+    networks = ["transformer"] if student else folder.networks()
+    configs = {name: configs_of(folder, name, student) for name in networks}
+    components = {name: _component(folder, name) for name in [*networks, "text_encoder", "vae"]}
+    if student:
+        components["transformer"] = _student(student)
     return {
         "folder": str(folder.path),
-        "components": {name: _component(folder, name) for name in [*networks, "text_encoder", "vae"]},
-        "settings": asdict(folder.settings),
-        "networks": {name: _network(folder, name) for name in networks},
+        "components": components,
+        "settings": asdict(configs["transformer"].settings if student else folder.settings),
+        "networks": {name: _network(has) for name, has in configs.items()},
     }
 
 
@@ -61,11 +70,23 @@ def _count(shape: Sequence[int]) -> int:
     return count
 
 
-def _network(folder: ModelFolder, name: str) -> dict[str, Any]:
+def _student(student: Student) -> dict[str, Any]:
+    from nearstep.stream.weights import open_network
+
+    tensors = [*open_network(Path(student.path), student.role).values()]
+    return {
+        "class": Path(student.path).name,
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        "dtypes": [str(kind).removeprefix("torch.") for kind, _ in Counter(t.dtype for t in tensors).most_common()],
+    }
+
+
+def _network(has: Configs) -> dict[str, Any]:
     from nearstep.stream.request import plan_clip, shift_of
 
-    config, settings = folder.config(name), folder.settings
-    configs = (config, folder.config("vae"), folder.config("scheduler"))
+    config, settings = has.transformer, has.settings
+    configs = (config, has.vae, has.scheduler)
     causal = config.get("chunk_frames") is not None
     clips = [plan_clip(*configs, settings, plan=plan) for plan in (PLANS if causal else [settings.teacher_plan])]
     shape = clips[0].shape

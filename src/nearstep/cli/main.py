@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "make videos from prompts",
     "compare": "the same prompts and noise under several plans, side by side",
     "info": "what a model is: components, sizes, plans and what they cost",
+    "convert": "any published Wan2.1 or student weights to a model folder, and back out",
     "evaluate": "measure a model, or a folder of videos, on the playground",
     "train": "run a recipe: train codec, teacher or student",
     "ablate": "run and evaluate every rival recipe, several seeds each",

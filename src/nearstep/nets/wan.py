@@ -7,8 +7,9 @@ are ours. Both conversions read one table.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -56,29 +57,80 @@ _OUTSIDE = {
     "head.head": "proj_out",
 }
 
+_IN_BLOCK_BACK, _OUTSIDE_BACK = ({ours: name for name, ours in table.items()} for table in (_IN_BLOCK, _OUTSIDE))
+
 _NAME = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<stem>.+?)(?P<kind>\.(?:weight|bias))?")
 _WRAPPERS = frozenset({"model", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official Wan2.1 names to diffusers' (ours). Wrappers' prefixes are dropped (`unwrapped`)."""
-    return {_renamed(key, _IN_BLOCK, _OUTSIDE): value for key, value in unwrapped(state).items()}
+    return {our_name(key): value for key, value in unwrapped(state).items()}
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Diffusers' names to official Wan2.1 ones."""
-    inside, outside = ({ours: official for official, ours in table.items()} for table in (_IN_BLOCK, _OUTSIDE))
-    return {_renamed(key, inside, outside): value for key, value in state.items()}
+    return {official_name(key): value for key, value in state.items()}
+
+
+def our_name(official: str) -> str:
+    """One official name, without wrappers, as ours."""
+    return _renamed(official, _IN_BLOCK, _OUTSIDE)
+
+
+def official_name(ours: str) -> str:
+    """One of our names as the official one."""
+    return _renamed(ours, _IN_BLOCK_BACK, _OUTSIDE_BACK)
+
+
+def is_official(names: Iterable[str]) -> bool:
+    """Whether a network's weights go by official names: the two sets share the patch embedding's alone."""
+    return any(name.split(".")[-2:-1] == ["q"] or "text_embedding." in name or "head.head." in name for name in names)
+
+
+def sizes_of(shapes: Mapping[str, Sequence[int]], *, head_dim: int = 128) -> dict[str, Any]:
+    """VideoTransformer's arguments, read off the shapes of its weights under our names.
+
+    All follow from the shapes but two that leave no trace there: ``eps`` and the width of a head, 128 in every Wan2.1.
+
+    Raises:
+        NearstepError: if these are no Wan network's weights, or heads of ``head_dim`` do not divide its width.
+    """
+    needed = ("patch_embedding.weight", "proj_out.weight", "blocks.0.ffn.net.0.proj.weight")
+    text, time = (f"condition_embedder.{part}_embedder.linear_1.weight" for part in ("text", "time"))
+    if missing := [name for name in (*needed, text, time) if name not in shapes]:
+        raise NearstepError(f"no Wan2.1 network: {missing[0]} is missing; its weights begin {_first(shapes)}")
+    dim, channels, *patch = shapes[needed[0]]
+    if dim % head_dim:
+        raise NearstepError(f"a network {dim} wide has no heads {head_dim} wide; say how wide a head is (head_dim)")
+    return {
+        "patch_size": tuple(patch),
+        "num_attention_heads": dim // head_dim,
+        "attention_head_dim": head_dim,
+        "in_channels": channels,
+        "out_channels": shapes[needed[1]][0] // prod(patch),
+        "text_dim": shapes[text][1],
+        "freq_dim": shapes[time][1],
+        "ffn_dim": shapes[needed[2]][0],
+        "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+        "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
+        "eps": _COMMON["eps"],
+    }
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights without the name parts that FSDP, checkpointing, compile and `model` wrappers leave in keys."""
-    return {".".join(part for part in key.split(".") if part not in _WRAPPERS): value for key, value in state.items()}
+    return {bare(key): value for key, value in state.items()}
+
+
+def bare(name: str) -> str:
+    """A weight's name without the parts that wrappers leave."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def weights_in(
     checkpoint: Mapping[str, Any], roles: Sequence[str] = ("generator_ema", "generator", "model")
-) -> Mapping[str, Tensor]:
+) -> Mapping[str, Any]:
     """The state dict in a checkpoint file: under the first of `roles` that it has, or the checkpoint itself.
 
     Self-Forcing's files hold `generator`, `generator_ema` and `critic` side by side; ask for another by `roles`.
@@ -93,6 +145,10 @@ def weights_in(
     if nested:
         raise NearstepError(f"this checkpoint holds {nested} and none of {list(roles)}; name the one to use")
     return checkpoint
+
+
+def _first(names: Iterable[str], count: int = 3) -> str:
+    return ", ".join([*names][:count]) or "with nothing"
 
 
 def _renamed(key: str, inside: Mapping[str, str], outside: Mapping[str, str]) -> str:

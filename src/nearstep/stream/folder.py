@@ -195,9 +195,11 @@ def _locate(name: str | Path) -> Path:
         return embedded
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / INDEX).exists() and any(path.glob("*.safetensors")):
+            raise NearstepError(f"{path} holds weights and no {INDEX}: nearstep convert {path} NEW makes a model of it")
         return path
     if path.exists():
-        raise NearstepError(f"{path} is a file; a model is a folder with {INDEX}")
+        raise NearstepError(f"{path} is a file; a model is a folder with {INDEX} (a student's file: --student {path})")
     if isinstance(name, str) and _HUB_ID.fullmatch(name):
         return _download(name)
     raise NearstepError(f"there is no folder {path}; a model is {EMBEDDED!r}, a folder, or a hub id owner/name")

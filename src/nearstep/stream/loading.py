@@ -1,13 +1,20 @@
-"""Load one component of a model folder, or say in one line which file is wrong."""
+"""Load one component of a model folder, or a student's file, or say in one line which file is wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nearstep.errors import NearstepError
+from nearstep.nets.transformer import VideoTransformer
 from nearstep.stream.folder import CONFIG, ModelFolder
+from nearstep.stream.student import Student
+from nearstep.stream.weights import Weights, open_network
 
 Model = TypeVar("Model")
 
@@ -39,6 +46,46 @@ def load_component(
             what = f"{len(found)} {problem} tensors ({found[0]}, ...)"
             raise NearstepError(f"{path / CONFIG} does not fit its weights: {what}")
     return model.eval().requires_grad_(False)
+
+
+def load_student(
+    student: Student, config: Mapping[str, Any], *, torch_dtype: torch.dtype | None = None
+) -> VideoTransformer:
+    """A student's network with a base network's sizes, ready to run, without gradients.
+
+    Tensors go from the file to their type one by one. As with any folder, the parts that need it stay in float32
+    where ``torch_dtype`` is given (VideoTransformer._keep_in_fp32_modules).
+
+    Args:
+        student: the file and how to run it.
+        config: VideoTransformer's arguments, the student's causality among them.
+        torch_dtype: of the weights; by default as saved.
+    """
+    path = Path(student.path)
+    weights = open_network(path, student.role)
+    network = empty_network(config)
+    weights.check(shapes_of(network), "the base's transformer/config.json")
+    network.load_state_dict({name: _in_type(name, weights, torch_dtype) for name in weights}, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def empty_network(config: Mapping[str, Any]) -> VideoTransformer:
+    """A network with names and shapes, and no numbers."""
+    with torch.device("meta"):
+        return VideoTransformer.from_config(dict(config))  # type: ignore[return-value]
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every weight."""
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def _in_type(name: str, weights: Weights, dtype: torch.dtype | None) -> Tensor:
+    kept = any(part in name.split(".") for part in VideoTransformer._keep_in_fp32_modules)
+    value = weights[name]
+    if dtype is None:
+        return value.clone()  # off the file's pages, which a later write may change
+    return value.to(torch.float32 if kept else dtype, copy=True)
 
 
 def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerFast:

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from nearstep.card import Card, write_card
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
@@ -33,9 +34,10 @@ from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import Chunk, rollout
 from nearstep.stream import request as requests
 from nearstep.stream.folder import ModelFolder, Settings
-from nearstep.stream.loading import load_component, load_tokenizer
+from nearstep.stream.loading import load_component, load_student, load_tokenizer
 from nearstep.stream.output import pixels
 from nearstep.stream.request import Request
+from nearstep.stream.student import Student, configs_of, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         name: str | Path,
         *,
         transformer: str = "transformer",
+        student: Student | str | Path | None = None,
         torch_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> CausalVideoPipeline:
@@ -109,6 +112,8 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Args:
             name: ``"playground"`` (inside this package), a folder, or a hub id.
             transformer: the sub-folder of the network, such as ``"teacher"`` for the bidirectional one.
+            student: a weights file whose network takes the place of ``transformer/``, which gives its sizes; a
+                :class:`Student` says how it was trained (docs/wan.md), a path alone means Self-Forcing's way.
             torch_dtype: of network and text encoder; the codec stays as saved (float32), as Wan's should.
             device: where to put it.
 
@@ -116,16 +121,40 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             NearstepError: naming the file that is missing, damaged or of another kind.
         """
         folder = ModelFolder.open(name)
+        student = None if student is None else Student.of(student)
+        configs = configs_of(folder, transformer, student)
         networks, encoders = ("VideoTransformer", "WanTransformer3DModel"), ("UMT5EncoderModel", "umt5")
+        if student is None:
+            network = load_component(folder, transformer, VideoTransformer, networks, torch_dtype=torch_dtype)
+        else:
+            folder.check_class(transformer, *networks)
+            network = load_student(student, configs.transformer, torch_dtype=torch_dtype)
         pipe = cls(
-            transformer=load_component(folder, transformer, VideoTransformer, networks, torch_dtype=torch_dtype),
+            transformer=network,
             vae=load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",)),
             text_encoder=load_component(folder, "text_encoder", UMT5EncoderModel, encoders, dtype=torch_dtype),
             tokenizer=load_tokenizer(folder),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=requests.shift_of(folder.config("scheduler"))),
-            nearstep=folder.index.get("nearstep"),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=requests.shift_of(configs.scheduler)),
+            nearstep=settings_of(folder, student),
         )
         return pipe if device is None else pipe.to(device)
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the card is ours
+        self, save_directory: str | Path, *, card: Card | None = None, **options: Any
+    ) -> None:
+        """Write a model folder, with a model card, that :meth:`from_pretrained` and diffusers load.
+
+        Args:
+            save_directory: the folder.
+            card: what the model card should say that the folder does not.
+            options: diffusers', such as ``max_shard_size``.
+        """
+        folder, config = Path(save_directory), self.transformer.config
+        for part in (self.transformer, self.vae):
+            part.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
+        super().save_pretrained(folder, **options)
+        plan = self.settings.default_plan if config["chunk_frames"] else None
+        write_card(folder, card or Card(), config=config, plan=plan, library="nearstep")
 
     @property
     def codec(self) -> VideoCodec:

@@ -12,16 +12,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import nearstep
+from nearstep.card import Card, model_index, write_card
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
-
-_LIBRARIES = {
-    "vae": ("diffusers", "AutoencoderKLWan"),
-    "text_encoder": ("transformers", "UMT5EncoderModel"),
-    "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
-    "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
-}
 
 
 def export_model(
@@ -33,6 +27,7 @@ def export_model(
     shift: float,
     settings: Mapping[str, Any],
     dtype: torch.dtype = torch.bfloat16,
+    card: Card | None = None,
 ) -> None:
     """Write every component and model_index.json, the index last, so that a folder that has one is complete.
 
@@ -44,6 +39,7 @@ def export_model(
         shift: of the schedules.
         settings: what the model was made for (stream/folder.py Settings), under "nearstep" in the index.
         dtype: of the stored weights; whoever loads them chooses the type to compute in.
+        card: what the model card should say that the folder does not.
     """
     for name, network in networks.items():
         copied = _in_dtype(network, dtype)
@@ -53,13 +49,11 @@ def export_model(
     text.tokenizer.save_pretrained(folder / "tokenizer")
     VideoCodec(_in_dtype(codec.vae, dtype)).save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "CausalVideoPipeline",
-        "_nearstep_version": nearstep.__version__,
-        **{name: ("nearstep", "VideoTransformer") for name in networks},
-        **_LIBRARIES,
-        "nearstep": dict(settings),
-    }
+    main = networks.get("transformer") or next(iter(networks.values()))
+    causal = main.config["chunk_frames"] is not None
+    plan = settings.get("default_plan", "4") if causal else None
+    write_card(folder, card or Card(), config=main.config, plan=plan, library="nearstep")
+    index = model_index([*networks], settings, nearstep.__version__)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
