@@ -171,24 +171,19 @@ def _from_prompts(asked: Prepare, folder: ModelFolder) -> None:
     from nearstep.data.prompts import read_prompts
 
     prompts = read_prompts([asked.source], column=asked.caption_column)
-    if prompts.repeated:
-        _say(f"prompts that are there more than once count once ({len(prompts.repeated)}): {prompts.repeated[0]!r}")
     clip, size = _clip(asked, folder, asked.transformer), _size(asked, folder)
     if size.fps != folder.settings.fps:
         raise NearstepError(f"--fps {size.fps:g}: this model's clips have {folder.settings.fps:g} fps")
+    _check_prompts(asked.source, prompts.texts, folder)
     own = 1.0 if clip.causal else folder.settings.guidance_scale
     guidance = float(own if asked.guidance is None else asked.guidance)
     names = {"model": asked.model, "network": asked.transformer, "plan": str(clip.plan), "guidance": guidance}
     index = _opened(asked, folder, clip, size, kind="teacher", **names, negative=asked.negative, seed=asked.seed)
+    if prompts.repeated:
+        _say(f"prompts that are there more than once count once ({len(prompts.repeated)}): {prompts.repeated[0]!r}")
     todo = max(0, len(prompts.texts) - index.clips)
     calls = clip.plan.calls * (1 if guidance == 1 else 2)
     _say(f"{len(prompts.texts)} prompts, {index.clips} done; {calls} network calls a clip; {_describe(index)}")
-    check = _check_captions(folder)
-    for number, prompt in enumerate(prompts.texts, start=1):
-        try:
-            check(prompt)
-        except NearstepError as error:
-            raise NearstepError(f"prompt {number} of {asked.source}: {error}") from None
     if asked.dry_run:
         print(f"would make {todo} clips, {_bytes(todo * _clip_bytes(index))}")
         return
@@ -197,6 +192,15 @@ def _from_prompts(asked: Prepare, folder: ModelFolder) -> None:
     with _progress(todo, "clip") as told:
         prepare_prompts(prompts.texts, writer, make, batch=asked.batch, told=told)
     _report(asked.target, writer.index, index.clips, time.perf_counter() - began)
+
+
+def _check_prompts(file: Path, prompts: Sequence[str], folder: ModelFolder) -> None:
+    check = _check_captions(folder)
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            check(prompt)
+        except NearstepError as error:
+            raise NearstepError(f"prompt {number} of {file}: {error}") from None
 
 
 def _maker(asked: Prepare, folder: ModelFolder) -> Callable[[list[str], list[int]], Tensor]:
