@@ -131,7 +131,7 @@ def test_damage_is_named_before_training(name: str, damage, said: str, tmp_path:
 
 def test_more_clips_than_there_are(tmp_path: Path):
     filled(tmp_path, 3, 2)
-    with pytest.raises(NearstepError, match="holds 3 clips, not 4; clips=None takes all"):
+    with pytest.raises(NearstepError, match="holds 3 clips, not 4; latents.clips=None takes all"):
         load_latents(LatentsConfig(folder=tmp_path, clips=4), Means(), "a codec")
 
 

@@ -43,5 +43,5 @@ def test_forcing_trains_on_real_clips(model, latents: Path, tmp_path: Path):
 
 @pytest.mark.usefixtures("few_clips")
 def test_a_recipe_that_wants_more_clips_says_what_to_change(model, latents: Path, tmp_path: Path):
-    with pytest.raises(NearstepError, match="holds 4 clips, not 12288; clips=None takes all"):
+    with pytest.raises(NearstepError, match="holds 4 clips, not 12288; latents.clips=None takes all"):
         config(model, replace(playground.forcing().latents, folder=latents), tmp_path).run()

@@ -88,7 +88,9 @@ def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
             f"{folder} holds latents of codec {index.codec}, this model's is {source}; prepare them with this model"
         )
     if not held or held < (config.clips or 0):
-        raise NearstepError(f"{folder} holds {held} clips, not {config.clips or 'any'}; clips=None takes all it holds")
+        raise NearstepError(
+            f"{folder} holds {held} clips, not {config.clips or 'any'}; latents.clips=None takes all it holds"
+        )
     latents = Shards(folder, index)
     captions = [record["caption"] for record in latents.records()]
     return LatentClips(latents, config.clips or held, seed=config.seed, captions=lambda row, _: captions[row])

@@ -170,7 +170,7 @@ def prepare_prompts(
     place = len(held)
     while place < len(prompts):
         numbers = list(range(place, min(place + min(batch, writer.room), len(prompts))))
-        latents = make([prompts[number] for number in numbers], numbers).to(DTYPES[writer.index.dtype])
+        latents = make([prompts[number] for number in numbers], numbers).to(DTYPES[writer.index.dtype]).cpu()
         if not bool(torch.isfinite(latents).all()):
             raise NearstepError(f"the clip of {prompts[place]!r} or one after it is not finite in {writer.index.dtype}")
         for number, clip in zip(numbers, latents, strict=True):
