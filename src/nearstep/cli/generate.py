@@ -42,7 +42,7 @@ class Generate:
     prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], _optional("PROMPT ...", "none")] = ()
     """What to show; one clip each."""
     prompts_file: Annotated[Path | None, _optional("FILE", "none")] = None
-    """A text file of more prompts, one a line."""
+    """More prompts: a .txt with one a line, or a .jsonl or .csv with a caption, text or prompt column."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE|FOLDER/")] = "."
     """Where to."""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
@@ -131,7 +131,7 @@ def pending(asked: Generate) -> list[Target]:
 
 
 def _targets(asked: Generate) -> list[Target]:
-    prompts = [*asked.prompts, *(_lines(asked.prompts_file) if asked.prompts_file else ())]
+    prompts = [*asked.prompts, *(_in_file(asked.prompts_file) if asked.prompts_file else ())]
     if not prompts:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
     if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
@@ -158,17 +158,11 @@ def _is_folder(output: str) -> bool:
     return False
 
 
-def _lines(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise NearstepError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise NearstepError(f"{file} is not a text file in UTF-8") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise NearstepError(f"{file} holds no prompts; write one a line")
-    return prompts
+def _in_file(file: Path) -> list[str]:
+    from nearstep.data.prompts import read_prompts
+
+    found = read_prompts([file])
+    return [*found.texts, *found.repeated]
 
 
 def _check_clip(asked: Generate, folder: ModelFolder) -> None:

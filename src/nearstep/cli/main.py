@@ -21,6 +21,7 @@ COMMANDS = {
     "info": "what a model is: components, sizes, plans and what they cost",
     "convert": "any published Wan2.1 or student weights to a model folder, and back out",
     "evaluate": "measure a model, or a folder of videos, on the playground",
+    "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",
     "train": "run a recipe: train codec, teacher or student",
     "ablate": "run and evaluate every rival recipe, several seeds each",
     "report": "one page about a training run: curves, alarms, samples over time",

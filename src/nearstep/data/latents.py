@@ -1,25 +1,26 @@
 """Clips as latents, encoded ahead and kept on disk: an encoder in the training loop would cost more than the network.
 
-A folder holds shards ``00000.safetensors`` with ``latents`` [n, F, C, H, W] in float16, and ``index.json`` with what
-they were made from. Captions are not stored: a scene is a function of ``(seed, index)``, and each epoch words it anew.
+A folder of latents (data/shards.py) is either made by ``nearstep prepare``, with a caption for every clip, or made here
+from the playground. The playground's captions are not stored: a scene is a function of ``(seed, index)``, and each
+epoch words it anew.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nearstep import rng
 from nearstep.data.captions import caption
-from nearstep.data.playground import Scene, render, sample_scenes
+from nearstep.data.order import rows_after
+from nearstep.data.playground import FPS, render, sample_scenes
+from nearstep.data.shards import INDEX, PLAYGROUND, Index, Shards, add_shard, check_same, read_index
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.files import sweep
 from nearstep.protocols import Codec
 
 SHARD = 512
@@ -31,73 +32,110 @@ class LatentsConfig:
     """Which clips, and where their latents lie."""
 
     folder: Path
-    clips: int
-    """How many; a folder that holds fewer is extended."""
+    clips: int | None = None
+    """How many; None is all of a prepared folder. A folder of the playground that holds fewer is extended."""
     seed: int = 0
+    """Of the order, and of the playground's scenes."""
+
+    def __post_init__(self) -> None:
+        if self.clips is not None and self.clips < 1:
+            raise NearstepError(f"clips={self.clips}; at least 1, or None for all of a prepared folder")
 
 
 class LatentClips:
-    """Latents and captions of the playground's clips, in an order that is a function of how many were seen before."""
+    """Latents and captions, in an order that is a function of how many were seen before.
 
-    def __init__(self, config: LatentsConfig, latents: Tensor) -> None:
-        self.config, self.latents = config, latents
-        self.scenes: list[Scene] = sample_scenes(config.seed, range(config.clips))
+    Args:
+        latents: at least ``count`` clips.
+        count: those in use, the first ones.
+        seed: of the order.
+        captions: (row, epoch) -> caption.
+    """
+
+    def __init__(self, latents: Shards, count: int, *, seed: int, captions: Callable[[int, int], str]) -> None:
+        self.latents, self.count, self.seed, self.captions = latents, count, seed, captions
 
     def batch(self, first: int, size: int) -> tuple[Tensor, list[str]]:
         """Latents [size, F, C, H, W] in float32 and captions of the clips that come after the first ``first``."""
-        places = range(first, first + size)
-        epochs = [place // self.config.clips for place in places]
-        orders = {epoch: self._order(epoch) for epoch in set(epochs)}
-        rows = [int(orders[epoch][place % self.config.clips]) for place, epoch in zip(places, epochs, strict=True)]
-        captions = [
-            caption(self.scenes[row], seed=epoch, index=row, complete=False)
-            for row, epoch in zip(rows, epochs, strict=True)
-        ]
-        return self.latents[rows].float(), captions
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(self.config.clips, generator=rng.generator("epoch", self.config.seed, epoch))
+        rows = rows_after(first, size, count=self.count, seed=self.seed)
+        latents = self.latents.rows([row for _, row in rows])
+        return latents, [self.captions(row, epoch) for epoch, row in rows]
 
 
 def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClips:
-    """The latents of ``config``, encoding what the folder lacks (a killed run goes on after its last whole shard).
+    """The latents of ``config``; what a folder of the playground lacks is made.
 
     Args:
         config: which clips.
-        codec: encodes them.
+        codec: encodes the playground's.
         source: names the codec's weights; a folder made by another codec is refused.
 
     Raises:
-        NearstepError: if the folder belongs to another codec or seed.
+        NearstepError: if the folder is damaged, belongs to another codec or seed, or holds too few clips.
     """
+    index = read_index(config.folder)
+    if index is None and config.clips is None:
+        raise NearstepError(f"{config.folder} has no {INDEX}; make it with nearstep prepare, or name another folder")
+    if index is None or index.kind == PLAYGROUND:
+        return _playground(config, index, codec, source)
+    return _prepared(config, index, source)
+
+
+def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
+    folder, held = config.folder, index.clips
+    if index.codec != source:
+        raise NearstepError(
+            f"{folder} holds latents of codec {index.codec}, this model's is {source}; prepare them with this model"
+        )
+    if not held or held < (config.clips or 0):
+        raise NearstepError(
+            f"{folder} holds {held} clips, not {config.clips or 'any'}; latents.clips=None takes all it holds"
+        )
+    latents = Shards(folder, index)
+    captions = [record["caption"] for record in latents.records()]
+    return LatentClips(latents, config.clips or held, seed=config.seed, captions=lambda row, _: captions[row])
+
+
+def _playground(config: LatentsConfig, found: Index | None, codec: Codec, source: str) -> LatentClips:
+    count = config.clips or (found.clips if found else 0)
+    index = _extended(config, found, count, codec, source)
+    scenes = sample_scenes(config.seed, range(count))
+
+    def words(row: int, epoch: int) -> str:
+        return caption(scenes[row], seed=epoch, index=row, complete=False)
+
+    return LatentClips(Shards(config.folder, index), count, seed=config.seed, captions=words)
+
+
+def _extended(config: LatentsConfig, found: Index | None, count: int, codec: Codec, source: str) -> Index:
+    """The index once the folder holds ``count`` clips (a killed run goes on after its last whole shard)."""
     from tqdm import tqdm
 
-    _claim(config, source)
-    shards = range(-(-config.clips // SHARD))
-    parts = []
-    for shard in tqdm(shards, desc="latents", unit="shard", disable=not sys.stderr.isatty()):
-        path = config.folder / f"{shard:05d}.safetensors"
-        if not path.exists():
-            latents = _encode(config.seed, range(shard * SHARD, (shard + 1) * SHARD), codec)
-            with replacing(path) as part:
-                save_file({"latents": latents}, part)
-        parts.append(load_file(path)["latents"])
-    return LatentClips(config, torch.cat(parts)[: config.clips])
+    shape = found.shape if found else _clip_shape(codec)
+    made_from = {"kind": PLAYGROUND, "seed": config.seed}
+    index = Index(codec=source, shape=shape, dtype="float16", fps=FPS, made_from=made_from)
+    if found:
+        check_same(config.folder, found, index)
+        index = found
+    with tqdm(desc="latents", unit="clip", total=count, initial=index.clips, disable=not sys.stderr.isatty()) as bar:
+        while index.clips < count:
+            sweep(config.folder)
+            first = index.clips
+            index = add_shard(config.folder, index, _encode(config.seed, range(first, first + SHARD), codec))
+            bar.update(index.clips - first)
+    return index
+
+
+def _clip_shape(codec: Codec) -> tuple[int, int, int, int]:
+    frames, channels, height, width = _encode(0, range(1), codec).shape[1:]
+    return frames, channels, height, width
 
 
 @torch.no_grad()
 def _encode(seed: int, indices: range, codec: Codec) -> Tensor:
     parts = []
     for first in range(indices.start, indices.stop, _ENCODED_TOGETHER):
-        video = render(sample_scenes(seed, range(first, first + _ENCODED_TOGETHER)))
+        video = render(sample_scenes(seed, range(first, min(first + _ENCODED_TOGETHER, indices.stop))))
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(codec.encode(video).half())
     return torch.cat(parts)
-
-
-def _claim(config: LatentsConfig, source: str) -> None:
-    config.folder.mkdir(parents=True, exist_ok=True)
-    index, made_from = config.folder / "index.json", {"seed": config.seed, "codec": source}
-    if index.exists() and (found := json.loads(index.read_text())) != made_from:
-        raise NearstepError(f"{config.folder} holds latents of {found}, not of {made_from}; use another latents folder")
-    index.write_text(json.dumps(made_from))

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearstep import rng
 from nearstep.data.captions import caption
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.data.playground import sample_scenes
+from nearstep.data.shards import codec_key
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
@@ -59,8 +59,7 @@ def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptE
 
 def codec_name(codec: VideoCodec) -> str:
     """Names a codec's weights, for the latents made by it."""
-    statistics = (codec.vae.config["latents_mean"], codec.vae.config["latents_std"])
-    return f"{rng.key(repr(statistics)):016x}"
+    return codec_key(codec.vae.config)
 
 
 def stratified(count: int, draw: torch.Generator) -> Tensor:

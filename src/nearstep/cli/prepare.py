@@ -1,0 +1,334 @@
+"""``nearstep prepare``: videos with captions, or prompts and a teacher, become the latents that training reads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nearstep.errors import NearstepError
+from nearstep.stream.folder import EMBEDDED, ModelFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nearstep.data.decoding import Work
+    from nearstep.data.shards import Index, ShardWriter
+    from nearstep.data.videos import ClipSize
+    from nearstep.stream.request import Clip
+
+_MOST_WORKERS = 16
+
+
+def _optional(metavar: str, otherwise: str = "the model's own") -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Turn a folder of videos with captions into latents: resized, cut, encoded once, read by every training.
+
+    A caption is a text file beside its video (dog.mp4, dog.txt), or a line of metadata.csv or metadata.jsonl with the
+    columns file_name and caption. With --from-teacher SRC is a prompt file instead (.txt, .jsonl or .csv), and the
+    clips are what the teacher makes of it. An interrupted run goes on when it is started again.
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
+    """A folder of videos, or a prompt file."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+    """Folder of the latents."""
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    """Whose codec encodes: "playground" (inside this package), a model folder, or a hub id."""
+    frames: Annotated[int | None, _optional("4N+1")] = None
+    """Pixel frames of a clip."""
+    height: Annotated[int | None, _optional("PIXELS")] = None
+    """Of a frame."""
+    width: Annotated[int | None, _optional("PIXELS")] = None
+    """Of a frame."""
+    fps: Annotated[float | None, _optional("FPS")] = None
+    """Frames per second of a clip."""
+    clips_per_video: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """At most this many clips of a video, one after the other from its beginning."""
+    caption_column: Annotated[str | None, _optional("NAME", "caption, text or prompt")] = None
+    """Of the metadata or the prompt file."""
+    from_teacher: bool = False
+    """Make the clips from prompts by the network named by --transformer."""
+    transformer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "teacher"
+    """The model's network that makes clips."""
+    plan: Annotated[str | None, _optional("PLAN")] = None
+    """Its steps, such as 50."""
+    guidance: Annotated[float | None, _optional("W")] = None
+    """In v = u + w (c - u); 1 is none."""
+    negative: Annotated[str, tyro.conf.arg(metavar="PROMPT")] = ""
+    """What guidance leads away from."""
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Names the teacher's noise."""
+    workers: Annotated[int | None, _optional("N", "one less than there are cores, at most 16")] = None
+    """Processes that decode videos; 0 decodes without any."""
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Clips that codec or teacher work on together."""
+    shard: Annotated[int | None, _optional("N", "what makes 256 MiB, at most 512")] = None
+    """Clips per shard; a run that is killed loses less than one."""
+    store: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Type of the stored numbers."""
+    device: Annotated[str | None, _optional("DEVICE", "the CPU")] = None
+    """Where codec and teacher run, such as cuda."""
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of the teacher and its text encoder; the codec runs in float32."""
+    dry_run: bool = False
+    """Check everything, say what would be done, and stop."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and make the latents."""
+    prepare(tyro.cli(Prepare, prog="nearstep prepare", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def prepare(asked: Prepare) -> None:
+    """Make the latents, after everything that can be checked without weights has been."""
+    if asked.batch < 1:
+        raise NearstepError(f"--batch {asked.batch}; at least 1")
+    (_from_prompts if asked.from_teacher else _from_videos)(asked, ModelFolder.open(asked.model))
+
+
+# --- videos --------------------------------------------------------------------------------------------------------
+
+
+def _from_videos(asked: Prepare, folder: ModelFolder) -> None:
+    from nearstep.data.prepare import SKIPPED, prepare_videos, remaining
+    from nearstep.data.videos import list_videos
+
+    if asked.source.is_file():
+        raise NearstepError(f"{asked.source} is a file; give a folder of videos, or prompts with --from-teacher")
+    networks = folder.networks()
+    clip, size = _clip(asked, folder, "teacher" if "teacher" in networks else networks[0]), _size(asked, folder)
+    videos = list_videos(asked.source, column=asked.caption_column)
+    index = _opened(asked, folder, clip, size, kind="videos", clips_per_video=size.clips_per_video)
+    work, check, writer = remaining(videos, asked.target, index), _check_captions(folder), _writer(asked, index)
+    _say(f"{len(videos)} videos, {len(videos) - len(work)} of them done; {_describe(index)}")
+    if asked.dry_run:
+        _foresee(work, index, size, check)
+        return
+    cores = min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
+    workers = min(cores if asked.workers is None else asked.workers, len(work))
+    began, encode = time.perf_counter(), _encoder(folder, asked.device)
+    with _progress(len(work), "video") as told:
+        options: dict[str, Any] = {"workers": workers, "batch": asked.batch, "check": check, "told": told}
+        skipped = prepare_videos(work, size, writer, encode, **options)
+    _report(asked.target, writer.index, index.clips, time.perf_counter() - began)
+    if skipped:
+        counted = Counter(one.reason.partition(":")[0] for one in skipped).most_common()
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counted)
+        _say(f"skipped {len(skipped)} of {len(videos)} videos ({reasons}): {asked.target / SKIPPED} says why")
+    if not writer.index.clips:
+        raise NearstepError(f"{asked.source} gave no clip: {skipped[0].file}: {skipped[0].reason}")
+
+
+def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable[[str], object]) -> None:
+    from nearstep.data.prepare import refused
+
+    reasons = {item.video.name: refused(item.video, check) for item in work}
+    videos = sum(reason is None for reason in reasons.values())
+    most = videos * size.clips_per_video
+    print(f"would encode at most {most} clips of {videos} videos, {_bytes(most * _clip_bytes(index))}")
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"would skip {name}: {reason}")
+
+
+def _encoder(folder: ModelFolder, device: str | None) -> Callable[[Tensor], Tensor]:
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    from nearstep.nets.codec import VideoCodec
+    from nearstep.stream.loading import load_component
+
+    codec = VideoCodec(
+        load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype=torch.float32)
+    )
+    codec.to(device or "cpu")
+
+    @torch.no_grad()
+    def encode(video: Tensor) -> Tensor:
+        return codec.encode(video.to(device or "cpu"))
+
+    return encode
+
+
+# --- prompts and a teacher -----------------------------------------------------------------------------------------
+
+
+def _from_prompts(asked: Prepare, folder: ModelFolder) -> None:
+    from nearstep.data.prepare import prepare_prompts
+    from nearstep.data.prompts import read_prompts
+
+    prompts = read_prompts([asked.source], column=asked.caption_column)
+    clip, size = _clip(asked, folder, asked.transformer), _size(asked, folder)
+    if size.fps != folder.settings.fps:
+        raise NearstepError(f"--fps {size.fps:g}: this model's clips have {folder.settings.fps:g} fps")
+    _check_prompts(asked.source, prompts.texts, folder)
+    own = 1.0 if clip.causal else folder.settings.guidance_scale
+    guidance = float(own if asked.guidance is None else asked.guidance)
+    names = {"model": asked.model, "network": asked.transformer, "plan": str(clip.plan), "guidance": guidance}
+    index = _opened(asked, folder, clip, size, kind="teacher", **names, negative=asked.negative, seed=asked.seed)
+    if prompts.repeated:
+        _say(f"prompts that are there more than once count once ({len(prompts.repeated)}): {prompts.repeated[0]!r}")
+    todo = max(0, len(prompts.texts) - index.clips)
+    calls = clip.plan.calls * (1 if guidance == 1 else 2)
+    _say(f"{len(prompts.texts)} prompts, {index.clips} done; {calls} network calls a clip; {_describe(index)}")
+    if asked.dry_run:
+        print(f"would make {todo} clips, {_bytes(todo * _clip_bytes(index))}")
+        return
+    writer, make = _writer(asked, index), _maker(asked, folder)
+    began = time.perf_counter()
+    with _progress(todo, "clip") as told:
+        prepare_prompts(prompts.texts, writer, make, batch=asked.batch, told=told)
+    _report(asked.target, writer.index, index.clips, time.perf_counter() - began)
+
+
+def _check_prompts(file: Path, prompts: Sequence[str], folder: ModelFolder) -> None:
+    check = _check_captions(folder)
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            check(prompt)
+        except NearstepError as error:
+            raise NearstepError(f"prompt {number} of {file}: {error}") from None
+
+
+def _maker(asked: Prepare, folder: ModelFolder) -> Callable[[list[str], list[int]], Tensor]:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from nearstep.stream.pipeline import CausalVideoPipeline
+
+    disable_progress_bar()  # of loading a file; ours counts clips
+    pipe = CausalVideoPipeline.from_pretrained(
+        folder.path,
+        transformer=asked.transformer,
+        torch_dtype=getattr(torch, asked.dtype) if asked.dtype else None,
+        device=asked.device,
+    )
+
+    def make(texts: list[str], numbers: list[int]) -> Tensor:
+        output = pipe(
+            texts,
+            output_type="latent",
+            negative_prompt=asked.negative,
+            guidance_scale=asked.guidance,
+            seed=asked.seed,
+            samples=numbers,
+            plan=asked.plan,
+            num_frames=asked.frames,
+            height=asked.height,
+            width=asked.width,
+        )
+        return output.frames
+
+    return make
+
+
+# --- both ----------------------------------------------------------------------------------------------------------
+
+
+def _clip(asked: Prepare, folder: ModelFolder, network: str) -> Clip:
+    """The clip that a network could make, or learn, at the sizes asked for."""
+    from nearstep.stream.request import plan_clip
+
+    transformer, vae, scheduler = (folder.config(name) for name in (network, "vae", "scheduler"))
+    sizes = {"num_frames": asked.frames, "height": asked.height, "width": asked.width}
+    return plan_clip(transformer, vae, scheduler, folder.settings, plan=asked.plan, **sizes)
+
+
+def _size(asked: Prepare, folder: ModelFolder) -> ClipSize:
+    from nearstep.data.videos import ClipSize
+
+    settings = folder.settings
+    return ClipSize(
+        frames=asked.frames or settings.num_frames,
+        height=asked.height or settings.height,
+        width=asked.width or settings.width,
+        fps=asked.fps or settings.fps,
+        clips_per_video=asked.clips_per_video,
+    )
+
+
+def _opened(asked: Prepare, folder: ModelFolder, clip: Clip, size: ClipSize, **made_from: Any) -> Index:
+    from nearstep.data.prepare import open_folder
+    from nearstep.data.shards import Index, codec_key
+
+    pixels = {"frames": size.frames, "height": size.height, "width": size.width}
+    wanted = Index(
+        codec=codec_key(folder.config("vae")),
+        shape=(clip.shape.frames, *clip.shape.frame),
+        dtype=asked.store,
+        fps=size.fps,
+        made_from={**made_from, **pixels},
+    )
+    return open_folder(asked.target, wanted)
+
+
+def _writer(asked: Prepare, index: Index) -> ShardWriter:
+    from nearstep.data.prepare import shard_size
+    from nearstep.data.shards import ShardWriter
+
+    return ShardWriter(asked.target, index, shard_size(index, asked.shard))
+
+
+def _check_captions(folder: ModelFolder) -> Callable[[str], object]:
+    """What refuses a caption that the model's tokenizer cannot hold; the text encoder's weights stay on disk."""
+    import torch
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from nearstep.nets.text import PromptEncoder
+    from nearstep.stream.loading import load_tokenizer
+
+    with torch.device("meta"):
+        hollow = UMT5EncoderModel(UMT5Config(**folder.config("text_encoder")))
+    encoder = PromptEncoder(load_tokenizer(folder), hollow)
+    return lambda caption: encoder.tokens([caption])
+
+
+@contextmanager
+def _progress(total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True) as bar:
+        yield bar.update
+
+
+def _describe(index: Index) -> str:
+    frames, channels, height, width = index.shape
+    return (
+        f"latents of {frames} x {channels} x {height} x {width} in {index.dtype}, {_bytes(_clip_bytes(index))} a clip"
+    )
+
+
+def _report(target: Path, index: Index, before: int, seconds: float) -> None:
+    made, size = index.clips - before, _bytes(index.clips * _clip_bytes(index))
+    _say(f"{made} clips in {seconds:.1f} s; {target} holds {index.clips} in {len(index.shards)} shards, {size}")
+
+
+def _clip_bytes(index: Index) -> int:
+    from nearstep.data.shards import clip_bytes
+
+    return clip_bytes(index)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,272 @@
+"""Latents on disk: shards of safetensors, what each clip is in JSON lines beside them, and an index. See docs/data.md.
+
+    index.json           format, codec, clip shape, type, fps, origin, and how many clips each shard holds
+    00000.safetensors    latents [n, F, C, H, W], normalised
+    00000.jsonl          one line per clip: {"caption": ..., and where the clip comes from}
+
+The index is written last and names what is complete: a shard that it does not list does not exist. Latents are read
+where they lie, a clip at a time; a set may be much larger than memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.data.playground import FPS
+from nearstep.errors import NearstepError
+from nearstep.files import replacing
+
+INDEX = "index.json"
+FORMAT, VERSION = "nearstep latents", 1
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+PLAYGROUND = "playground"
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What a folder of latents holds."""
+
+    codec: str
+    """Names the codec's weights."""
+    shape: tuple[int, int, int, int]
+    """Of a clip: (F, C, H, W)."""
+    dtype: str
+    """A key of DTYPES."""
+    fps: float
+    """Pixel frames per second."""
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    """``kind``, and the options that decide what a clip is."""
+    shards: tuple[int, ...] = ()
+    """Clips in each."""
+
+    @property
+    def clips(self) -> int:
+        """In all shards."""
+        return sum(self.shards)
+
+    @property
+    def kind(self) -> str:
+        """What the clips were made from: ``playground``, ``videos`` or ``teacher``."""
+        return str(self.made_from.get("kind"))
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    """The latents of a shard."""
+    return folder / f"{number:05d}.safetensors"
+
+
+def record_file(folder: Path, number: int) -> Path:
+    """What its clips are."""
+    return folder / f"{number:05d}.jsonl"
+
+
+def clip_bytes(index: Index) -> int:
+    """Of one clip on disk."""
+    return math.prod(index.shape) * DTYPES[index.dtype].itemsize
+
+
+def codec_key(config: Mapping[str, Any]) -> str:
+    """Names a codec's weights, by its configuration: the statistics of its latents differ between any two trainings."""
+    return f"{rng.key(repr((list(config['latents_mean']), list(config['latents_std'])))):016x}"
+
+
+# --- the index -----------------------------------------------------------------------------------------------------
+
+
+def read_index(folder: Path) -> Index | None:
+    """The index of a folder, or None where there is none.
+
+    Raises:
+        NearstepError: if it is damaged or of another format.
+    """
+    path = folder / INDEX
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise NearstepError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise NearstepError(f"{path} is not valid JSON ({error}); make the latents again") from error
+    if isinstance(given, dict) and set(given) == {"seed", "codec"}:
+        return _unnumbered(folder, given)
+    if not isinstance(given, dict) or given.get("format") != FORMAT:
+        raise NearstepError(f"{path} is no index of latents; use another folder")
+    if given.get("version") != VERSION:
+        raise NearstepError(f"{path} has version {given.get('version')}; this nearstep reads version {VERSION}")
+    try:
+        fields = {name: given[name] for name in ("codec", "dtype", "fps", "made_from")}
+        index = Index(**fields, shape=tuple(given["shape"]), shards=tuple(given["shards"]))
+        DTYPES[index.dtype]
+    except (KeyError, TypeError) as error:
+        raise NearstepError(f"{path} is damaged ({error}); make the latents again") from error
+    return index
+
+
+def _unnumbered(folder: Path, given: Mapping[str, Any]) -> Index | None:
+    """The playground's index before the format had a version: seed and codec, the shards being what lies there."""
+    shapes = []
+    while (path := shard_file(folder, len(shapes))).exists():
+        shapes.append(_shape_of(path))
+    if not shapes:
+        return None
+    made_from = {"kind": PLAYGROUND, "seed": given["seed"]}
+    counts = tuple(count for count, *_ in shapes)
+    _, frames, channels, height, width = shapes[0]
+    shape = (frames, channels, height, width)
+    return Index(codec=given["codec"], shape=shape, dtype="float16", fps=FPS, made_from=made_from, shards=counts)
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Write the index, whole or not at all."""
+    content = {"format": FORMAT, "version": VERSION, **asdict(index), "clips": index.clips}
+    with replacing(folder / INDEX) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same(folder: Path, found: Index, wanted: Index) -> None:
+    """Refuse a folder whose clips are not like ``wanted``.
+
+    Raises:
+        NearstepError: naming what differs.
+    """
+    a, b = ({**asdict(index), **index.made_from} for index in (found, wanted))
+    names = [name for name in {**b, **a} if name not in ("made_from", "shards") and a.get(name) != b.get(name)]
+    if names:
+        told = "; ".join(f"{name} is {a.get(name)!r} there, {b.get(name)!r} here" for name in names)
+        raise NearstepError(f"{folder} holds other latents ({told}); use another latents folder")
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+def add_shard(folder: Path, index: Index, latents: Tensor, records: Sequence[Record] | None = None) -> Index:
+    """Write one more shard and then the index, which is returned.
+
+    Args:
+        folder: where to.
+        index: what the folder holds so far.
+        latents: [n, F, C, H, W] of the index's shape.
+        records: one per clip with its ``caption``; None where captions are a function (the playground).
+    """
+    if latents.shape[1:] != index.shape:
+        raise NearstepError(f"latents of shape {tuple(latents.shape[1:])} do not belong to {folder}: {index.shape}")
+    number = len(index.shards)
+    if records is not None:
+        lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
+        with replacing(record_file(folder, number)) as part:
+            part.write_text("".join(lines), encoding="utf-8")
+    with replacing(shard_file(folder, number)) as part:
+        # Not save_file, whose files only their owner may read.
+        part.write_bytes(save({"latents": latents.to(DTYPES[index.dtype]).cpu().contiguous()}))
+    index = replace(index, shards=(*index.shards, latents.shape[0]))
+    write_index(folder, index)
+    return index
+
+
+class ShardWriter:
+    """Collects clips and writes a shard whenever one is full."""
+
+    def __init__(self, folder: Path, index: Index, size: int) -> None:
+        self.folder, self.index, self.size = folder, index, size
+        self._latents: list[Tensor] = []
+        self._records: list[Record] = []
+
+    @property
+    def room(self) -> int:
+        """Clips until the shard is full."""
+        return self.size - len(self._latents)
+
+    def add(self, latents: Tensor, record: Record) -> None:
+        """One clip [F, C, H, W]."""
+        self._latents.append(latents)
+        self._records.append(record)
+        if not self.room:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        if self._latents:
+            self.index = add_shard(self.folder, self.index, torch.stack(self._latents), self._records)
+            self._latents, self._records = [], []
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+class Shards:
+    """The latents of a folder, read where they lie.
+
+    Raises:
+        NearstepError: if a shard that the index lists is missing, damaged or of another shape.
+    """
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self.folder, self.index = folder, index
+        self._starts = [0, *accumulate(index.shards)]
+        for number, count in enumerate(index.shards):
+            path = shard_file(folder, number)
+            if (shape := _shape_of(path)) != (count, *index.shape):
+                raise NearstepError(f"{path} has shape {shape}, not {(count, *index.shape)} as {INDEX} says")
+
+    @property
+    def shape(self) -> torch.Size:
+        """(clips, F, C, H, W)."""
+        return torch.Size((self.index.clips, *self.index.shape))
+
+    def rows(self, rows: Sequence[int]) -> Tensor:
+        """The clips with these numbers, [len(rows), F, C, H, W], float32."""
+        out = torch.empty((len(rows), *self.index.shape))
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(bisect_right(self._starts, row) - 1, []).append(place)
+        for number, wanted in places.items():
+            with safe_open(shard_file(self.folder, number), framework="pt") as file:
+                latents = file.get_slice("latents")
+                for place in wanted:
+                    out[place] = latents[rows[place] - self._starts[number]]
+        return out
+
+    def records(self) -> list[Record]:
+        """What every clip is, in order."""
+        return [record for number in range(len(self.index.shards)) for record in self._records(number)]
+
+    def _records(self, number: int) -> list[Record]:
+        path, count = record_file(self.folder, number), self.index.shards[number]
+        try:
+            records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+            captioned = all(isinstance(record["caption"], str) for record in records)
+        except OSError as error:
+            raise NearstepError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise NearstepError(f"{path} is damaged ({error}); each line is an object with a caption") from error
+        if len(records) != count or not captioned:
+            raise NearstepError(
+                f"{path} has {len(records)} lines for {count} clips; one each, with a caption, is needed"
+            )
+        return records
+
+
+def _shape_of(path: Path) -> tuple[int, ...]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return tuple(file.get_slice("latents").get_shape())
+    except FileNotFoundError as error:
+        raise NearstepError(f"{path} is missing; is the latents folder complete?") from error
+    except SafetensorError as error:
+        raise NearstepError(f"{path} is no whole shard ({error}); make the latents again") from error

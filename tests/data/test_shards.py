@@ -1,0 +1,182 @@
+"""Latents on disk: there and back, read lazily, and never trusted blindly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nearstep.data import latents as module
+from nearstep.data.captions import caption
+from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.data.playground import FPS, render, sample_scenes
+from nearstep.data.shards import Index, Shards, ShardWriter, add_shard, read_index, write_index
+from nearstep.errors import NearstepError
+
+INDEX = Index(codec="a codec", shape=(3, 2, 4, 5), dtype="float16", fps=8, made_from={"kind": "videos"})
+
+
+class Means:
+    """A codec of one channel: the mean brightness of every fourth frame."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        return video[:, ::4].float().mean((2, 3, 4))[:, :, None, None, None]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def stream(self):
+        raise NotImplementedError
+
+
+def filled(folder: Path, count: int, size: int, index: Index = INDEX) -> Tensor:
+    """A folder of random clips; returns them."""
+    writer = ShardWriter(folder, index, size)
+    clips = torch.randn(count, *index.shape).half()
+    for number, clip in enumerate(clips):
+        writer.add(clip, {"caption": f"clip {number}"})
+    writer.flush()
+    return clips.float()
+
+
+def test_clips_come_back_in_any_order(tmp_path: Path):
+    clips = filled(tmp_path, 11, 4)
+    index = read_index(tmp_path)
+    assert index == replace(INDEX, shards=(4, 4, 3))
+    shards = Shards(tmp_path, index)
+    assert shards.shape == (11, *INDEX.shape)
+    rows = [10, 0, 7, 7, 3, 4]
+    assert torch.equal(shards.rows(rows), clips[rows])
+    assert [record["caption"] for record in shards.records()] == [f"clip {number}" for number in range(11)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_types(dtype: str, tmp_path: Path):
+    index = replace(INDEX, dtype=dtype)
+    clips = filled(tmp_path, 2, 2, index)
+    tolerance = {"bfloat16": 2**-8, "float32": 0.0}[dtype]
+    torch.testing.assert_close(
+        Shards(tmp_path, read_index(tmp_path)).rows([1, 0]), clips[[1, 0]], rtol=tolerance, atol=0
+    )
+
+
+def test_a_set_may_be_larger_than_memory(tmp_path: Path):
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    index = replace(INDEX, shape=(16, 16, 64, 64))
+    add_shard(tmp_path, index, torch.ones(64, *index.shape).half(), [{"caption": str(i)} for i in range(64)])
+    before = resident()
+    clip = Shards(tmp_path, read_index(tmp_path)).rows([63])
+    assert float(clip.min()) == 1
+    assert resident() - before < 32e6 < (tmp_path / "00000.safetensors").stat().st_size
+
+
+def test_a_shard_that_the_index_does_not_list_does_not_exist(tmp_path: Path):
+    clips = filled(tmp_path, 4, 2)
+    write_index(tmp_path, replace(INDEX, shards=(2,)))
+    assert torch.equal(Shards(tmp_path, read_index(tmp_path)).rows([0, 1]), clips[:2])
+    assert load_latents(LatentsConfig(folder=tmp_path), Means(), "a codec").latents.shape[0] == 2
+
+
+def test_training_reads_every_clip_once_an_epoch_with_its_caption(tmp_path: Path):
+    clips = filled(tmp_path, 7, 3)
+    data = load_latents(LatentsConfig(folder=tmp_path, seed=5), Means(), "a codec")
+    latents, captions = data.batch(0, 14)
+    numbers = [int(text.removeprefix("clip ")) for text in captions]
+    assert sorted(numbers[:7]) == sorted(numbers[7:]) == list(range(7)) and numbers[:7] != numbers[7:]
+    assert torch.equal(latents, clips[numbers])
+    later, words = data.batch(9, 3)
+    assert torch.equal(later, latents[9:12]) and words == captions[9:12]
+    few = load_latents(LatentsConfig(folder=tmp_path, clips=3), Means(), "a codec").batch(0, 3)[1]
+    assert sorted(few) == ["clip 0", "clip 1", "clip 2"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def edit(path: Path, **fields) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("00001.safetensors", truncate, "no whole shard"),
+        ("00001.safetensors", Path.unlink, "is missing"),
+        ("00000.jsonl", Path.unlink, "cannot read"),
+        ("00000.jsonl", lambda path: path.write_text('{"caption": "one"}\n'), "has 1 lines for 2 clips"),
+        ("00000.jsonl", lambda path: path.write_text('{"text": "one"}\n' * 2), "is damaged"),
+        ("index.json", truncate, "not valid JSON"),
+        ("index.json", lambda path: edit(path, version=2), "this nearstep reads version 1"),
+        ("index.json", lambda path: edit(path, format="other"), "no index of latents"),
+        ("index.json", lambda path: edit(path, dtype="int8"), "is damaged"),
+        ("index.json", lambda path: edit(path, shape=[3, 2, 4, 4]), "as index.json says"),
+        ("index.json", lambda path: edit(path, codec="other"), "this model's is a codec"),
+        ("index.json", Path.unlink, "nearstep prepare"),
+    ],
+)
+def test_damage_is_named_before_training(name: str, damage, said: str, tmp_path: Path):
+    filled(tmp_path, 3, 2)
+    damage(tmp_path / name)
+    with pytest.raises(NearstepError, match=said):
+        load_latents(LatentsConfig(folder=tmp_path), Means(), "a codec")
+
+
+def test_more_clips_than_there_are(tmp_path: Path):
+    filled(tmp_path, 3, 2)
+    with pytest.raises(NearstepError, match="holds 3 clips, not 4; latents.clips=None takes all"):
+        load_latents(LatentsConfig(folder=tmp_path, clips=4), Means(), "a codec")
+
+
+# --- the playground ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD", 4)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_the_playground_is_encoded_extended_and_worded_anew(tmp_path: Path):
+    few = load_latents(LatentsConfig(folder=tmp_path, clips=3), Means(), "means")
+    assert few.latents.shape[0] == 4 and few.count == 3
+    first = (tmp_path / "00000.safetensors").stat().st_mtime_ns
+    data = load_latents(LatentsConfig(folder=tmp_path, clips=6), Means(), "means")
+    assert (tmp_path / "00000.safetensors").stat().st_mtime_ns == first
+    index = read_index(tmp_path)
+    assert index.shards == (4, 4) and index.fps == FPS
+
+    latents, captions = data.batch(0, 12)
+    scenes = sample_scenes(0, range(6))
+    expected = Means().encode(render(scenes))
+    for place, (clip, text) in enumerate(zip(latents, captions, strict=True)):
+        row = int((expected - clip).abs().amax((1, 2, 3, 4)).argmin())
+        torch.testing.assert_close(clip, expected[row], atol=4e-3, rtol=0)
+        assert text == caption(scenes[row], seed=place // 6, index=row, complete=False)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_folder_of_before_the_format_is_read_as_it_is(tmp_path: Path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    data = load_latents(LatentsConfig(folder=new, clips=8), Means(), "means")
+    old.mkdir()
+    for number in range(2):
+        part = data.latents.rows(range(4 * number, 4 * number + 4)).half()
+        save_file({"latents": part}, old / f"{number:05d}.safetensors")
+    (old / "index.json").write_text(json.dumps({"seed": 0, "codec": "means"}))
+    again = load_latents(LatentsConfig(folder=old, clips=8), Means(), "means")
+    assert torch.equal(again.batch(3, 8)[0], data.batch(3, 8)[0]) and again.batch(3, 8)[1] == data.batch(3, 8)[1]
+    assert json.loads((old / "index.json").read_text()) == {"seed": 0, "codec": "means"}
+    for config, source in (
+        (LatentsConfig(folder=old, clips=8, seed=1), "means"),
+        (LatentsConfig(folder=old, clips=8), "x"),
+    ):
+        with pytest.raises(NearstepError, match="use another latents folder"):
+            load_latents(config, Means(), source)
