@@ -1,4 +1,4 @@
-"""What decoding costs at Wan's size: FLOPs of the Wan and of the tiny decoder, and the Wan decoder's time and memory here.
+"""What decoding costs at Wan's size: FLOPs, time and memory of the Wan and of the tiny decoder.
 
     python benchmarks/decoders.py --flops
     python benchmarks/decoders.py --height 240 --width 416
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,8 +104,7 @@ def timed(
 
 def resident() -> int:
     """Bytes of this process in memory."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from nearstep.errors import NearstepError
 from nearstep.nets.tiles import Tiling, blend, cut, spans, weights
 
-SIZES = st.integers(2, 40).flatmap(lambda size: st.tuples(st.integers(1, 200), st.just(size), st.integers(1, size // 2)))
+SIZES = st.integers(2, 40).flatmap(
+    lambda size: st.tuples(st.integers(1, 200), st.just(size), st.integers(1, size // 2))
+)
 
 
 @given(SIZES)
@@ -19,7 +23,7 @@ def test_stretches_cover_the_axis_and_share_enough(case: tuple[int, int, int]) -
     found = spans(length, size, overlap)
     assert found[0][0] == 0 and found[-1][1] == length
     assert {stop - start for start, stop in found} == {min(size, length)}
-    assert all(before[1] - after[0] >= overlap for before, after in zip(found, found[1:], strict=False))
+    assert all(before[1] - after[0] >= overlap for before, after in pairwise(found))
     fewest = 1 if length <= size else -(-(length - overlap) // (size - overlap))
     assert len(found) == fewest
 

@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import nearstep
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
+from nearstep.nets.text_cache import CachedPromptEncoder
 from nearstep.nets.transformer import VideoTransformer
 
 _LIBRARIES = {
@@ -28,7 +29,7 @@ def export_model(
     folder: Path,
     *,
     networks: Mapping[str, VideoTransformer],
-    text: PromptEncoder,
+    text: PromptEncoder | CachedPromptEncoder,
     codec: VideoCodec,
     shift: float,
     settings: Mapping[str, Any],

@@ -51,6 +51,8 @@ class CausalConfig:
     source: str
     """Sub-folder of the network to start from: the forced one for consistency, else ``teacher``."""
     latents: LatentsConfig
+    text_cache: Path | None = None
+    """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     chunk_frames: int = 3
     batch: int = 16
     shift: float = 3.0
@@ -80,7 +82,7 @@ class CausalStage:
 
     def __init__(self, config: CausalConfig) -> None:
         self.config = config
-        self.codec, self.text, self.clips = open_model(config.model, config.latents)
+        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
         frames = self.clips.latents.shape[1]
         self.lengths = chunk_lengths(frames, config.chunk_frames)
         self.visibility = teacher_forcing(self.lengths)

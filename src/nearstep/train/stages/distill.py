@@ -59,6 +59,8 @@ class DistillConfig:
     """Its sub-folder of the network that the student starts as."""
     latents: LatentsConfig
     """Captions; the clips themselves serve the data references alone."""
+    text_cache: Path | None = None
+    """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     student: OptimConfig
     assistant: OptimConfig
     discriminator: OptimConfig
@@ -141,7 +143,7 @@ class DistillStage:
 
     def __init__(self, config: DistillConfig) -> None:
         self.config = config
-        self.codec, self.text, self.clips = open_model(config.model, config.latents)
+        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
         self.lengths = chunk_lengths(self.clips.latents.shape[1], config.chunk_frames)
         self.student = load_network(config.model / config.source)
         self.teacher = load_network(config.model / "teacher").eval().requires_grad_(False)

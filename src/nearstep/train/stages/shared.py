@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
 
 from nearstep import rng
 from nearstep.data.captions import caption
@@ -19,7 +20,9 @@ from nearstep.flow.plan import ChunkPlan
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
+from nearstep.nets.text_cache import CachedPromptEncoder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.protocols import TextEncoder
 from nearstep.rollout.rollout import generate
 from nearstep.train.preview import write_grid
 
@@ -39,8 +42,15 @@ def load_network(folder: Path) -> VideoTransformer:
     return VideoTransformer.from_pretrained(folder, torch_dtype=torch.float32)
 
 
-def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptEncoder, LatentClips]:
+def open_model(
+    model: Path, latents: LatentsConfig, text_cache: Path | None = None
+) -> tuple[VideoCodec, PromptEncoder | CachedPromptEncoder, LatentClips]:
     """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents.
+
+    Args:
+        model: the folder.
+        latents: which clips.
+        text_cache: a folder for the features of prompts; the text encoder is then loaded for new ones only.
 
     Raises:
         NearstepError: if there is no such folder.
@@ -49,8 +59,19 @@ def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptE
         if not (model / part).is_dir():
             raise NearstepError(f"{model} is no model folder, it has no {part}/; run the stage before, or name another")
     codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False)
-    text = PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
-    return codec, text, load_latents(latents, codec, codec_name(codec))
+    return codec, _open_text(model, text_cache), load_latents(latents, codec, codec_name(codec))
+
+
+def _open_text(model: Path, cache: Path | None) -> PromptEncoder | CachedPromptEncoder:
+    if cache is None:
+        return PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
+    source = encoder_name(model / "text_encoder", model / "tokenizer", torch.float32)
+
+    def load() -> UMT5EncoderModel:
+        encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
+
+    return CachedPromptEncoder(cache, source, AutoTokenizer.from_pretrained(model / "tokenizer"), load)
 
 
 def codec_name(codec: VideoCodec) -> str:
@@ -83,7 +104,7 @@ def compile_blocks(network: VideoTransformer) -> None:
 def show(
     path: Path,
     network: VideoTransformer,
-    text: PromptEncoder,
+    text: TextEncoder,
     codec: VideoCodec,
     plans: Sequence[ChunkPlan],
     *,
