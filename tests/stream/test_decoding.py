@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,25 @@ def test_wrong_options_are_one_line_before_the_network_is_read(
     with pytest.raises(NearstepError, match=message) as caught:
         load(model_folder, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: (model / "text_encoder" / "model.safetensors").write_bytes(b"version "), "git lfs pull"),
+        (lambda model: (model / "text_encoder" / "model.safetensors").unlink(), "text_encoder holds no .safetensors"),
+        (lambda model: shutil.rmtree(model / "tokenizer"), "tokenizer is missing"),
+    ],
+    ids=["pointer", "no weights", "no tokenizer"],
+)
+def test_a_text_encoder_that_will_be_needed_is_looked_at_first(
+    model_folder: Path, tmp_path: Path, spoil, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    spoil(tmp_path / "model")
+    monkeypatch.setattr(pipeline, "load_component", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(NearstepError, match=message):
+        load(tmp_path / "model", text_cache=tmp_path / "cache")
 
 
 def test_a_tiny_decoder_of_other_latents_is_refused(model_folder: Path, tmp_path: Path) -> None:

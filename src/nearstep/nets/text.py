@@ -88,7 +88,7 @@ def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: i
 
     Raises:
         NearstepError: if a prompt holds words the tokenizer does not know, or is longer than ``length`` tokens. (Wan
-            cuts it there without a word: Wan2.1 ``wan/modules/tokenizers.py``, truncation=True.)
+            cuts it there without a word: diffusers ``pipeline_wan.py``, truncation=True.)
     """
     if isinstance(prompts, str):
         raise NearstepError(f"a list of prompts is needed, got the single string {prompts!r}")

@@ -148,11 +148,13 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         folder = ModelFolder.open(name)
         networks, encoders = ("VideoTransformer", "WanTransformer3DModel"), ("UMT5EncoderModel", "umt5")
         tiny = None if tiny_decoder is None else load_tiny_decoder(tiny_decoder, folder.config("vae"), vae_dtype)
+        tokenizer = load_tokenizer(folder)
         load = partial(load_component, folder, "text_encoder", UMT5EncoderModel, encoders, dtype=torch_dtype)
         cached = None
         if text_cache is not None:
             check_cache_folder(Path(text_cache))
             folder.check_class("text_encoder", *encoders)
+            folder.tensors("text_encoder")  # whole, before minutes go into the network
             source = encoder_name(folder.path / "text_encoder", folder.path / "tokenizer", torch_dtype)
             cached = _CachedText(folder=Path(text_cache), source=source, load=load, device=text_device)
         vae = load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype=vae_dtype)
@@ -162,7 +164,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             transformer=load_component(folder, transformer, VideoTransformer, networks, torch_dtype=torch_dtype),
             vae=vae,
             text_encoder=load() if cached is None else None,
-            tokenizer=load_tokenizer(folder),
+            tokenizer=tokenizer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=requests.shift_of(folder.config("scheduler"))),
             nearstep=folder.index.get("nearstep"),
         )
