@@ -53,9 +53,8 @@ def main(
         count(height, width)
         return
     print(f"{frames} latent frames at {height} x {width}, {threads} threads\n")
-    print(
-        "| decoder | dtype | tile | seconds | CPU s | peak GiB | kept for the next chunk |\n|---|---|---|---|---|---|---|"
-    )
+    titles = ("decoder", "dtype", "tile", "seconds", "CPU s", "peak GiB", "kept for the next chunk")
+    print(f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", sep="\n")
     for name in ("wan", "tiny"):
         for dtype in dtypes:
             for tile in tiles if name == "wan" else (0,):
