@@ -1,9 +1,10 @@
 """Prompt features kept on disk, so that a large text encoder is loaded only for prompts that are not there.
 
-UMT5-xxl weighs 11 GB in bfloat16; what it makes of a prompt, a megabyte at most. An entry is a safetensors file named
-by a hash of (encoder, cleaned prompt, text length) and holds the features without their zero padding, in the type they
-were computed in. Each prompt is encoded alone and without autocast, so an entry does not depend on who asked for it.
-Entries appear whole or not at all, and equal names hold equal features, so any number of processes may share a folder.
+UMT5-xxl weighs 11 GB in bfloat16; what it makes of a prompt, four megabytes at most. An entry is a safetensors file
+named by a hash of (encoder, cleaned prompt, text length) and holds the features without their zero padding, in the type
+they were computed in. Each prompt is encoded alone and without autocast, so an entry does not depend on who asked for
+it. Entries appear whole or not at all, and equal names hold equal features, so any number of processes may share a
+folder.
 """
 
 from __future__ import annotations
