@@ -78,7 +78,7 @@ class Generate:
     vae_dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
     """Precision of the decoder."""
     vae_tile: Annotated[int | None, _optional("PIXELS", "whole frames")] = None
-    """Decode in tiles of this size: less memory."""
+    """Decode in tiles of this size."""
     tiny_decoder: Annotated[Path | None, _optional("FILE", "the model's own decoder")] = None
     """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
     overwrite: bool = False

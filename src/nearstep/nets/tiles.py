@@ -1,4 +1,4 @@
-"""Overlapping tiles of a picture, so that a codec needs memory for one tile and not for the whole.
+"""Overlapping tiles of a picture, so that a codec works on one at a time and not on the whole.
 
 Along each axis tiles are equally long and evenly spaced. A tile's weight rises linearly over what it shares with the
 tile before and falls over what it shares with the tile after, and the weights at every pixel add up to 1.

@@ -138,8 +138,8 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             text_device: where to put the text encoder, if elsewhere: ``"cpu"`` leaves the GPU to the network.
             text_cache: a folder for the features of prompts; the text encoder is loaded when a prompt is not there.
             vae_dtype: of the codec, or of the tiny decoder; as saved by default (float32 for Wan's).
-            vae_tile: decode in tiles of so many pixels, a quarter shared: less memory, faint traces of the tiles.
-                (``pipe.vae.enable_tiling`` sets more.)
+            vae_tile: decode in tiles of so many pixels, a quarter shared. Less memory while a tile is made, but more
+                kept between chunks and more work, as much as tiles share (``pipe.vae.enable_tiling`` sets more).
             tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
 
         Raises:
