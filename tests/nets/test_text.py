@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from nearstep.errors import NearstepError
-from nearstep.nets.text import PromptEncoder, build_tokenizer
+from nearstep.nets.text import PromptEncoder, build_tokenizer, cleaned
 
 WORDS = "a small large red blue ball square slides bounces left right fast on the sky".split()
 
@@ -45,6 +48,11 @@ def test_a_prompt_does_not_depend_on_its_batch_or_on_the_length(encoder: PromptE
 )
 def test_case_space_and_punctuation_do_not_count(encoder: PromptEncoder, prompt: str) -> None:
     assert torch.equal(encoder([prompt]), encoder(["a red ball"]))
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(["a&amp;nbsp;b", "sÃ³", " \u3000a\x1cb\n"]))
+def test_prompts_are_cleaned_as_wan_cleans_them(prompt: str) -> None:
+    assert cleaned(prompt) == prompt_clean(prompt)  # diffusers'
 
 
 def test_unknown_words_are_named_with_their_neighbours(encoder: PromptEncoder) -> None:

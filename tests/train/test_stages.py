@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import UMT5EncoderModel
 
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.playground import SIZE
@@ -18,7 +19,7 @@ from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase, difference_error
-from nearstep.train.stages.shared import stratified
+from nearstep.train.stages.shared import open_model, stratified
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 pytestmark = pytest.mark.usefixtures("few_clips")
@@ -130,6 +131,23 @@ def test_trajectory_regression_trains_and_resumes(teacher: Path, latents: Path, 
     )
     cut(halved)
     assert_equal(whole.run(), halved.run())
+
+
+def test_a_text_cache_serves_training(teacher: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = replace(
+        tiny_causal(playground.forcing(), teacher, tmp_path / "run", latents), text_cache=tmp_path / "texts"
+    )
+    trained = config.run()
+    assert any((tmp_path / "texts").rglob("*.safetensors"))
+    encoders = [weights(model) for model in (teacher, trained)]
+    for name in (name for name in encoders[0] if name.startswith("text_encoder/")):
+        assert torch.equal(encoders[0][name], encoders[1][name])  # exported whole, whether it was needed or not
+
+    prompts = ["a red ball slides left", ""]
+    plain, first = (open_model(teacher, config.latents, cache)[1](prompts) for cache in (None, tmp_path / "texts"))
+    torch.testing.assert_close(first, plain)
+    monkeypatch.setattr(UMT5EncoderModel, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
+    assert torch.equal(open_model(teacher, config.latents, tmp_path / "texts")[1](prompts), first)
 
 
 def test_latents_of_another_codec_are_refused(teacher: Path, codec: Path, latents: Path, tmp_path: Path):

@@ -73,6 +73,16 @@ class Generate:
     """Where to run, such as cuda."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
     """Precision of network and text encoder."""
+    text_device: Annotated[str | None, _optional("DEVICE", "as --device")] = None
+    """Where to run the text encoder."""
+    text_cache: Annotated[Path | None, _optional("FOLDER", "none")] = None
+    """Keeps what the text encoder made of prompts; it is loaded for new ones only."""
+    vae_dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of the decoder."""
+    vae_tile: Annotated[int | None, _optional("PIXELS", "whole frames")] = None
+    """Decode in tiles of this size."""
+    tiny_decoder: Annotated[Path | None, _optional("FILE", "the model's own decoder")] = None
+    """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
     overwrite: bool = False
     """Make files again that are there already."""
     dry_run: bool = False
@@ -184,10 +194,25 @@ def _pipeline(asked: Generate, folder: ModelFolder) -> CausalVideoPipeline:
     from nearstep.stream.pipeline import CausalVideoPipeline
 
     disable_progress_bar()  # of loading a file; ours counts chunks
-    dtype = getattr(torch, asked.dtype) if asked.dtype else None
     return CausalVideoPipeline.from_pretrained(
-        folder.path, transformer=asked.network, student=asked.student.chosen, torch_dtype=dtype, device=asked.device
+        folder.path,
+        transformer=asked.network,
+        student=asked.student.chosen,
+        torch_dtype=getattr(torch, asked.dtype) if asked.dtype else None,
+        device=asked.device,
+        text_device=asked.text_device,
+        text_cache=asked.text_cache,
+        vae_dtype=getattr(torch, asked.vae_dtype) if asked.vae_dtype else None,
+        vae_tile=asked.vae_tile,
+        tiny_decoder=asked.tiny_decoder,
     )
+
+
+def _origin(asked: Generate) -> dict[str, Any]:
+    """What a clip comes from besides its request."""
+    student = {"student": named(asked.student.chosen)} if asked.student.chosen else {}
+    tiny = {"tiny_decoder": asked.tiny_decoder.name} if asked.tiny_decoder else {}
+    return {"model": asked.model, "network": asked.network, **student, **tiny}
 
 
 def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: int) -> Request:
@@ -199,11 +224,6 @@ def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: i
         samples=[target.index],
         **_size(asked),
     )
-
-
-def _origin(asked: Generate) -> dict[str, Any]:
-    student = asked.student.chosen
-    return {"model": asked.model, "network": asked.network, **({"student": named(student)} if student else {})}
 
 
 def _make(

@@ -2,8 +2,10 @@
 
 The Wan codec is causal in time. Its first latent frame is one pixel frame and each later one is four, and what a
 frame needs of its past is the last inputs of every causal convolution: the feature cache. diffusers keeps that cache on
-the module, so one module decodes one clip at a time; here it belongs to a :class:`CodecStream`, so any number of clips
-can be open on one codec, and a clip decoded chunk by chunk equals the clip decoded whole, bit for bit.
+the module, so one module decodes one clip at a time; here it belongs to a stream, so any number of clips can be open on
+one codec, and a clip decoded (or encoded) chunk by chunk equals the clip done whole, bit for bit.
+
+Tiles are diffusers' setting, ``vae.enable_tiling(...)``; each tile of a stream has a feature cache of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, patchify, unpatchify
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from einops import rearrange
 from torch import Tensor, nn
 
 from nearstep.errors import NearstepError
+from nearstep.nets.devices import device_of, wake
+from nearstep.nets.precision import wide
+from nearstep.nets.tiles import Tile, Tiling, blend, cut
 from nearstep.shapes import TEMPORAL_STRIDE, LatentShape, latent_frames, spatial_stride
 
 
@@ -87,7 +92,9 @@ class VideoCodec(nn.Module):
 
     def encode(self, video: Tensor) -> Tensor:
         """``video`` [B, T, 3, H, W] in [0, 1] -> normalised latents [B, F, C, h, w]: the posterior's mean."""
-        return self.normalise(self.posterior(video).mode())
+        _, frames, _, height, width = video.shape
+        self.latent_shape(frames, height, width)
+        return self.encoder_stream().encode(video)
 
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """Normalised latents [B, F, C, h, w] -> video [B, T, 3, H, W] in [0, 1] (see CodecStream.decode)."""
@@ -96,6 +103,22 @@ class VideoCodec(nn.Module):
     def stream(self) -> CodecStream:
         """A fresh stream for one clip (or one batch of clips in step); any number may be open at once."""
         return CodecStream(self)
+
+    def encoder_stream(self) -> EncoderStream:
+        """The way back, for videos too long to hold: a fresh stream that encodes one clip part by part."""
+        return EncoderStream(self)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles that ``vae.enable_tiling`` asked for."""
+        vae = self.vae
+        if not vae.use_tiling:
+            return None
+        size = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+        step = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+        tiling = Tiling(size=size, overlap=(size[0] - int(step[0]), size[1] - int(step[1])))
+        tiling.check(self.spatial_stride)
+        return tiling
 
     def normalise(self, raw: Tensor) -> Tensor:
         """The network's latents [B, C, F, h, w] -> ours [B, F, C, h, w] (method.md section 14)."""
@@ -116,12 +139,33 @@ class VideoCodec(nn.Module):
         return mean, std
 
 
+class _Tiles:
+    """The tiles of one clip, each with a feature cache: one slot per causal convolution of ``half``."""
+
+    def __init__(self, codec: VideoCodec, half: str):
+        self._codec, self._slots = codec, codec.vae._cached_conv_counts[half]
+        self._caches: dict[Tile, list[Any]] = {}
+        self._size: tuple[int, int] | None = None
+
+    def of(self, height: int, width: int) -> dict[Tile, list[Any]]:
+        """Tile (in latents) -> feature cache, for ``height x width`` latents."""
+        if self._size is None:
+            self._size = (height, width)
+            tiles = cut(height, width, self._codec.tiling, self._codec.spatial_stride)
+            self._caches = {tile: [None] * self._slots for tile in tiles}
+        if self._size != (height, width):
+            raise NearstepError(
+                f"this stream's clip has {self._size[0]} x {self._size[1]} latents a frame, got {height} x {width}; "
+                "open a stream for each clip"
+            )
+        return self._caches
+
+
 class CodecStream:
     """Decodes one clip, a chunk at a time, holding the causal convolutions' feature cache between chunks."""
 
     def __init__(self, codec: VideoCodec):
-        self._codec = codec
-        self._features: list[Any] = [None] * codec.vae._cached_conv_counts["decoder"]  # one slot per convolution
+        self._codec, self._tiles = codec, _Tiles(codec, "decoder")
         self.frames = 0
         """Latent frames decoded so far."""
 
@@ -132,15 +176,63 @@ class CodecStream:
         ``clamp`` values may leave [0, 1]: a codec in training needs the gradient there, or it stays out.
         """
         vae = self._codec.vae
-        raw = self._codec.denormalise(latents).to(vae.dtype)
+        caches = self._tiles.of(*latents.shape[-2:])
+        wake(vae)
+        raw = self._codec.denormalise(latents).to(device_of(vae), vae.dtype)
         # One latent frame a call: the floating-point work of a frame is then the same however a clip is cut.
-        pixels = torch.cat([self._frame(vae, frame) for frame in raw.split(1, dim=2)], dim=2)
-        pixels = unpatchify(pixels, vae.config["patch_size"] or 1)
-        video = rearrange(pixels, "b c t h w -> b t c h w") * 0.5 + 0.5
+        pixels = torch.cat([self._frame(frame, caches) for frame in raw.split(1, dim=2)], dim=2)
+        video = rearrange(wide(pixels), "b c t h w -> b t c h w") * 0.5 + 0.5
         return video.clamp(0, 1) if clamp else video
 
-    def _frame(self, vae: AutoencoderKLWan, raw: Tensor) -> Tensor:
-        features = vae.post_quant_conv(raw)
-        out = vae.decoder(features, feat_cache=self._features, feat_idx=[0], first_chunk=self.frames == 0)
+    def _frame(self, raw: Tensor, caches: dict[Tile, list[Any]]) -> Tensor:
+        """Raw latents [B, C, 1, h, w] -> pixels [B, 3, 1 or 4, H, W] in [-1, 1]."""
+        parts = [self._tile(tile.of(raw), cache) for tile, cache in caches.items()]
         self.frames += 1
-        return out
+        return blend(parts, [tile.times(self._codec.spatial_stride) for tile in caches])
+
+    def _tile(self, raw: Tensor, cache: list[Any]) -> Tensor:
+        vae = self._codec.vae
+        features = vae.post_quant_conv(raw)
+        out = vae.decoder(features, feat_cache=cache, feat_idx=[0], first_chunk=self.frames == 0)
+        return unpatchify(out, vae.config["patch_size"] or 1)
+
+
+class EncoderStream:
+    """Encodes one clip part by part; what it holds does not grow with the clip."""
+
+    def __init__(self, codec: VideoCodec):
+        self._codec, self._tiles = codec, _Tiles(codec, "encoder")
+        self.frames = 0
+        """Latent frames encoded so far."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        """The next pixel frames [B, T, 3, H, W] in [0, 1] -> their normalised latents [B, f, C, h, w].
+
+        T is 4f, or 4f - 3 for the first part of the clip.
+
+        Raises:
+            NearstepError: for another number of frames, or sides that the codec cannot halve.
+        """
+        codec, frames = self._codec, video.shape[1]
+        if self.frames and (frames % TEMPORAL_STRIDE or not frames):
+            raise NearstepError(f"{frames} frames go on with a clip; parts after the first hold {TEMPORAL_STRIDE}n")
+        shape = codec.latent_shape(frames + bool(self.frames), *video.shape[-2:])
+        caches = self._tiles.of(shape.height, shape.width)
+        wake(codec.vae)
+        pixels = rearrange(video, "b t c h w -> b c t h w") * 2 - 1
+        cuts = [TEMPORAL_STRIDE] * (frames // TEMPORAL_STRIDE)
+        parts = pixels.split(cuts if self.frames else [1, *cuts], dim=2)
+        return codec.normalise(wide(torch.cat([self._frame(part, caches) for part in parts], dim=2)))
+
+    def _frame(self, pixels: Tensor, caches: dict[Tile, list[Any]]) -> Tensor:
+        """Pixels [B, 3, 1 or 4, H, W] in [-1, 1] -> raw latents [B, C, 1, h, w]."""
+        stride = self._codec.spatial_stride
+        parts = [self._tile(tile.times(stride).of(pixels), cache) for tile, cache in caches.items()]
+        self.frames += 1
+        return blend(parts, list(caches))
+
+    def _tile(self, pixels: Tensor, cache: list[Any]) -> Tensor:
+        vae = self._codec.vae
+        pixels = patchify(pixels.to(device_of(vae), vae.dtype), vae.config["patch_size"] or 1)
+        moments = vae.quant_conv(vae.encoder(pixels, feat_cache=cache, feat_idx=[0]))
+        return moments.chunk(2, dim=1)[0]  # the mean; the rest is the log variance

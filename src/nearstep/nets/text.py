@@ -17,10 +17,12 @@ import ftfy
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from nearstep.errors import NearstepError
+from nearstep.nets.devices import device_of
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # T5's special tokens, in T5's order
 WORD_START = "\u2581"  # how sentence-piece vocabularies mark a piece that begins a word
@@ -39,8 +41,7 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: UMT5EncoderModel, length: int | None = None):
         super().__init__()
-        named = tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else WAN_TEXT_LENGTH
-        self.length = length or named
+        self.length = length or text_length(tokenizer)
         self.tokenizer = tokenizer
         self.encoder = encoder
 
@@ -62,41 +63,65 @@ class PromptEncoder(nn.Module):
             NearstepError: if a prompt holds words the tokenizer does not know, or is longer than L tokens.
         """
         ids, mask = self.tokens(prompts)
-        ids, mask = ids.to(self.encoder.device), mask.to(self.encoder.device)
+        device, longest = device_of(self.encoder), int(mask.sum(1).max())  # attention skips padding: so does the work
+        ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
         features = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return features * mask.unsqueeze(-1).to(features.dtype)
+        features = features * mask.unsqueeze(-1).to(features)
+        return pad(features, (0, 0, 0, self.length - longest))
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Checked token ids and mask, both ``[B, L]`` int64; raises as :meth:`forward` does, and runs no network."""
-        if isinstance(prompts, str):
-            raise NearstepError(f"a list of prompts is needed, got the single string {prompts!r}")
-        prompts = [cleaned(prompt) for prompt in prompts]
-        encoded = self.tokenizer(prompts, return_offsets_mapping=True)
-        rows = list(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True))
-        self._check_words(rows)
-        for prompt, ids, _ in rows:
-            if len(ids) > self.length:
-                raise NearstepError(f"a prompt has {len(ids)} tokens, {self.length} fit: shorten {prompt[:60]!r}...")
-        padded = torch.full((len(rows), self.length), cast(int, self.tokenizer.pad_token_id))
-        mask = torch.zeros_like(padded)
-        for row, (_, ids, _) in enumerate(rows):
-            padded[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = 1
-        return padded, mask
+        return tokens(self.tokenizer, prompts, self.length)
 
     def vocabulary(self) -> list[str]:
         """Every word (or piece of one) that the tokenizer knows, without its special tokens, sorted."""
-        tokens = set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens)
-        return sorted({token.removeprefix(WORD_START) for token in tokens})
+        return vocabulary(self.tokenizer)
 
-    def _check_words(self, rows: Sequence[tuple[str, list[int], list[tuple[int, int]]]]) -> None:
-        unknown_id = self.tokenizer.unk_token_id
-        unknown: dict[str, None] = {}  # an ordered set
-        for prompt, ids, spans in rows:
-            found = (_word_at(prompt, *span) for token, span in zip(ids, spans, strict=True) if token == unknown_id)
-            unknown |= dict.fromkeys(found)
-        if unknown:
-            raise NearstepError(_unknown_message(list(unknown), self.vocabulary()))
+
+def text_length(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Text tokens L that a tokenizer names as its most, or Wan's 512 where it names none."""
+    return tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else WAN_TEXT_LENGTH
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    """Cleaned prompts as token ids and mask, both ``[B, length]`` int64.
+
+    Raises:
+        NearstepError: if a prompt holds words the tokenizer does not know, or is longer than ``length`` tokens. (Wan
+            cuts it there without a word: diffusers ``pipeline_wan.py``, truncation=True.)
+    """
+    if isinstance(prompts, str):
+        raise NearstepError(f"a list of prompts is needed, got the single string {prompts!r}")
+    prompts = [cleaned(prompt) for prompt in prompts]
+    encoded = tokenizer(prompts, return_offsets_mapping=True)
+    rows = list(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True))
+    _check_words(tokenizer, rows)
+    for prompt, ids, _ in rows:
+        if len(ids) > length:
+            raise NearstepError(f"a prompt has {len(ids)} tokens, {length} fit: shorten {prompt[:60]!r}...")
+    padded = torch.full((len(rows), length), cast(int, tokenizer.pad_token_id))
+    mask = torch.zeros_like(padded)
+    for row, (_, ids, _) in enumerate(rows):
+        padded[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+    return padded, mask
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Every word (or piece of one) that a tokenizer knows, without its special tokens, sorted."""
+    known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return sorted({token.removeprefix(WORD_START) for token in known})
+
+
+def _check_words(
+    tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[str, list[int], list[tuple[int, int]]]]
+) -> None:
+    unknown: dict[str, None] = {}  # an ordered set
+    for prompt, ids, places in rows:
+        found = zip(ids, places, strict=True)
+        unknown |= dict.fromkeys(_word_at(prompt, *place) for token, place in found if token == tokenizer.unk_token_id)
+    if unknown:
+        raise NearstepError(_unknown_message(list(unknown), vocabulary(tokenizer)))
 
 
 def cleaned(prompt: str) -> str:

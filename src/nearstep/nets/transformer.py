@@ -22,6 +22,7 @@ from torch.nn.functional import gelu, linear, silu
 from nearstep.errors import NearstepError
 from nearstep.nets.blocks import TransformerBlock, WideLayerNorm
 from nearstep.nets.cache import KeysValues, KVCache
+from nearstep.nets.devices import device_of, wake
 from nearstep.nets.masks import Visibility, block_causal, full, token_groups
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import rope_table
@@ -50,6 +51,16 @@ class Projection(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(source, dim)
         self.linear_2 = nn.Linear(dim, dim)
+
+
+class PatchEmbedding(nn.Conv3d):
+    """A convolution whose patches do not overlap, as the linear map that it is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, F, C, H, W] -> tokens [B, F, N, D] in the weights' dtype."""
+        _, rows, columns = self.kernel_size
+        patches = rearrange(input, "b f c (h r) (w s) -> b f (h w) (c r s)", r=rows, s=columns)
+        return linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias).to(self.weight.dtype)
 
 
 class ConditionEmbedder(nn.Module):
@@ -134,7 +145,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         check_config(self.config)
         dim = num_attention_heads * attention_head_dim
         frames, rows, columns = patch_size
-        self.patch_embedding = nn.Conv3d(in_channels, dim, (frames, rows, columns), (frames, rows, columns))
+        self.patch_embedding = PatchEmbedding(in_channels, dim, (frames, rows, columns), (frames, rows, columns))
         self.condition_embedder = ConditionEmbedder(dim, freq_dim, text_dim)
         self.blocks = nn.ModuleList(
             TransformerBlock(dim, ffn_dim, num_attention_heads, cross_attn_norm=cross_attn_norm, eps=eps)
@@ -164,6 +175,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def text_keys(self, text: Float[Tensor, "B L text_dim"]) -> TextKeys:
         """Text [B, L, text_dim] as every block's cross-attention keys and values."""
+        wake(self)
         embedded = self.condition_embedder.text(text)
         return TextKeys(tuple(cast(TransformerBlock, block).text_keys(embedded) for block in self.blocks))
 
@@ -176,7 +188,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         rows, columns = self._grid(height, width)
         window, sink = config["window_frames"], config["sink_frames"]
         capacity = frames if window is None or append_only else min(frames, window + sink)
-        device = weight.device.type
+        device = device_of(self)
         return KVCache(
             layers=config["num_layers"],
             batch=batch,
@@ -187,8 +199,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             window_frames=window,
             sink_frames=sink,
             append_only=append_only,
-            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype,
-            device=weight.device,
+            dtype=torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype,
+            device=device,
         )
 
     def forward(
@@ -236,7 +248,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             dtype=torch.promote_types(self.patch_embedding.weight.dtype, torch.float32),
             device=x.device,
         )
-        stream = self._embed(x)
+        stream = self.patch_embedding(x)
         # Official Wan computes times and output head in float32 under autocast.
         with torch.autocast(x.device.type, enabled=False):
             embedding, modulation = self.condition_embedder.times(t if t.ndim == 2 else t[:, None])
@@ -258,13 +270,6 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         with torch.autocast(x.device.type, enabled=False):
             v = self._head(stream, embedding, rows).to(x.dtype)
         return (v, wanted) if features else v
-
-    def _embed(self, x: Tensor) -> Tensor:
-        """[B, F, C, H, W] -> tokens [B, F, N, D] in the weights' dtype. A convolution whose patches do not overlap."""
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        _, rows, columns = self.config["patch_size"]
-        patches = rearrange(x, "b f c (h r) (w s) -> b f (h w) (c r s)", r=rows, s=columns)
-        return linear(patches.to(weight.dtype), weight.flatten(1), bias).to(weight.dtype)
 
     def _head(self, x: Tensor, embedding: Tensor, rows: int) -> Tensor:
         """Tokens [B, F, N, D] and time embedding [B, F or 1, D] -> v [B, F, C, H, W]."""

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nearstep.errors import NearstepError
+from nearstep.nets.tiles import Tiling
+from nearstep.nets.tiny import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.shapes import spatial_stride
 from nearstep.stream.folder import CONFIG, ModelFolder
 from nearstep.stream.student import Student
 from nearstep.stream.weights import Weights, open_network
@@ -97,6 +101,34 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # damaged JSON surfaces as almost any type, the Rust tokenizer's own included
         raise NearstepError(f"{path} holds no tokenizer that can be read: {_first_line(error)}") from error
+
+
+def load_tiny_decoder(path: str | Path, vae: Mapping[str, Any], dtype: torch.dtype | None) -> TinyDecoder:
+    """A TAEHV file that decodes what a codec with the configuration ``vae`` encodes; float32 by default.
+
+    Raises:
+        NearstepError: if the file is none, or belongs to latents of another shape.
+    """
+    tiny = TinyDecoder.from_file(path, dtype or torch.float32)
+    found, needed = (tiny.channels, tiny.spatial_stride), (vae["z_dim"], spatial_stride(vae))
+    if found != needed:
+        raise NearstepError(
+            f"{path} decodes latents of {found[0]} channels and {found[1]} pixels, this model's have {needed[0]} and "
+            f"{needed[1]}; use the tiny decoder of the model's own codec"
+        )
+    return tiny
+
+
+def tile_codec(vae: AutoencoderKLWan, size: int) -> None:
+    """Have a codec decode in square tiles of ``size`` pixels that share a quarter.
+
+    Raises:
+        NearstepError: if the codec cannot cut such tiles.
+    """
+    stride = spatial_stride(vae.config)
+    overlap = -(-size // (4 * stride)) * stride
+    Tiling(size=(size, size), overlap=(overlap, overlap)).check(stride)
+    vae.enable_tiling(size, size, size - overlap, size - overlap)
 
 
 def _first_line(error: Exception) -> str:

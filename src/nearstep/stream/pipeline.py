@@ -9,8 +9,9 @@ the pipeline makes is what training saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -19,7 +20,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from nearstep.card import Card, write_card
@@ -28,13 +29,16 @@ from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.devices import device_of
 from nearstep.nets.text import PromptEncoder
+from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
+from nearstep.nets.tiny import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import Chunk, rollout
 from nearstep.stream import request as requests
 from nearstep.stream.folder import ModelFolder, Settings
-from nearstep.stream.loading import load_component, load_student, load_tokenizer
+from nearstep.stream.loading import load_component, load_student, load_tiny_decoder, load_tokenizer, tile_codec
 from nearstep.stream.output import pixels
 from nearstep.stream.request import Request
 from nearstep.stream.student import Student, configs_of, settings_of
@@ -67,31 +71,46 @@ class VideoOutput:
     request: Request
 
 
+@dataclass(frozen=True, kw_only=True)
+class _CachedText:
+    """Where the features of prompts lie, and how to load the encoder for those that are not there."""
+
+    folder: Path
+    source: str
+    load: Callable[[], UMT5EncoderModel]
+    device: torch.device | str | None
+
+
 class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     """Text to video with a causal few-step student, or with a bidirectional many-step teacher.
+
+    ``tiny_decoder`` (a TinyDecoder, None at first) makes the pixels in the codec's place where it is set.
 
     Args:
         transformer: the network; bidirectional where its ``chunk_frames`` is None, and then run as one chunk.
         vae: the codec's weights.
-        text_encoder: UMT5's encoder.
+        text_encoder: UMT5's encoder; None until it is needed, where features of prompts are cached.
         tokenizer: its fast tokenizer.
         scheduler: holds the shift; nothing else of it is used.
         nearstep: the model's :class:`Settings`, as in model_index.json.
     """
 
     _lora_loadable_modules: ClassVar = ["transformer"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
 
     def __init__(
         self,
         transformer: VideoTransformer,
         vae: AutoencoderKLWan,
-        text_encoder: UMT5EncoderModel,
+        text_encoder: UMT5EncoderModel | None,
         tokenizer: PreTrainedTokenizerFast,
         scheduler: FlowMatchEulerDiscreteScheduler,
         nearstep: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.settings = Settings.of(nearstep)
+        self.tiny_decoder: TinyDecoder | None = None
+        self._cached_text: _CachedText | None = None
         self.register_modules(
             transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
         )
@@ -106,6 +125,11 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         student: Student | str | Path | None = None,
         torch_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        text_device: torch.device | str | None = None,
+        text_cache: str | Path | None = None,
+        vae_dtype: torch.dtype | None = None,
+        vae_tile: int | None = None,
+        tiny_decoder: str | Path | None = None,
     ) -> CausalVideoPipeline:
         """Load a model folder.
 
@@ -114,8 +138,14 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             transformer: the sub-folder of the network, such as ``"teacher"`` for the bidirectional one.
             student: a weights file whose network takes the place of ``transformer/``, which gives its sizes; a
                 :class:`Student` says how it was trained (docs/wan.md), a path alone means Self-Forcing's way.
-            torch_dtype: of network and text encoder; the codec stays as saved (float32), as Wan's should.
+            torch_dtype: of network and text encoder.
             device: where to put it.
+            text_device: where to put the text encoder, if elsewhere: ``"cpu"`` leaves the GPU to the network.
+            text_cache: a folder for the features of prompts; the text encoder is loaded when a prompt is not there.
+            vae_dtype: of the codec, or of the tiny decoder; as saved by default (float32 for Wan's).
+            vae_tile: decode in tiles of so many pixels, a quarter shared. Less memory while a tile is made, but more
+                kept between chunks and more work, as much as tiles share (``pipe.vae.enable_tiling`` sets more).
+            tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
 
         Raises:
             NearstepError: naming the file that is missing, damaged or of another kind.
@@ -124,6 +154,19 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         student = None if student is None else Student.of(student)
         configs = configs_of(folder, transformer, student)
         networks, encoders = ("VideoTransformer", "WanTransformer3DModel"), ("UMT5EncoderModel", "umt5")
+        tiny = None if tiny_decoder is None else load_tiny_decoder(tiny_decoder, folder.config("vae"), vae_dtype)
+        tokenizer = load_tokenizer(folder)
+        load = partial(load_component, folder, "text_encoder", UMT5EncoderModel, encoders, dtype=torch_dtype)
+        cached = None
+        if text_cache is not None:
+            check_cache_folder(Path(text_cache))
+            folder.check_class("text_encoder", *encoders)
+            folder.tensors("text_encoder")  # whole, before minutes go into the network
+            source = encoder_name(folder.path / "text_encoder", folder.path / "tokenizer", torch_dtype)
+            cached = _CachedText(folder=Path(text_cache), source=source, load=load, device=text_device)
+        vae = load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype=vae_dtype)
+        if vae_tile is not None:
+            tile_codec(vae, vae_tile)
         if student is None:
             network = load_component(folder, transformer, VideoTransformer, networks, torch_dtype=torch_dtype)
         else:
@@ -131,13 +174,18 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             network = load_student(student, configs.transformer, torch_dtype=torch_dtype)
         pipe = cls(
             transformer=network,
-            vae=load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",)),
-            text_encoder=load_component(folder, "text_encoder", UMT5EncoderModel, encoders, dtype=torch_dtype),
-            tokenizer=load_tokenizer(folder),
+            vae=vae,
+            text_encoder=load() if cached is None else None,
+            tokenizer=tokenizer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=requests.shift_of(configs.scheduler)),
             nearstep=settings_of(folder, student),
         )
-        return pipe if device is None else pipe.to(device)
+        pipe.tiny_decoder, pipe._cached_text = tiny, cached
+        places = dict.fromkeys(("transformer", "vae"), device) | {"text_encoder": text_device or device}
+        for component, place in places.items():
+            if place is not None and isinstance(module := pipe.components[component], nn.Module):
+                module.to(place)
+        return pipe
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the card is ours
         self, save_directory: str | Path, *, card: Card | None = None, **options: Any
@@ -149,6 +197,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             card: what the model card should say that the folder does not.
             options: diffusers', such as ``max_shard_size``.
         """
+        self._loaded_text_encoder()  # one that was not needed yet is part of the folder
         folder, config = Path(save_directory), self.transformer.config
         for part in (self.transformer, self.vae):
             part.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
@@ -162,9 +211,30 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return VideoCodec(self.vae)
 
     @property
-    def prompt_encoder(self) -> PromptEncoder:
+    def decoder(self) -> VideoCodec | TinyDecoder:
+        """What makes pixels of latents: the codec, or the tiny decoder where one is set."""
+        return self.codec if self.tiny_decoder is None else self.tiny_decoder.to(device_of(self.transformer))
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder | CachedPromptEncoder:
         """Prompts to token features."""
+        if (cached := self._cached_text) is not None:
+            return CachedPromptEncoder(cached.folder, cached.source, self.tokenizer, self._loaded_text_encoder)
         return PromptEncoder(self.tokenizer, self.text_encoder)
+
+    def _loaded_text_encoder(self) -> UMT5EncoderModel:
+        """The text encoder; one that was not needed until now is loaded, and offloaded like the others."""
+        cached = self._cached_text
+        if self.text_encoder is not None or cached is None:
+            return cast(UMT5EncoderModel, self.text_encoder)
+        encoder: Any = cached.load()
+        self.register_modules(text_encoder=encoder)
+        place = cached.device or cast(VideoTransformer, self.transformer).device
+        if getattr(self, "_all_hooks", None):
+            self.maybe_free_model_hooks()  # which hooks all models anew
+        elif str(place) != "meta":  # where layers are offloaded one by one; this one then stays on the CPU
+            encoder.to(place)
+        return encoder
 
     def __call__(
         self, prompt: str | Sequence[str], plan: str | None = None, *, output_type: str = "np", **wishes: Any
@@ -180,10 +250,10 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if output_type not in requests.OUTPUT_TYPES:
             raise NearstepError(f"output_type={output_type!r}; use one of {', '.join(requests.OUTPUT_TYPES)}")
         asked = self.request(prompt, plan, **wishes)
-        if output_type == "latent":
-            made = torch.cat([chunk.latents for chunk in self._chunks(asked)], dim=1)
-        else:
-            made = _formatted(torch.cat([frames.video for frames in self.play(asked)], dim=1), output_type)
+        # All chunks before the first is decoded: an offloaded network moves once, and its cache is gone by then.
+        latents = [chunk.latents for chunk in self._chunks(asked)]
+        made = torch.cat(latents, dim=1) if output_type == "latent" else _formatted(self._decoded(latents), output_type)
+        self.maybe_free_model_hooks()
         return VideoOutput(frames=made, plan=asked.clip.plan, seed=asked.seed, request=asked)
 
     def stream(self, prompt: str | Sequence[str], plan: str | None = None, **wishes: Any) -> Iterator[Frames]:
@@ -250,11 +320,18 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
     @torch.no_grad()
     def play(self, asked: Request) -> Iterator[Frames]:
         """The chunks of a request, decoded as they are made."""
-        stream, start = self.codec.stream(), 0
+        stream, start = self.decoder.stream(), 0
         for chunk in self._chunks(asked):
             video = stream.decode(chunk.latents).float()
             yield Frames(index=chunk.index, start=start, video=video, latents=chunk.latents, steps=chunk.steps)
             start += video.shape[1]
+        self.maybe_free_model_hooks()
+
+    @torch.no_grad()
+    def _decoded(self, chunks: Sequence[Tensor]) -> Tensor:
+        """The chunks of a clip as [B, T, 3, H, W] in [0, 1], float32."""
+        stream = self.decoder.stream()
+        return torch.cat([stream.decode(chunk).float() for chunk in chunks], dim=1)
 
     @torch.no_grad()
     def _chunks(self, asked: Request) -> Iterator[Chunk]:
@@ -266,16 +343,18 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             seed=asked.seed,
             samples=asked.samples,
             renoise=clip.renoise,
-            device=self._execution_device,
+            device=device_of(self.transformer),
         )
 
     def denoiser(self, asked: Request) -> CausalDenoiser:
         """The network with the request's text bound, guided where it asks for that."""
         encoder, network = self.prompt_encoder, cast(VideoTransformer, self.transformer)
-        text = encoder(asked.prompts)
+        place = device_of(network)
+        text = encoder(asked.prompts).to(place)
         if asked.guidance == 1:
             return TextDenoiser(network, text)
-        return Guided(TextDenoiser(network, torch.cat([text, encoder(asked.negative)])), asked.guidance)
+        both = torch.cat([text, encoder(asked.negative).to(place)])
+        return Guided(TextDenoiser(network, both), asked.guidance)
 
 
 def _formatted(video: Tensor, output_type: str) -> Any:

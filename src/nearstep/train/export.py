@@ -15,6 +15,7 @@ import nearstep
 from nearstep.card import Card, model_index, write_card
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
+from nearstep.nets.text_cache import CachedPromptEncoder
 from nearstep.nets.transformer import VideoTransformer
 
 
@@ -22,7 +23,7 @@ def export_model(
     folder: Path,
     *,
     networks: Mapping[str, VideoTransformer],
-    text: PromptEncoder,
+    text: PromptEncoder | CachedPromptEncoder,
     codec: VideoCodec,
     shift: float,
     settings: Mapping[str, Any],

@@ -60,6 +60,8 @@ class CausalConfig:
     source: str
     """Sub-folder of the network to start from: the forced one for consistency, else ``teacher``."""
     latents: LatentsConfig
+    text_cache: Path | None = None
+    """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     chunk_frames: int = 3
     batch: int = 16
     """Clips of an update, over all processes."""
@@ -96,7 +98,7 @@ class CausalStage:
     def __init__(self, config: CausalConfig) -> None:
         self.config, self.here = config, ranks()
         self.rows = self.here.share(config.batch)
-        self.codec, self.text, self.clips = open_model(config.model, config.latents)
+        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
         frames = self.clips.latents.shape[1]
         self.lengths = chunk_lengths(frames, config.chunk_frames)
         self.visibility = teacher_forcing(self.lengths)

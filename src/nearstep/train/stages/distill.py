@@ -60,6 +60,8 @@ class DistillConfig:
     """Its sub-folder of the network that the student starts as."""
     latents: LatentsConfig
     """Captions; the clips themselves serve the data references alone."""
+    text_cache: Path | None = None
+    """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     student: OptimConfig
     assistant: OptimConfig
     discriminator: OptimConfig
@@ -135,7 +137,7 @@ class DistillStage:
     def __init__(self, config: DistillConfig) -> None:
         self.config, self.here = config, ranks()
         self.rows = self.here.share(config.batch)
-        self.codec, self.text, self.clips = open_model(config.model, config.latents)
+        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
         self.lengths = chunk_lengths(self.clips.latents.shape[1], config.chunk_frames)
         self.student, self.teacher, self.assistant = self._networks()
         steps = config.loop.steps

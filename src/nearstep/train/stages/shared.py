@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
 
 from nearstep.data.captions import caption
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
@@ -19,7 +20,9 @@ from nearstep.flow.plan import ChunkPlan
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
+from nearstep.nets.text_cache import CachedPromptEncoder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.protocols import TextEncoder
 from nearstep.rollout.rollout import generate
 from nearstep.train.parallel import ranks
 from nearstep.train.preview import write_grid
@@ -40,8 +43,15 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTrans
     return VideoTransformer.from_pretrained(folder, torch_dtype=dtype)
 
 
-def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptEncoder, LatentClips]:
+def open_model(
+    model: Path, latents: LatentsConfig, text_cache: Path | None = None
+) -> tuple[VideoCodec, PromptEncoder | CachedPromptEncoder, LatentClips]:
     """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents.
+
+    Args:
+        model: the folder.
+        latents: which clips.
+        text_cache: a folder for the features of prompts; the text encoder is then loaded for new ones only.
 
     Raises:
         NearstepError: if there is no such folder.
@@ -50,11 +60,24 @@ def open_model(model: Path, latents: LatentsConfig) -> tuple[VideoCodec, PromptE
         if not (model / part).is_dir():
             raise NearstepError(f"{model} is no model folder, it has no {part}/; run the stage before, or name another")
     here = ranks()
-    device = here.device
-    codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(device)
-    text = PromptEncoder.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False).to(device)
+    codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(here.device)
+    text = _open_text(model, text_cache)
     with here.main_first():  # which makes what is missing
         return codec, text, load_latents(latents, codec, codec_name(codec))
+
+
+def _open_text(model: Path, cache: Path | None) -> PromptEncoder | CachedPromptEncoder:
+    if cache is None:
+        whole = PromptEncoder.from_pretrained(model, dtype=torch.float32)
+        return whole.eval().requires_grad_(False).to(ranks().device)
+    source = encoder_name(model / "text_encoder", model / "tokenizer", torch.float32)
+
+    def load() -> UMT5EncoderModel:
+        encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
+        return encoder.eval().requires_grad_(False)
+
+    tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
+    return CachedPromptEncoder(cache, source, tokenizer, load, device=ranks().device)
 
 
 def codec_name(codec: VideoCodec) -> str:
@@ -92,7 +115,7 @@ def compile_blocks(network: VideoTransformer) -> None:
 def show(
     path: Path,
     network: VideoTransformer,
-    text: PromptEncoder,
+    text: TextEncoder,
     codec: VideoCodec,
     plans: Sequence[ChunkPlan],
     *,

@@ -1,0 +1,162 @@
+"""Prompt features kept on disk, so that a large text encoder is loaded only for prompts that are not there.
+
+UMT5-xxl weighs 11 GB in bfloat16; what it makes of a prompt, four megabytes at most. An entry is a safetensors file
+named by a hash of (encoder, cleaned prompt, text length) and holds the features without their zero padding, in the type
+they were computed in. Each prompt is encoded alone and without autocast, so an entry does not depend on who asked for
+it. Entries appear whole or not at all, and equal names hold equal features, so any number of processes may share a
+folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+from nearstep.errors import NearstepError
+from nearstep.files import replacing
+from nearstep.nets.devices import device_of
+from nearstep.nets.text import PromptEncoder, cleaned, text_length, tokens
+
+_FEATURES = "features"
+_BLOCK, _BLOCKS = 4096, 64  # bytes of a sample of a weight file, and how many
+
+
+class CachedPromptEncoder:
+    """Used like a PromptEncoder; asks the network only for prompts that the folder lacks.
+
+    Args:
+        folder: of the entries; made if its parent is there.
+        source: names the encoder (:func:`encoder_name`); entries of others are not touched.
+        tokenizer: the encoder's.
+        load: the encoder, or loads it; called once at most, when a prompt is missing.
+        length: as for PromptEncoder.
+        device: where features are wanted.
+
+    Raises:
+        NearstepError: if the folder is none and cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: str,
+        tokenizer: PreTrainedTokenizerFast,
+        load: Callable[[], UMT5EncoderModel],
+        length: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_cache_folder(folder)
+        self.folder, self.source = folder, source
+        self.tokenizer = tokenizer
+        self.length = length or text_length(tokenizer)
+        self.device = device
+        self._load = load
+        self._encoder: UMT5EncoderModel | None = None
+
+    @property
+    def encoder(self) -> UMT5EncoderModel:
+        """The network; loaded now if it was not."""
+        if self._encoder is None:
+            self._encoder = self._load()
+        return self._encoder
+
+    def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As PromptEncoder.tokens."""
+        return tokens(self.tokenizer, prompts, self.length)
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """``prompts`` -> features [B, L, D] on the device, without grad; raises as PromptEncoder does."""
+        counts = self.tokens(prompts)[1].sum(1).tolist()
+        found: dict[str, Tensor] = {}
+        for prompt, count in zip(map(cleaned, prompts), counts, strict=True):
+            if prompt not in found:
+                found[prompt] = self._features(prompt, count)
+        rows = [found[cleaned(prompt)] for prompt in prompts]
+        return torch.stack([pad(row, (0, 0, 0, self.length - len(row))) for row in rows]).to(self.device)
+
+    def path(self, prompt: str) -> Path:
+        """The entry of a prompt, there or not."""
+        name = hashlib.sha256(repr((self.source, cleaned(prompt), self.length)).encode()).hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def _features(self, prompt: str, count: int) -> Tensor:
+        """[count, D], from the folder or from the network, which then fills the folder."""
+        path = self.path(prompt)
+        if path.exists():
+            try:
+                return _read(path, count)
+            except (SafetensorError, OSError, ValueError) as error:
+                warnings.warn(f"{path} is damaged ({error}); it is made again", stacklevel=2)
+        encoder = self.encoder
+        with torch.no_grad(), torch.autocast(device_of(encoder).type, enabled=False):
+            features = PromptEncoder(self.tokenizer, encoder, self.length)([prompt])[0, :count].cpu().contiguous()
+        with replacing(path) as part:
+            save_file({_FEATURES: features}, part, {"prompt": prompt, "encoder": self.source})
+        return features
+
+
+def encoder_name(text_encoder: Path, tokenizer: Path, dtype: torch.dtype | None) -> str:
+    """Names what a text encoder computes: its configuration, its weights, its tokenizer and the type it runs in.
+
+    Of a weight file (11 GB) its size, its header and 64 blocks spread evenly over it count, not every byte: training
+    moves all weights, so that much tells two encoders apart.
+
+    Args:
+        text_encoder: the component's folder.
+        tokenizer: the tokenizer's.
+        dtype: what the weights are loaded as; None: as stored.
+    """
+    digest = hashlib.sha256(repr(dtype).encode())
+    for folder in (text_encoder, tokenizer):
+        for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".model")):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            digest.update(_sample(file) if file.suffix == ".safetensors" else file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _sample(file: Path) -> bytes:
+    """The header's length and blocks spread over a file, its first and last bytes among them."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        blocks = []
+        for index in range(_BLOCKS):
+            stream.seek(max(0, size - _BLOCK) * index // (_BLOCKS - 1))
+            blocks.append(stream.read(_BLOCK))
+    return b"".join(blocks)
+
+
+def check_cache_folder(folder: Path) -> None:
+    """Make the folder of a text cache, or say why not.
+
+    Raises:
+        NearstepError: if it is a file, if the folder that it should lie in is missing, or if it cannot be made.
+    """
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise NearstepError(f"the text cache {folder} is a file; name a folder")
+    if not folder.resolve().parent.is_dir():
+        raise NearstepError(f"the text cache {folder} cannot be made: there is no folder {folder.parent}")
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise NearstepError(f"the text cache {folder} cannot be made: {error.strerror}") from error
+
+
+def _read(path: Path, count: int) -> Tensor:
+    with safe_open(path, "pt") as file:
+        if list(file.keys()) != [_FEATURES]:
+            raise ValueError(f"it holds {list(file.keys())}")
+        features = file.get_tensor(_FEATURES)
+    if features.ndim != 2 or len(features) != count:
+        raise ValueError(f"it holds {list(features.shape)}, the prompt has {count} tokens")
+    return features
