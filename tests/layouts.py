@@ -13,6 +13,11 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 
+RELEASE_SIZES = {
+    "num_attention_heads": 2, "attention_head_dim": 24, "text_dim": 24, "freq_dim": 32, "ffn_dim": 40, "num_layers": 2
+}  # fmt: skip
+
+
 def official_text(*, vocabulary: int, heads: int, width: int = 24, hidden: int = 20, layers: int = 2) -> State:
     """The release's text encoder (wan/modules/t5.py) with random weights."""
 
@@ -83,6 +88,27 @@ def official_codec(*, base: int) -> State:
                 conv(f"decoder.upsamples.{index}.time_conv", 2 * out, out, 3, 1, 1)
             index += 1
     return state
+
+
+def small_release(folder: Path) -> Path:
+    """Wan2.1's release, small: config.json and weights under official names, pickled text encoder and codec."""
+    from nearstep import VideoTransformer
+    from nearstep.nets.text import build_tokenizer
+    from nearstep.nets.wan import to_official
+
+    torch.manual_seed(0)
+    text = official_text(vocabulary=11, heads=4)
+    tokenizer = build_tokenizer("a small red ball slides left on snow".split(), length=12)
+    text["token_embedding.weight"] = torch.randn(len(tokenizer), 24)
+    save_file(
+        to_official(VideoTransformer(**RELEASE_SIZES).state_dict()), folder / "diffusion_pytorch_model.safetensors"
+    )
+    stated = {"_class_name": "WanModel", "model_type": "t2v", "dim": 48, "num_heads": 2, "eps": 1e-6}
+    (folder / "config.json").write_text(json.dumps(stated))
+    torch.save({k: v.bfloat16() for k, v in text.items()}, folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    torch.save(official_codec(base=4), folder / "Wan2.1_VAE.pth")
+    tokenizer.save_pretrained(folder / "google" / "umt5-xxl")
+    return folder
 
 
 def fsdp(state: State, outer: str = "model._fsdp_wrapped_module.") -> State:

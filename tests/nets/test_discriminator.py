@@ -16,9 +16,9 @@ def test_taps_lie_at_45_70_and_100_percent_of_the_depth():
     assert tap_blocks(1) == (0,)
 
 
-@pytest.fixture
-def net() -> Discriminator:
-    return Discriminator(16, 2, (0, 2), pairs=3)
+@pytest.fixture(params=["attention", "mean"])
+def net(request: pytest.FixtureRequest) -> Discriminator:
+    return Discriminator(16, 2, (0, 2), pairs=3, pool=request.param)
 
 
 def features(batch: int = 2, tokens: int = 12) -> dict[int, torch.Tensor]:

@@ -9,33 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-from layouts import official_codec, official_text, prefixed
-from safetensors.torch import load_file, save_file
+from layouts import RELEASE_SIZES, prefixed, small_release
+from safetensors.torch import load_file
 
 from nearstep import CausalVideoPipeline, VideoTransformer
 from nearstep.cli.main import main
-from nearstep.nets.text import build_tokenizer
 from nearstep.nets.wan import to_official
 from nearstep.stream import convert as work
 
 FILE = "diffusion_pytorch_model.safetensors"
-SIZES = dict(num_attention_heads=2, attention_head_dim=24, text_dim=24, freq_dim=32, ffn_dim=40, num_layers=2)
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wan2.1's release, small: config.json and weights under official names, pickled text encoder and codec."""
-    torch.manual_seed(0)
-    folder, text = tmp_path_factory.mktemp("release"), official_text(vocabulary=11, heads=4)
-    tokenizer = build_tokenizer("a small red ball slides left on snow".split(), length=12)
-    text["token_embedding.weight"] = torch.randn(len(tokenizer), 24)
-    save_file(to_official(VideoTransformer(**SIZES).state_dict()), folder / FILE)
-    stated = {"_class_name": "WanModel", "model_type": "t2v", "dim": 48, "num_heads": 2, "eps": 1e-6}
-    (folder / "config.json").write_text(json.dumps(stated))
-    torch.save({k: v.bfloat16() for k, v in text.items()}, folder / "models_t5_umt5-xxl-enc-bf16.pth")
-    torch.save(official_codec(base=4), folder / "Wan2.1_VAE.pth")
-    tokenizer.save_pretrained(folder / "google" / "umt5-xxl")
-    return folder
+    return small_release(tmp_path_factory.mktemp("release"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -139,7 +126,7 @@ def test_types_are_as_asked_and_the_codec_stays(model_folder: Path, tmp_path: Pa
 
 def test_a_causal_file_gets_a_students_shift_not_its_bases(release: Path, model_folder: Path, tmp_path: Path) -> None:
     assert convert(release, tmp_path / "base", "--shift", 3) == 0
-    torch.save(to_official(VideoTransformer(**SIZES).state_dict()), tmp_path / "s.pt")
+    torch.save(to_official(VideoTransformer(**RELEASE_SIZES).state_dict()), tmp_path / "s.pt")
     chosen = ("--base", tmp_path / "base", "--head-dim", 24)
     for options, shift in ((("--chunk-frames", 3), 5), ((), 3)):
         out = tmp_path / f"out{shift}"

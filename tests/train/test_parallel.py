@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from processes import run_on_two
 from safetensors.torch import load_file
 
 from nearstep.errors import NearstepError
@@ -20,11 +19,6 @@ from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.distill import DistillConfig
 
-_RUN = """
-import sys, torch
-torch.set_num_threads(1)
-torch.load(sys.argv[1], weights_only=False).run()
-"""
 COMPARED = (
     "dmd", "dmd_norm", "asd", "asd_norm", "alpha", "cosine", "assistant", "discriminator", "r1", "r2",
     "student_grad_norm", "assistant_grad_norm", "discriminator_grad_norm",
@@ -41,16 +35,6 @@ def config(model, tmp_path: Path) -> DistillConfig:
         source="transformer", batch=4, micro=1, ratio=2, alone=0, counts=(2,),
         adversary=AdversaryConfig(balance=True, penalty_every=1),
     )  # fmt: skip
-
-
-def run_on_two(config: DistillConfig, folder: Path) -> None:
-    (folder / "run.py").write_text(_RUN)
-    torch.save(config, folder / "config.pt")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, folder / "run.py", folder / "config.pt"], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-20000:]
 
 
 def weights(folder: Path, network: str = "transformer") -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ from nearstep.protocols import Codec
 
 SHARD = 512
 _ENCODED_TOGETHER = 16
+_EXAMPLES_SEED = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,25 @@ class LatentClips:
         count: those in use, the first ones.
         seed: of the order.
         captions: (row, epoch) -> caption.
+        examples: how many -> prompts to look at while training.
     """
 
-    def __init__(self, latents: Shards, count: int, *, seed: int, captions: Callable[[int, int], str]) -> None:
+    def __init__(
+        self,
+        latents: Shards,
+        count: int,
+        *,
+        seed: int,
+        captions: Callable[[int, int], str],
+        examples: Callable[[int], list[str]],
+    ) -> None:
         self.latents, self.count, self.seed, self.captions = latents, count, seed, captions
+        self.examples = examples
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[F, C, H, W] of a clip."""
+        return tuple(self.latents.shape[1:])
 
     def batch(self, first: int, size: int) -> tuple[Tensor, list[str]]:
         """Latents [size, F, C, H, W] in float32 and captions of the clips that come after the first ``first``."""
@@ -93,7 +109,13 @@ def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
         )
     latents = Shards(folder, index)
     captions = [record["caption"] for record in latents.records()]
-    return LatentClips(latents, config.clips or held, seed=config.seed, captions=lambda row, _: captions[row])
+    return LatentClips(
+        latents,
+        config.clips or held,
+        seed=config.seed,
+        captions=lambda row, _: captions[row],
+        examples=lambda count: captions[:count],
+    )
 
 
 def _playground(config: LatentsConfig, found: Index | None, codec: Codec, source: str) -> LatentClips:
@@ -104,7 +126,12 @@ def _playground(config: LatentsConfig, found: Index | None, codec: Codec, source
     def words(row: int, epoch: int) -> str:
         return caption(scenes[row], seed=epoch, index=row, complete=False)
 
-    return LatentClips(Shards(config.folder, index), count, seed=config.seed, captions=words)
+    return LatentClips(Shards(config.folder, index), count, seed=config.seed, captions=words, examples=_held_out)
+
+
+def _held_out(count: int) -> list[str]:
+    scenes = sample_scenes(_EXAMPLES_SEED, range(count))
+    return [caption(scene, seed=_EXAMPLES_SEED, index=index) for index, scene in enumerate(scenes)]
 
 
 def _extended(config: LatentsConfig, found: Index | None, count: int, codec: Codec, source: str) -> Index:

@@ -39,6 +39,45 @@ class Prompts:
         return [self.texts[row] for _, row in rows_after(first, size, count=len(self.texts), seed=seed)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptsConfig:
+    """Prompts to train on without clips, and the size of the clips to make of them."""
+
+    files: tuple[Path, ...]
+    """Prompt files (docs/data.md)."""
+    frames: int
+    """Latent frames F."""
+    channels: int
+    height: int
+    """Of a latent frame."""
+    width: int
+    seed: int = 0
+    """Of the order."""
+
+
+class PromptClips:
+    """Prompts in the place of clips: what distillation needs, unless its adversary or sampling asks for clips.
+
+    Args:
+        config: the files and sizes.
+
+    Raises:
+        NearstepError: as read_prompts does.
+    """
+
+    def __init__(self, config: PromptsConfig) -> None:
+        self.prompts, self.seed = read_prompts(config.files), config.seed
+        self.shape = (config.frames, config.channels, config.height, config.width)
+
+    def examples(self, count: int) -> list[str]:
+        """The first prompts, to look at while training."""
+        return list(self.prompts.texts[:count])
+
+    def batch(self, first: int, size: int) -> tuple[None, list[str]]:
+        """No clips, and the prompts that come after the first ``first``."""
+        return None, self.prompts.batch(first, size, seed=self.seed)
+
+
 def read_prompts(files: Sequence[Path], *, column: str | None = None) -> Prompts:
     """Read prompt files, in order.
 

@@ -8,6 +8,7 @@ frames: a bidirectional backbone judges motion too (AAD-1).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -30,25 +31,34 @@ def tap_blocks(num_layers: int, depths: Sequence[float] = DEPTHS) -> tuple[int, 
     return tuple(sorted({max(1, round(depth * num_layers)) - 1 for depth in depths}))
 
 
+Pool = Literal["attention", "mean"]
+"""``attention``: a learnt token gathers each block's tokens, and the logit is made of what it found. ``mean``: every
+token gets a logit of its own, and the clip's is their mean (as patch discriminators do)."""
+
+
 class Tap(nn.Module):
-    """Reads one block's features: each token alone through a small MLP, then one learnt token gathers them.
+    """Reads one block's features: each token alone through a small MLP, then, asked to, one learnt token gathers them.
 
     The MLP comes first because flaws are local, and a mean over tokens that were not yet looked at hides them.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, pool: Pool) -> None:
         super().__init__()
         self.norm = WideLayerNorm(dim, _EPS, elementwise_affine=False)
         self.hidden = nn.Linear(dim, dim)
-        self.query = nn.Parameter(torch.zeros(1, 1, dim))
-        self.attention = CrossAttention(dim, heads, _EPS)
-        nn.init.normal_(self.query, std=0.02)
+        self.pool = pool
+        if pool == "attention":
+            self.query = nn.Parameter(torch.zeros(1, 1, dim))
+            self.attention = CrossAttention(dim, heads, _EPS)
+            nn.init.normal_(self.query, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, S, D] -> [B, D]."""
+        """[B, S, D] -> [B, 1, D], or [B, S, D] where tokens stay by themselves."""
         tokens = gelu(self.hidden(self.norm(features)), approximate="tanh")
+        if self.pool == "mean":
+            return tokens
         query = self.query.expand(features.shape[0], -1, -1)
-        return self.attention(query, self.attention.keys_values(tokens))[:, 0]
+        return self.attention(query, self.attention.keys_values(tokens))
 
 
 class Discriminator(nn.Module):
@@ -59,14 +69,15 @@ class Discriminator(nn.Module):
         heads: attention heads of a tap.
         blocks: indices of the blocks that are read (``tap_blocks``).
         pairs: N, the number of logits.
+        pool: how one logit is made of the tokens.
     """
 
-    def __init__(self, dim: int, heads: int, blocks: Sequence[int], pairs: int) -> None:
+    def __init__(self, dim: int, heads: int, blocks: Sequence[int], pairs: int, *, pool: Pool = "attention") -> None:
         super().__init__()
         if pairs < 1 or not blocks:
             raise NearstepError(f"pairs={pairs}, blocks={tuple(blocks)}; a discriminator needs at least one of each")
         self.blocks, self.pairs = tuple(blocks), pairs
-        self.taps = nn.ModuleList(Tap(dim, heads) for _ in self.blocks)
+        self.taps = nn.ModuleList(Tap(dim, heads, pool) for _ in self.blocks)
         self.time = nn.Linear(_TIME_WIDTH, dim)
         self.mix = nn.Linear(dim * (len(self.blocks) + 1), dim)
         self.logits = nn.Linear(dim, pairs)
@@ -84,5 +95,6 @@ class Discriminator(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             read = [tap(features[block].to(weight.dtype)) for block, tap in zip(self.blocks, self.taps, strict=True)]
             time = gelu(self.time(sinusoid(t, _TIME_WIDTH).to(weight.dtype)), approximate="tanh")
-            mixed = gelu(self.mix(torch.cat([*read, time], dim=-1)), approximate="tanh")
-            return self.logits(mixed)
+            times = time[:, None].expand(-1, read[0].shape[1], -1)
+            mixed = gelu(self.mix(torch.cat([*read, times], dim=-1)), approximate="tanh")
+            return self.logits(mixed).mean(1)

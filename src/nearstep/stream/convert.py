@@ -131,10 +131,13 @@ WRITERS: Mapping[str, Callable[[Parts, Path, Card], None]] = {
 def _components(parts: Parts, folder: Path, kind: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Everything but the index; returns the network's configuration."""
     config, weights = _of(parts.transformer)
+    config = _whole(empty_network(_network_arguments(config)), config)
     config = {"_class_name": kind, **{k: v for k, v in config.items() if k not in (*without, "_class_name")}}
     _component(folder, "transformer", Part(config=config, weights=weights))
-    for name in ("vae", "text_encoder"):
-        _component(folder, name, getattr(parts, name))
+    codec, weights = _of(parts.vae)
+    _component(folder, "vae", Part(config=_whole(_empty_codec(codec), codec), weights=weights))
+    assert parts.text_encoder is not None
+    _component(folder, "text_encoder", parts.text_encoder)
     assert parts.tokenizer is not None
     (folder / "tokenizer").mkdir()
     for file in parts.tokenizer.iterdir():
@@ -144,6 +147,11 @@ def _components(parts: Parts, folder: Path, kind: str, without: tuple[str, ...] 
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / SCHEDULER_CONFIG, {**scheduler, "shift": parts.shift or SHIFT})
     return config
+
+
+def _whole(built: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the defaults that it leaves out: a folder is read without its classes too."""
+    return {**{key: value for key, value in built.config.items() if not key.startswith("_")}, **given}
 
 
 def _component(folder: Path, name: str, part: Part) -> None:

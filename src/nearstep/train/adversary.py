@@ -20,7 +20,7 @@ from nearstep.errors import NearstepError
 from nearstep.flow.path import noised
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
 from nearstep.losses.regularisers import exact_penalty, finite_difference_penalty
-from nearstep.nets.discriminator import Discriminator
+from nearstep.nets.discriminator import Discriminator, Pool
 from nearstep.nets.transformer import VideoTransformer
 
 _LEAST_GAMMA = 0.1
@@ -38,6 +38,8 @@ class AdversaryConfig:
     backbone: Literal["assistant", "teacher", "joint"] = "assistant"
     """Whose features the heads read: the live assistant's, out of the graph; the frozen teacher's; or the assistant's,
     which then learns from the discriminator's loss too (One-Forcing, DMD2)."""
+    pool: Pool = "attention"
+    """How a head makes one logit of a clip's tokens (nets/discriminator.py)."""
     weight: float = 0.25
     """With ``balance`` the adversarial gradient's norm at the sample as a share of the DMD gradient's, else alpha."""
     balance: bool = True

@@ -6,6 +6,7 @@ are means over ranks, so a loss that is a mean over a rank's rows is one over th
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -120,6 +121,7 @@ def ranks() -> Ranks:
     if count == 1:
         return Ranks(0, 1, device)
     dist.init_process_group("nccl" if gpu else "gloo")
+    atexit.register(dist.destroy_process_group)
     return Ranks(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
 
 

@@ -58,7 +58,9 @@ class CausalConfig:
     model: Path
     """Model folder to start from: its ``source`` network, codec, text encoder and teacher."""
     source: str
-    """Sub-folder of the network to start from: the forced one for consistency, else ``teacher``."""
+    """Sub-folder of the network to start from: the forced one for consistency, else the teacher's."""
+    teacher: str = "teacher"
+    """Sub-folder of the bidirectional network, which goes into the model that is exported as ``teacher/``."""
     latents: LatentsConfig
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
@@ -99,7 +101,7 @@ class CausalStage:
         self.config, self.here = config, ranks()
         self.rows = self.here.share(config.batch)
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
-        frames = self.clips.latents.shape[1]
+        frames = self.clips.shape[0]
         self.lengths = chunk_lengths(frames, config.chunk_frames)
         self.visibility = teacher_forcing(self.lengths)
         self.network = load_network(config.model / config.source)
@@ -128,6 +130,7 @@ class CausalStage:
         for first in range(self.rows.start, self.rows.stop, size):
             rows, place = slice(first, first + size), index * config.batch + first
             x0, captions = self.clips.batch(place, size)
+            assert x0 is not None  # prompts alone are not taken
             if config.objective == "forcing":
                 captions = dropped(captions, silent[rows])
             eps = self._noise(x0.shape[1:], range(place, place + size))
@@ -192,7 +195,7 @@ class CausalStage:
         )
         weight = 1.0 if few else self.config.guidance
         network: Any = self.ema.module
-        show(path, network, self.text, self.codec, [plan], shape=self.clips.latents.shape[2:], weight=weight)
+        show(path, network, self.text, self.codec, [plan], self.clips, weight=weight)
 
     def export(self, folder: Path) -> None:
         """Write a model folder: the ``transformer/``, the ``teacher/``, and the many-step ``causal/`` between them."""
@@ -202,7 +205,7 @@ class CausalStage:
             networks["causal"] = self.here.whole(self.many_step)
         if not self.here.main:
             return
-        networks["teacher"] = load_network(self.config.model / "teacher")
+        networks["teacher"] = load_network(self.config.model / self.config.teacher)
         export_model(
             folder,
             networks=networks,

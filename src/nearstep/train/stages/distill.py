@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.data.latents import LatentsConfig
+from nearstep.data.prompts import PromptsConfig
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import guided
 from nearstep.flow.path import noised, x0_from_velocity
@@ -28,20 +29,17 @@ from nearstep.flow.plan import GRID, chunk_lengths, make_plan
 from nearstep.losses.denoising import flow_matching
 from nearstep.losses.dmd import distribution_matching, dmd_gradient
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.discriminator import Discriminator, tap_blocks
 from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 from nearstep.train.adversary import AdversaryConfig, Pair, critic, discriminator_turn, out_of_graph, student_turn
-from nearstep.train.balance import Balance
-from nearstep.train.checkpoint import TrainState
-from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.noise import Noise
-from nearstep.train.optim import OptimConfig, Optimizer
+from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import ranks
-from nearstep.train.stages.shared import check_micro, compile_blocks, load_network, open_model, show
+from nearstep.train.stages.players import players
+from nearstep.train.stages.shared import check_micro, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
@@ -55,11 +53,13 @@ class DistillConfig:
 
     loop: LoopConfig
     model: Path
-    """Model folder to start from: its ``teacher`` is the teacher, and what the assistant starts as."""
+    """Model folder to start from."""
     source: str = "transformer"
     """Its sub-folder of the network that the student starts as."""
-    latents: LatentsConfig
-    """Captions; the clips themselves serve the data references alone."""
+    teacher: str = "teacher"
+    """Its sub-folder of the teacher, which is also what the assistant starts as."""
+    latents: LatentsConfig | PromptsConfig
+    """Captions, with clips or without; clips serve the data references alone."""
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     student: OptimConfig
@@ -110,6 +110,9 @@ class DistillConfig:
         if self.ratio < 1:
             raise NearstepError(f"ratio={self.ratio}; the assistant needs at least one update per student update")
         check_micro(self.micro, self.batch)
+        reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
+        if reads_data and isinstance(self.latents, PromptsConfig):
+            raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")
         if self.teacher_dtype != "float32" and self.adversary and self.adversary.backbone == "teacher":
             raise NearstepError("the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32")
 
@@ -123,7 +126,8 @@ class Batch:
     """What one micro-batch holds: prompts, clips and samples."""
 
     text: Tensor
-    data: Tensor
+    data: Tensor | None
+    """Real clips, where there are any."""
     rows: range
     fewer: Tensor
     """[B, F, C, H, W] the n-step samples; with a graph until the student has moved."""
@@ -138,51 +142,12 @@ class DistillStage:
         self.config, self.here = config, ranks()
         self.rows = self.here.share(config.batch)
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
-        self.lengths = chunk_lengths(self.clips.latents.shape[1], config.chunk_frames)
-        self.student, self.teacher, self.assistant = self._networks()
-        steps = config.loop.steps
-        self.optimizers = {
-            "student": Optimizer([self.student], config.student, steps),
-            "assistant": Optimizer([self.assistant], config.assistant, steps),
-        }
-        self.balance = Balance()
-        parts = {"student": self.student, "assistant": self.assistant, "ema": self.ema, "balance": self.balance}
-        self.discriminator = None
-        if config.adversary:
-            parts["discriminator"] = self.discriminator = self._new_discriminator(config.adversary)
-            self.here.place(self.discriminator)
-            self.optimizers["discriminator"] = Optimizer([self.discriminator], config.discriminator, steps)
-        optimizers = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}
-        self.state = TrainState({**parts, **optimizers})
-
-    def _networks(self) -> tuple[VideoTransformer, VideoTransformer, VideoTransformer]:
-        """Student, teacher and assistant in their places; the student's average beside it."""
-        config, narrow = self.config, torch.bfloat16 if self.config.autocast else None
-        student = load_network(config.model / config.source)
-        self.ema = Ema(student, config.ema)
-        teacher = load_network(config.model / "teacher", getattr(torch, config.teacher_dtype))
-        teacher.eval().requires_grad_(False)
-        assistant = load_network(config.model / "teacher")
-        for network in (student, teacher, assistant):
-            if config.compile:
-                compile_blocks(network)
-        if config.checkpointing:
-            student.enable_gradient_checkpointing()
-            assistant.enable_gradient_checkpointing()
-        # The discriminator's penalty reads its backbone in float32, so that one is gathered in float32.
-        read = config.adversary.backbone if config.adversary else ""
-        self.here.place(student, narrow)
-        self.here.place(self.ema.module)
-        self.here.place(teacher, None if read == "teacher" else narrow)
-        self.here.place(assistant, None if read in ("assistant", "joint") else narrow)
-        return student, teacher, assistant
-
-    def _new_discriminator(self, adversary: AdversaryConfig) -> Discriminator:
-        shape = self.teacher.config
-        heads, width = shape["num_attention_heads"], shape["attention_head_dim"]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.key("discriminator weights", self.config.seed))
-            return Discriminator(heads * width, heads, tap_blocks(shape["num_layers"]), adversary.pairs(GRID))
+        self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
+        taking_part = players(config, self.here)
+        self.student, self.teacher, self.assistant = taking_part.student, taking_part.teacher, taking_part.assistant
+        self.discriminator, self.ema = taking_part.discriminator, taking_part.ema
+        self.optimizers, self.balance = taking_part.optimizers, taking_part.balance
+        self.state = taking_part.state()
 
     # --- one step --------------------------------------------------------------------------------------------------
 
@@ -240,7 +205,7 @@ class DistillStage:
         return Noise(
             names=(config.seed, *names),
             rows=self.rows,
-            shape=self.clips.latents.shape[1:],
+            shape=self.clips.shape,
             low=config.low,
             high=config.high,
             device=self.here.device,
@@ -248,8 +213,8 @@ class DistillStage:
 
     def _batch(self, turn: Turn, index: int, rows: range) -> Batch:
         data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
-        data = data.to(self.here.device)
-        batch = Batch(text=self.text(captions), data=data, rows=rows, fewer=data)
+        data = None if data is None else data.to(self.here.device)
+        batch = Batch(text=self.text(captions), data=data, rows=rows, fewer=torch.empty(0))
         fewer = self._samples(turn.steps, batch, index, "fewer", graph=True)
         return replace(batch, fewer=fewer, more=self._reference(turn, batch, index))
 
@@ -264,7 +229,7 @@ class DistillStage:
                 eps = self._noise("data", name, index).of(batch.rows).eps("data")
                 return self._from_data(plan.schedules[0].times[-1], batch, eps)
             denoiser = TextDenoiser(self.student, batch.text)
-            size, (frames, *shape) = len(batch.rows), batch.data.shape[1:]
+            size, (frames, *shape) = len(batch.rows), self.clips.shape
             cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
             first = index * config.batch
             samples = range(first + batch.rows.start, first + batch.rows.stop)
@@ -275,6 +240,7 @@ class DistillStage:
             )
 
     def _from_data(self, time: float, batch: Batch, eps: Tensor) -> Tensor:
+        assert batch.data is not None
         t = torch.full(batch.data.shape[:2], time, device=batch.data.device)
         x_t = noised(batch.data, eps, t)
         v = self.student(x_t, t, batch.text, visibility=block_causal(self.lengths))
@@ -307,6 +273,8 @@ class DistillStage:
             seen |= self._add_adversarial(turn, batch, noise, total, config.adversary)
         batch.fewer.backward(total / len(self.rows))
         for name, clips in ((str(turn.steps), x.detach()), ("data", batch.data)):
+            if clips is None:
+                continue
             seen |= {f"std_{name}": clips.std(), f"motion_{name}": clips.diff(dim=1).abs().mean()}
         return seen
 
@@ -371,7 +339,7 @@ class DistillStage:
         )
         plans = [make(plan) for plan in PREVIEW_PLANS]
         network: Any = self.ema.module
-        show(path, network, self.text, self.codec, plans, shape=self.clips.latents.shape[2:])
+        show(path, network, self.text, self.codec, plans, self.clips)
 
     def export(self, folder: Path) -> None:
         """Write a model folder with the averaged student as ``transformer/``."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from nearstep.data.captions import caption
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
-from nearstep.data.playground import sample_scenes
+from nearstep.data.prompts import PromptClips, PromptsConfig
 from nearstep.data.shards import codec_key
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
@@ -28,7 +27,6 @@ from nearstep.train.parallel import ranks
 from nearstep.train.preview import write_grid
 
 PREVIEWS = 8
-_PREVIEW_SEED = 2
 _GRAPHS = 64
 
 
@@ -44,13 +42,13 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTrans
 
 
 def open_model(
-    model: Path, latents: LatentsConfig, text_cache: Path | None = None
-) -> tuple[VideoCodec, PromptEncoder | CachedPromptEncoder, LatentClips]:
+    model: Path, latents: LatentsConfig | PromptsConfig, text_cache: Path | None = None
+) -> tuple[VideoCodec, PromptEncoder | CachedPromptEncoder, LatentClips | PromptClips]:
     """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents.
 
     Args:
         model: the folder.
-        latents: which clips.
+        latents: which clips, or prompts alone.
         text_cache: a folder for the features of prompts; the text encoder is then loaded for new ones only.
 
     Raises:
@@ -62,6 +60,8 @@ def open_model(
     here = ranks()
     codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(here.device)
     text = _open_text(model, text_cache)
+    if isinstance(latents, PromptsConfig):
+        return codec, text, PromptClips(latents)
     with here.main_first():  # which makes what is missing
         return codec, text, load_latents(latents, codec, codec_name(codec))
 
@@ -118,15 +118,15 @@ def show(
     text: TextEncoder,
     codec: VideoCodec,
     plans: Sequence[ChunkPlan],
+    clips: LatentClips | PromptClips,
     *,
-    shape: Sequence[int],
     weight: float = 1.0,
 ) -> None:
-    """Picture clips of fixed captions and noise, guided with ``weight``: a caption's plans below each other."""
+    """Picture new clips of the data's examples and fixed noise, guided with ``weight``: plans below each other."""
     here = ranks()
     count = max(1, PREVIEWS // len(plans))
-    scenes = sample_scenes(_PREVIEW_SEED, range(count))
-    prompts = [caption(scene, seed=_PREVIEW_SEED, index=i) for i, scene in enumerate(scenes)]
+    prompts = clips.examples(count)
+    count = len(prompts)
     videos = []
     with torch.autocast(here.device.type, torch.bfloat16):
         denoiser: Any = TextDenoiser(network, text(prompts))
@@ -136,7 +136,7 @@ def show(
             renoise = "implied" if len(plan.lengths) == 1 else "fresh"
             samples = range(count)
             latents = generate(
-                denoiser, plan, shape=shape, seed=0, samples=samples, renoise=renoise, device=here.device
+                denoiser, plan, shape=clips.shape[1:], seed=0, samples=samples, renoise=renoise, device=here.device
             )
             videos.append(codec.decode(latents).float().cpu())
     if here.main:

@@ -152,7 +152,7 @@ class TeacherStage:
             shift=self.config.shift,
         )
         weight = settings.get("guidance_scale", 2.0)
-        show(path, network, text, self.codec, [plan], shape=self.clips.latents.shape[2:], weight=weight)
+        show(path, network, text, self.codec, [plan], self.clips, weight=weight)
 
     def export(self, folder: Path) -> None:
         """Write a model folder whose only network is ``teacher/``."""
