@@ -20,7 +20,7 @@ def draw_totals(cells: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> Pa
     """
     calls = {plan: found["calls"] for results in cells.values() for plan, found in results[0]["plans"].items()}
     order = sorted(calls, key=lambda plan: (calls[plan], plan))
-    figure = new_figure(1.5 + 1.4 * len(order), 5)
+    figure = new_figure(3.5 + 1.2 * len(order), 5)
     axis = figure.subplots()
     for number, (name, results) in enumerate(cells.items()):
         plans = [plan for plan in order if plan in results[0]["plans"]]
@@ -40,7 +40,9 @@ def draw_totals(cells: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> Pa
     axis.set_xticks(range(len(order)), [f"{plan}\n{calls[plan]} calls" for plan in order])
     axis.set_ylabel("total")
     axis.grid(alpha=0.3, axis="y")
-    axis.legend(fontsize="x-small", ncols=2, title="recipe (seeds)", title_fontsize="x-small")
+    axis.legend(
+        fontsize="x-small", title="recipe (seeds)", title_fontsize="x-small", loc="upper left", bbox_to_anchor=(1.01, 1)
+    )
     with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=110)
+        figure.savefig(part, format="png", dpi=110, bbox_inches="tight")
     return path

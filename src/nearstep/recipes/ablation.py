@@ -21,7 +21,7 @@ from nearstep.evaluate.run import evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
 from nearstep.files import replacing
 from nearstep.recipes import playground as recipes
-from nearstep.recipes.tables import read_cells, write_tables
+from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
 from nearstep.stream.folder import EMBEDDED, ModelFolder
 from nearstep.train.health import read_metrics
 from nearstep.train.stages.distill import DistillConfig
@@ -49,6 +49,20 @@ def _asd(**changes: Any) -> Callable[[], DistillConfig]:
     return recipe
 
 
+_TOKENS: dict[str, Any] = {"pool": "mean", "gamma": 0.1}
+"""Heads that judge every token by itself, under a weaker penalty."""
+
+
+def _slow(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+    """The student at a quarter of its rate; assistant and discriminator at theirs."""
+    return lambda: replace(recipe(), student=replace(recipe().student, lr=5e-5))
+
+
+def _largest(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+    """Distribution matching on n = 4 alone: fewer steps learn from the adversary, or not at all."""
+    return lambda: replace(recipe(), match="largest")
+
+
 CELLS: dict[str, Callable[[], DistillConfig]] = {
     "self_forcing": recipes.self_forcing,
     "asd": _asd(),
@@ -70,8 +84,20 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "asd_teacher": _asd(backbone="teacher"),
     "asd_joint": _asd(backbone="joint"),
     "asd_chain": _asd(reference="both"),
+    "asd_tokens": _asd(**_TOKENS, weight=0.5),
+    "self_forcing_slow": _slow(recipes.self_forcing),
+    "asd_slow": _slow(_asd(**_TOKENS, weight=0.1, balance=False)),
+    "self_forcing_largest": _largest(recipes.self_forcing),
+    "asd_largest": _largest(_asd(weight=0.1, balance=False)),
+    "asd_largest_tokens": _largest(_asd(**_TOKENS, weight=0.1, balance=False)),
+    "self_forcing_largest_slow": _slow(_largest(recipes.self_forcing)),
+    "asd_largest_slow": _slow(_largest(_asd(**_TOKENS, weight=0.1, balance=False))),
 }
 """Cell -> the recipe of its runs."""
+
+
+PLOTTED = frozenset({cell for _, (cell, _) in SYSTEMS} | {"self_forcing_slow", "asd_slow"})
+"""What the plot shows; the tables show every cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +132,7 @@ class AblationConfig:
                 self._run(cell, seed, model)
         self._similarity()
         cells = read_cells(self.out, (*NETWORKS, *CELLS))
-        draw_totals(cells, self.out / "totals.png")
+        draw_totals({name: cells[name] for name in cells if name in PLOTTED} or cells, self.out / "totals.png")
         return write_tables(cells, self.out / "tables.md")
 
     def _similarity(self) -> None:
