@@ -29,6 +29,17 @@ def _repeatable():
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+REFERENCE = Path(__file__).parents[2] / "shared" / "fixtures" / "causal_wan_reference.pt"
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict:
+    """Numbers of a published causal Wan implementation, beside the checkout where they are at hand."""
+    if not REFERENCE.exists():
+        pytest.skip(f"no published reference numbers at {REFERENCE}")
+    return torch.load(REFERENCE, weights_only=True)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory):
     """A whole model in the on-disk format, tiny and untrained: causal student, bidirectional teacher, codec, text."""

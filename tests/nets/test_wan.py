@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -12,15 +10,6 @@ from nearstep.errors import NearstepError
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.nets.wan import SIZES, from_official, to_official, unwrapped, weights_in
-
-REFERENCE = Path(__file__).parents[3] / "shared" / "fixtures" / "causal_wan_reference.pt"
-
-
-@pytest.fixture(scope="module")
-def reference() -> dict:
-    if not REFERENCE.exists():
-        pytest.skip(f"no published reference numbers at {REFERENCE}")
-    return torch.load(REFERENCE, weights_only=True)
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,6 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.wan import from_official, sizes_of, to_official
 from nearstep.stream.weights import open_network
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "fixtures" / "causal_wan_reference.pt"
-
-
-@pytest.fixture(scope="module")
-def reference() -> dict:
-    if not REFERENCE.exists():
-        pytest.skip(f"no published reference numbers at {REFERENCE}")
-    return torch.load(REFERENCE, weights_only=True)
-
 
 @pytest.fixture(scope="module")
 def official(model_folder: Path) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,12 @@ import torch
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.recipes import playground
 from nearstep.train.export import export_model
+from nearstep.train.loop import LoopConfig
+from nearstep.train.optim import OptimConfig
 from nearstep.train.stages.codec import CodecSize
+from nearstep.train.stages.distill import DistillConfig
 from nearstep.train.stages.shared import codec_name
 from nearstep.train.stages.teacher import TextSize
 
@@ -30,6 +34,15 @@ class TinyModel:
 
     folder: Path
     latents: LatentsConfig
+
+    def distillation(self, loop: LoopConfig) -> DistillConfig:
+        """The playground's recipe on it, with a batch of 4."""
+        rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
+        return replace(
+            playground.distill(),
+            loop=loop, model=self.folder, latents=self.latents, student=rate, assistant=rate, discriminator=rate,
+            source="transformer", batch=4, ratio=2, warmup=0, alone=0,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -31,12 +31,7 @@ RIVALS = ("self_forcing", "distill", "self_forcing_1", "self_forcing_2", "causvi
 @pytest.fixture
 def config(model, tmp_path: Path) -> DistillConfig:
     loop = LoopConfig(folder=tmp_path / "run", steps=6, log_every=2, save_every=2, preview_every=100, tensorboard=False)
-    rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
-    return replace(
-        playground.distill(),
-        loop=loop, model=model.folder, latents=model.latents, student=rate, assistant=rate, discriminator=rate,
-        source="transformer", batch=4, ratio=2, warmup=0, alone=0,
-    )  # fmt: skip
+    return model.distillation(loop)
 
 
 def turn(steps: int) -> Turn:
@@ -159,7 +154,7 @@ def test_the_discriminators_turn_reaches_the_backbone_only_where_it_is_joint(con
 
 def gap(stage: DistillStage, batch) -> float:
     with torch.no_grad():
-        discriminate, pair = stage._critic(turn(1), batch, noise(stage)), stage._pair(batch, noise(stage))
+        discriminate, pair = stage._judged(turn(1), batch, noise(stage))
         return float((discriminate(pair.noised(pair.fewer)) - discriminate(pair.noised(pair.more))).mean())
 
 

@@ -11,11 +11,9 @@ from processes import run_on_two
 from safetensors.torch import load_file
 
 from nearstep.errors import NearstepError
-from nearstep.recipes import playground
 from nearstep.train.adversary import AdversaryConfig
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
-from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.distill import DistillConfig
 
@@ -28,13 +26,8 @@ COMPARED = (
 @pytest.fixture
 def config(model, tmp_path: Path) -> DistillConfig:
     loop = LoopConfig(folder=tmp_path / "one", steps=3, log_every=1, save_every=1, preview_every=3, tensorboard=False)
-    rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
-    return replace(
-        playground.distill(),
-        loop=loop, model=model.folder, latents=model.latents, student=rate, assistant=rate, discriminator=rate,
-        source="transformer", batch=4, micro=1, ratio=2, alone=0, counts=(2,),
-        adversary=AdversaryConfig(balance=True, penalty_every=1),
-    )  # fmt: skip
+    adversary = AdversaryConfig(balance=True, penalty_every=1)
+    return replace(model.distillation(loop), micro=1, counts=(2,), adversary=adversary)
 
 
 def weights(folder: Path, network: str = "transformer") -> dict[str, torch.Tensor]:

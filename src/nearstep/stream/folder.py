@@ -215,8 +215,9 @@ def _download(name: str) -> Path:
     except RepositoryNotFoundError as error:
         raise NearstepError(f"{name} is neither a folder here nor a model on the hub") from error
     except OSError as error:  # the hub's own errors are OSErrors
-        raise NearstepError(f"{name} is no folder here, and the hub did not give it: {_first_line(error)}") from error
+        raise NearstepError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library's error says first, for a one-line error of ours."""
     return str(error).strip().partition("\n")[0]

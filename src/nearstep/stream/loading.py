@@ -16,7 +16,7 @@ from nearstep.nets.tiles import Tiling
 from nearstep.nets.tiny import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.shapes import spatial_stride
-from nearstep.stream.folder import CONFIG, ModelFolder
+from nearstep.stream.folder import CONFIG, ModelFolder, first_line
 from nearstep.stream.student import Student
 from nearstep.stream.weights import Weights, open_network
 
@@ -44,7 +44,7 @@ def load_component(
     try:
         model, report = kind.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise NearstepError(f"{path / CONFIG} does not fit its weights: {_first_line(error)}") from error
+        raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):
         if found := sorted(map(str, report.get(f"{problem}_keys", ()))):
             what = f"{len(found)} {problem} tensors ({found[0]}, ...)"
@@ -100,7 +100,7 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # damaged JSON surfaces as almost any type, the Rust tokenizer's own included
-        raise NearstepError(f"{path} holds no tokenizer that can be read: {_first_line(error)}") from error
+        raise NearstepError(f"{path} holds no tokenizer that can be read: {first_line(error)}") from error
 
 
 def load_tiny_decoder(path: str | Path, vae: Mapping[str, Any], dtype: torch.dtype | None) -> TinyDecoder:
@@ -129,7 +129,3 @@ def tile_codec(vae: AutoencoderKLWan, size: int) -> None:
     overlap = -(-size // (4 * stride)) * stride
     Tiling(size=(size, size), overlap=(overlap, overlap)).check(stride)
     vae.enable_tiling(size, size, size - overlap, size - overlap)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -61,7 +61,6 @@ def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -
             dcp.save(state.tensors(), checkpoint_id=part, no_dist=here.count == 1)
         if here.main:
             (part / _RECIPE).write_text(json.dumps({"step": state.step, "recipe": recipe}, indent=1))
-            shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             for old in set(folder.glob(f"{_NAME}*")) - {target}:
                 shutil.rmtree(old)

@@ -9,7 +9,7 @@ CausVid, or DMD2 (recipes/playground.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -283,7 +283,7 @@ class DistillStage:
     ) -> dict[str, Tensor]:
         assert self.discriminator is not None
         with out_of_graph(self._backbone, self.discriminator):
-            asd, seen = student_turn(self._critic(turn, batch, noise), self._pair(batch, noise))
+            asd, seen = student_turn(*self._judged(turn, batch, noise))
         cosine = torch.cosine_similarity(total.flatten(1), asd.flatten(1)).mean()
         self.balance.add(total, asd)
         weight = config.weight * (self.balance.ratio if config.balance else 1.0)
@@ -302,9 +302,7 @@ class DistillStage:
         assert config is not None
         joint = config.backbone == "joint"
         with nullcontext() if joint else out_of_graph(self._backbone):
-            losses, seen = discriminator_turn(
-                self._critic(turn, batch, noise), self._pair(batch, noise), config.penalty, gamma
-            )
+            losses, seen = discriminator_turn(*self._judged(turn, batch, noise), config.penalty, gamma)
         ((config.joint_weight if joint else 1.0) * losses.sum() / len(self.rows)).backward()
         by_steps = {f"{name}_{turn.steps}": seen[name] for name in ("d_fewer", "d_more", "gap", "accuracy")}
         return {**seen, **by_steps}
@@ -314,21 +312,17 @@ class DistillStage:
         config = self.config.adversary
         return self.teacher if config and config.backbone == "teacher" else self.assistant
 
-    def _critic(self, turn: Turn, batch: Batch, noise: Noise) -> Any:
+    def _judged(self, turn: Turn, batch: Batch, noise: Noise) -> tuple[Callable[[Tensor], Tensor], Pair]:
+        """D_n at Psi's times, and the pair it judges."""
+        adversary = self.config.adversary
         assert self.discriminator is not None
-        assert self.config.adversary is not None
-        n = self.config.adversary.logit(turn.steps, GRID)
-        assert n is not None
-        return critic(self._backbone, self.discriminator, batch.text, self._psi_times(noise), n)
-
-    def _psi_times(self, noise: Noise) -> Tensor:
-        assert self.config.adversary is not None
-        return noise.t("psi", self.config.adversary.shift)
-
-    def _pair(self, batch: Batch, noise: Noise) -> Pair:
+        assert adversary is not None
         assert batch.more is not None
+        n, t = adversary.logit(turn.steps, GRID), noise.t("psi", adversary.shift)
+        assert n is not None
         eps, direction = noise.eps("psi"), noise.eps("direction")
-        return Pair(fewer=batch.fewer, more=batch.more, eps=eps, t=self._psi_times(noise), direction=direction)
+        pair = Pair(fewer=batch.fewer, more=batch.more, eps=eps, t=t, direction=direction)
+        return critic(self._backbone, self.discriminator, batch.text, t, n), pair
 
     # --- results ---------------------------------------------------------------------------------------------------
 
