@@ -32,8 +32,15 @@ class CausalDenoiser(Protocol):
         """One call at t = 0 that writes the keys and values of the clean frames ``x``, detached."""
         ...
 
-    def new_cache(self, batch: int, frames: int, height: int, width: int) -> Any:
-        """An empty cache for ``frames`` latent frames of ``height x width`` (latent units)."""
+    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Any, start: int) -> Tensor:
+        """``commit`` of ``clean``, the frames before ``start``, and then the call on ``x``, in one; without grad."""
+        ...
+
+    def new_cache(self, batch: int, frames: int | None, height: int, width: int, *, reach: Any = None) -> Any:
+        """An empty cache for ``frames`` latent frames of ``height x width`` (latent units), or without end (None).
+
+        ``reach`` says how far back chunks look, if not as far as the network was made for.
+        """
         ...
 
 

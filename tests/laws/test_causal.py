@@ -9,20 +9,21 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.masks import block_causal, teacher_forcing
+from nearstep.nets.masks import Reach, block_causal, teacher_forcing
 from nearstep.nets.transformer import VideoTransformer
 
 CHUNKS = [(3, 3, 3), (1, 3, 3), (1,) * 6, (2, 2, 2, 2, 1)]
 REACH = [(None, 0), (4, 0), (3, 1), (5, 2)]
+FOLLOWS = [(0, False), (1, True), (1, False)]
 HEIGHT, WIDTH = 4, 6
 
 
-def network(window: int | None = None, sink: int = 0) -> VideoTransformer:
+def network(window: int | None = None, sink: int = 0, layers: int = 2) -> VideoTransformer:
     torch.manual_seed(0)
     return (
         VideoTransformer(
             num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=10, freq_dim=16,
-            ffn_dim=32, num_layers=2, window_frames=window, sink_frames=sink,
+            ffn_dim=32, num_layers=layers, window_frames=window, sink_frames=sink,
         )
         .double()
         .eval()
@@ -35,16 +36,34 @@ def clip(frames: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def cached(
-    net: VideoTransformer, lengths: tuple[int, ...], x: Tensor, t: Tensor, text: Tensor, clean: Tensor
+    net: VideoTransformer,
+    lengths: tuple[int, ...],
+    x: Tensor,
+    t: Tensor,
+    text: Tensor,
+    clean: Tensor,
+    reach: Reach | None = None,
 ) -> Tensor:
     """Chunk by chunk: velocity of x given the chunks of `clean` committed so far."""
     denoiser = TextDenoiser(net, text)
-    cache = denoiser.new_cache(x.shape[0], x.shape[1], HEIGHT, WIDTH)
+    cache = denoiser.new_cache(x.shape[0], x.shape[1], HEIGHT, WIDTH, reach=reach)
     out = []
     for part, times, context in zip(x.split(lengths, 1), t.split(lengths, 1), clean.split(lengths, 1), strict=True):
         out.append(denoiser(part, times, cache=cache, start=cache.end))
         denoiser.commit(context, cache=cache, start=cache.end)
     return torch.cat(out, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "sink"), [(4, 1), (3, 2), (4, 4)])
+@pytest.mark.parametrize("lengths", [(3, 3, 3, 3), (1, 3, 3, 3), (1,) * 9, (2,) * 6])
+def test_cached_equals_masked_with_a_following_sink(lengths: tuple[int, ...], window: int, sink: int) -> None:
+    net = network()
+    x, t, text = clip(sum(lengths))
+    whole = net(x, 0 * t, text, visibility=block_causal(lengths, window, sink, following=True))
+    assert not torch.allclose(whole, net(x, 0 * t, text, visibility=block_causal(lengths, window, sink)))
+    reach = Reach(window=window, sink=sink, following=True)
+    torch.testing.assert_close(cached(net, lengths, x, 0 * t, text, x, reach), whole, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -84,10 +103,72 @@ def test_two_chunks_in_one_cached_call_equal_two_calls() -> None:
     whole = net(x, t, text, visibility=block_causal((2,) * 4, 5, 1))
     cache = net.new_cache(2, 8, HEIGHT, WIDTH)
     pair = block_causal((2, 2), 5, 1)
-    halves = [
-        net(x[:, i : i + 4], t[:, i : i + 4], text, visibility=pair, cache=cache, start=i, commit=True) for i in (0, 4)
-    ]
+    halves = []
+    for i in (0, 4):
+        half = x[:, i : i + 4], t[:, i : i + 4], text
+        halves.append(net(*half, visibility=pair, cache=cache, start=i))
+        assert net(*half, visibility=pair, cache=cache, start=i, commit=4).shape[1] == 0
     torch.testing.assert_close(torch.cat(halves, 1), whole, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("following", [False, True])
+@pytest.mark.parametrize(("window", "sink"), REACH)
+@pytest.mark.parametrize("lengths", CHUNKS)
+def test_a_fused_commit_is_a_commit_and_a_call(
+    lengths: tuple[int, ...], window: int | None, sink: int, following: bool
+) -> None:
+    net = network(window, sink)
+    x, t, text = clip(sum(lengths))
+    reach = Reach(window=window, sink=sink, following=following)
+    apart, fused = (net.new_cache(2, x.shape[1], HEIGHT, WIDTH, reach=reach) for _ in range(2))
+    denoiser, before = TextDenoiser(net, text), None
+    for part, times in zip(x.split(lengths, 1), t.split(lengths, 1), strict=True):
+        start = apart.end + (0 if before is None else before.shape[1])
+        if before is None:
+            together = denoiser(part, times, cache=fused, start=start)
+        else:
+            denoiser.commit(before, cache=apart, start=apart.end)
+            together = denoiser.commit_then(before, part, times, cache=fused, start=start)
+        expected = denoiser(part, times, cache=apart, start=start)
+        torch.testing.assert_close(together, expected, rtol=0, atol=1e-10)
+        assert fused.positions == apart.positions
+        again = denoiser(part, times, cache=fused, start=start)  # what was committed is what a commit writes
+        torch.testing.assert_close(again, expected, rtol=0, atol=1e-10)
+        before = part
+
+
+@torch.no_grad()
+def test_a_following_sink_lies_just_before_the_window() -> None:
+    # In one layer a frame's keys depend on the frame alone, so the past can be laid out anew as one short clip.
+    net = network(layers=1)
+    x, t, text = clip(40)
+    cache = net.new_cache(2, None, HEIGHT, WIDTH, reach=Reach(window=6, sink=2, following=True))
+    denoiser = TextDenoiser(net, text)
+    for start in range(0, 40, 2):
+        part, times = x[:, start : start + 2], t[:, start : start + 2]
+        v = denoiser(part, times, cache=cache, start=start)
+        seen = [*range(min(2, start)), *range(max(2, start - 4), start)]
+        short = torch.cat([x[:, seen], part], 1), torch.cat([0 * t[:, seen], times], 1), text
+        torch.testing.assert_close(v, net(*short)[:, -2:], rtol=0, atol=1e-10)
+        denoiser.commit(part, cache=cache, start=start)
+
+
+@torch.no_grad()
+def test_an_endless_stream_passes_the_last_position_where_its_sink_follows() -> None:
+    net = network()
+    x, t, text = clip(2, batch=1)
+    denoiser = TextDenoiser(net, text)
+    caches = [net.new_cache(1, None, HEIGHT, WIDTH, reach=Reach(window=4, sink=s, following=f)) for s, f in FOLLOWS]
+    for cache in caches:
+        for _ in range(515):  # of two frames; positions are 1024
+            if cache is caches[-1] and cache.end == 1024:
+                break
+            denoiser.commit(x, cache=cache, start=cache.end)
+    for cache in caches[:-1]:
+        assert denoiser(x, t, cache=cache, start=cache.end).isfinite().all()
+    with pytest.raises(NearstepError, match="distance 1025 is out of range"):
+        denoiser(x, t, cache=caches[-1], start=1024)
 
 
 @torch.no_grad()
@@ -144,7 +225,7 @@ def test_a_commit_under_grad_is_detached_too() -> None:
     x, t, text = clip(4)
     first = x[:, :2].clone().requires_grad_()
     cache = net.new_cache(2, 4, HEIGHT, WIDTH, append_only=True)
-    assert net(first, t[:, :2], text, cache=cache, commit=True).requires_grad
+    assert net(first, t[:, :2], text, cache=cache, commit=2).requires_grad
     second = net(x[:, 2:], t[:, 2:], text, cache=cache, start=2)
     (grad,) = torch.autograd.grad(second.sum(), first, allow_unused=True)
     assert grad is None

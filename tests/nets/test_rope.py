@@ -1,4 +1,4 @@
-"""Rotary positions: closed form, relative, and never past the table."""
+"""Rotary positions: closed form, relative, and never further than known."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.nets.rope import axis_widths, rope_table, rotate
+from nearstep.nets.rope import advance, axis_widths, check_distances, rope_table, rotate
 
 
 def table(frames: tuple[int, ...], height: int = 2, width: int = 3, head_dim: int = 24) -> tuple:
-    return rope_table(
-        frames, height, width, head_dim=head_dim, limit=64, dtype=torch.float64, device=torch.device("cpu")
-    )
+    return rope_table(frames, height, width, head_dim=head_dim, dtype=torch.float64, device=torch.device("cpu"))
 
 
 def test_a_wan_head_is_shared_out_as_44_42_42() -> None:
@@ -38,7 +36,13 @@ def test_products_depend_on_distance_alone() -> None:
     torch.testing.assert_close(near, far)
 
 
-@pytest.mark.parametrize(("frames", "height"), [((63, 64), 2), ((0,), 65)])
-def test_a_position_past_the_table_raises(frames: tuple[int, ...], height: int) -> None:
-    with pytest.raises(NearstepError, match="position 64 is out of range"):
-        table(frames, height)
+def test_a_key_turned_later_is_the_key_of_a_later_frame() -> None:
+    key = torch.randn(1, 6, 2, 24, dtype=torch.float64)
+    torch.testing.assert_close(advance(rotate(key, table((4,))), 1_000_000), rotate(key, table((1_000_004,))))
+
+
+@pytest.mark.parametrize(("frames", "oldest", "height"), [((63, 64), 0, 2), ((1063, 1064), 1000, 2), ((0,), 0, 65)])
+def test_a_distance_past_the_limit_raises(frames: tuple[int, ...], oldest: int, height: int) -> None:
+    with pytest.raises(NearstepError, match="distance 64 is out of range"):
+        check_distances(frames, oldest, height, 3, limit=64)
+    check_distances(frames, oldest, height, 3, limit=65)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,29 +14,43 @@ from nearstep import rng
 from nearstep.flow.guidance import Guided
 from nearstep.flow.path import per_frame
 from nearstep.flow.plan import ChunkPlan, make_plan, prefix
-from nearstep.rollout.rollout import generate, rollout
+from nearstep.rollout.rollout import Planned, generate, rollout, unroll
 
 SHAPE = (2, 4, 4)
 
 
+class Fused:
+    """A fused commit is, by its law, a commit and a call."""
+
+    def commit_then(self, clean, x, t, *, cache, start):
+        with torch.no_grad():
+            self.commit(clean, cache=cache, start=start - clean.shape[1])
+            return self(x, t, cache=cache, start=start)
+
+
 @dataclass
-class Recorder:
+class Recorder(Fused):
     """A causal denoiser of one weight that notes its calls; its context is the mean of what was committed."""
 
     weight: torch.Tensor = field(default_factory=lambda: torch.tensor(0.5, requires_grad=True))
     calls: list = field(default_factory=list)
+    fused: list = field(default_factory=list)
 
     def __call__(self, x, t, *, cache=None, start=0):
         self.calls.append(("step", start, float(t[0, 0]), torch.is_grad_enabled()))
         context = torch.stack(cache).mean() if cache else torch.zeros(())
         return self.weight * x + context
 
+    def commit_then(self, clean, x, t, *, cache, start):
+        self.fused.append(start)
+        return super().commit_then(clean, x, t, cache=cache, start=start)
+
     def commit(self, x, *, cache, start):
         assert not x.requires_grad
         self.calls.append(("commit", start, 0.0, torch.is_grad_enabled()))
         cache.append(x.mean())
 
-    def new_cache(self, batch, frames, height, width):
+    def new_cache(self, batch, frames, height, width, *, reach=None):
         return []
 
 
@@ -43,11 +58,13 @@ def plan_of(text: str, frames: int = 9) -> ChunkPlan:
     return make_plan(text, frames=frames, chunk_frames=3, shift=5.0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("text", ["4", "2", "1", "4,2x", "4,1x", "4,2,1x"])
-def test_calls_are_what_the_plan_counts(text: str):
+def test_calls_are_what_the_plan_counts(text: str, fused: bool):
     denoiser, plan = Recorder(), plan_of(text, 21)
-    list(rollout(denoiser, plan, shape=SHAPE, seed=0, samples=[0]))
+    list(rollout(denoiser, plan, shape=SHAPE, seed=0, samples=[0], fused=fused))
     assert len(denoiser.calls) == plan.calls
+    assert len(denoiser.fused) == (plan.commits if fused else 0)
     assert sum(kind == "commit" for kind, *_ in denoiser.calls) == plan.commits
 
 
@@ -59,6 +76,51 @@ def test_a_chunk_is_given_out_before_it_is_committed_and_the_last_is_never():
     assert [kind for kind, *_ in denoiser.calls] == ["step", "step"]
     assert [chunk.start for chunk in chunks] == [3, 6]
     assert denoiser.calls[-1][0] == "step"
+
+
+def test_fused_changes_nothing_and_a_graph_is_never_fused():
+    options = {"shape": SHAPE, "seed": 0, "samples": [0]}
+    apart, fused, graph = Recorder(), Recorder(), Recorder()
+    expected = generate(apart, plan_of("2"), **options)
+    assert torch.equal(generate(fused, plan_of("2"), fused=True, **options), expected)
+    assert fused.calls == apart.calls
+    generate(graph, plan_of("2"), fused=True, graph=True, **options)
+    assert not graph.fused
+
+
+def test_chunks_without_end_are_asked_for_one_at_a_time():
+    asked = []
+
+    def endless():
+        for count in itertools.count():
+            asked.append(count)
+            yield Planned(count % 2 + 1, prefix(1 + count % 3, shift=5.0))
+
+    def draw(chunk, frames, step):
+        return rng.noise((frames, *SHAPE), seed=0, samples=[0], chunk=chunk, step=step)
+
+    denoiser, clean = Recorder(), torch.zeros(1, 2, *SHAPE)
+    chunks = unroll(denoiser, endless(), draw, cache=[], first=7, start=5, before=clean)
+    made = [next(chunks) for _ in range(4)]
+    assert asked == [0, 1, 2, 3]
+    assert [(chunk.index, chunk.start, chunk.steps) for chunk in made] == [(7, 5, 1), (8, 6, 2), (9, 8, 3), (10, 9, 1)]
+    assert denoiser.calls[0][:2] == ("commit", 3)
+
+
+def test_a_chunk_stops_when_it_is_enough():
+    seen = []
+
+    def enough(earlier, x0):
+        seen.append(float((x0 - earlier).abs().mean()))
+        return len(seen) == 2
+
+    def draw(chunk, frames, step):
+        return rng.noise((frames, *SHAPE), seed=0, samples=[0], chunk=chunk, step=step)
+
+    (chunk,) = unroll(Recorder(), [Planned(3, prefix(4, shift=5.0), enough)], draw, cache=None)
+    assert chunk.steps == 3
+    assert len(seen) == 2
+    assert min(seen) > 0
 
 
 def test_a_sample_depends_on_its_own_name_alone():
@@ -88,13 +150,13 @@ def test_training_with_a_prefix_is_sampling_with_it_bitwise():
     assert torch.equal(trained.detach(), sampled)
 
 
-class Cacheless:
+class Cacheless(Fused):
     """One chunk needs no cache."""
 
     def commit(self, x, *, cache, start):
         raise AssertionError("one chunk is never committed")
 
-    def new_cache(self, batch, frames, height, width):
+    def new_cache(self, batch, frames, height, width, *, reach=None):
         raise AssertionError("one chunk needs no cache")
 
 
@@ -128,7 +190,7 @@ def test_fresh_noise_samples_the_gaussian_too():
     assert float(made.mean()) == pytest.approx(GaussianScore.mean, abs=0.01)
 
 
-class Halves:
+class Halves(Fused):
     """Velocity 1 for the conditional rows, 0 for the others."""
 
     def __call__(self, x, t, *, cache=None, start=0):
@@ -139,7 +201,7 @@ class Halves:
     def commit(self, x, *, cache, start):
         cache.append(len(x))
 
-    def new_cache(self, batch, frames, height, width):
+    def new_cache(self, batch, frames, height, width, *, reach=None):
         return [batch]
 
 

@@ -43,9 +43,14 @@ class Watched:
         """As the denoiser does."""
         self.denoiser.commit(x, cache=cache, start=start)
 
-    def new_cache(self, batch: int, frames: int, height: int, width: int) -> Any:
+    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Any, start: int) -> Tensor:
+        """A commit, and a call that is noted."""
+        self.commit(clean, cache=cache, start=start - clean.shape[1])
+        return self(x, t, cache=cache, start=start)
+
+    def new_cache(self, batch: int, frames: int | None, height: int, width: int, *, reach: Any = None) -> Any:
         """As the denoiser does."""
-        return self.denoiser.new_cache(batch, frames, height, width)
+        return self.denoiser.new_cache(batch, frames, height, width, reach=reach)
 
 
 @torch.no_grad()

@@ -39,9 +39,17 @@ class Guided:
         """Write the clean frames ``x`` under both texts."""
         self.both.commit(_twice(x), cache=cache, start=start)
 
-    def new_cache(self, batch: int, frames: int, height: int, width: int) -> Any:
+    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Any, start: int) -> Tensor:
+        """Write ``clean`` under both texts; guided velocity of ``x``."""
+
+        def both(x: Tensor, t: Tensor) -> Tensor:
+            return self.both.commit_then(_twice(clean), x, t, cache=cache, start=start)
+
+        return guided(both, self.weight)(x, t)
+
+    def new_cache(self, batch: int, frames: int | None, height: int, width: int, *, reach: Any = None) -> Any:
         """An empty cache with room for both halves."""
-        return self.both.new_cache(2 * batch, frames, height, width)
+        return self.both.new_cache(2 * batch, frames, height, width, reach=reach)
 
 
 def _twice(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from nearstep.nets.cache import KeysValues, Past
 from nearstep.nets.masks import Group
 from nearstep.nets.precision import wide
-from nearstep.nets.rope import RopeTable, rotate
+from nearstep.nets.rope import RopeTable, advance, rotate
 
 
 class WideRMSNorm(nn.RMSNorm):
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         """
         q, k = queries.to(values.dtype), keys.to(values.dtype)
         if groups:
-            parts = [attention(q[:, g.first : g.end], seen(k, g), seen(values, g)) for g in groups]
+            parts = [attention(q[:, g.first : g.end], seen(k, g, g.nearer), seen(values, g)) for g in groups]
             return self.to_out[0](torch.cat(parts, dim=1).flatten(2))
         return self.to_out[0](attention(q, k, values).flatten(2))
 
@@ -66,11 +66,20 @@ class SelfAttention(Attention):
     """Attention of a call's tokens over those committed before and over themselves."""
 
     def forward(
-        self, x: Tensor, rope: RopeTable, groups: Sequence[Group] = (), past: Past | None = None
+        self, x: Tensor, rope: RopeTable, groups: Sequence[Group] = (), past: Past | None = None, left: int = 0
     ) -> tuple[Tensor, KeysValues]:
-        """x [B, S, D] -> output [B, S, D] and this call's own rotated keys and values, each [B, S, heads, head_dim]."""
+        """x [B, S, D] -> output [B, S - left, D] and x's own rotated keys and values, each [B, S, heads, head_dim].
+
+        left: so many of the first tokens ask nothing: they are only seen.
+        """
         keys, values = self.keys_values(x)
-        queries, keys = rotate(self.queries(x), rope), rotate(keys, rope)
+        keys = rotate(keys, rope)
+        if left == x.shape[1]:
+            return x[:, left:], (keys, values)
+        if left:
+            x, rope = x[:, left:], (rope[0][left:], rope[1][left:])
+            groups = [g._replace(first=max(0, g.first - left), end=g.end - left) for g in groups if g.end > left]
+        queries = rotate(self.queries(x), rope)
         return self.attend(queries, *joined(past, keys, values), groups), (keys, values)
 
 
@@ -95,9 +104,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def seen(x: Tensor, group: Group) -> Tensor:
-    """The tokens of x [B, K, heads, head_dim] that the group sees; a view where they lie side by side."""
+def seen(x: Tensor, group: Group, nearer: int = 0) -> Tensor:
+    """The tokens of x [B, K, heads, head_dim] that the group sees; a view where they lie side by side.
+
+    nearer: frames by which those of the first run, if they are rotated keys, are turned on.
+    """
     parts = [x[:, first:end] for first, end in group.keys]
+    if nearer:
+        parts[0] = advance(parts[0], nearer)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import within_reach
+from nearstep.nets.masks import gap, within_reach
+from nearstep.nets.rope import advance
 
 KeysValues = tuple[Tensor, Tensor]  # each [B, tokens, heads, head_dim]
 
@@ -23,7 +24,7 @@ KeysValues = tuple[Tensor, Tensor]  # each [B, tokens, heads, head_dim]
 class Past(NamedTuple):
     """What one layer's attention reads before its own keys and values.
 
-    keys, values: [B, tokens, heads, head_dim], views of the cache wherever possible.
+    keys, values: [B, tokens, heads, head_dim], views of the cache wherever possible; keys as they were rotated.
     room: the last tokens are free space of the cache, where the call may put its own keys and values instead of copying
         the past beside them. Never so under grad, where attention keeps its inputs for the backward pass.
     """
@@ -37,6 +38,8 @@ class KVCache:
     """Preallocated keys and values of `capacity_frames` frames for every layer.
 
     window_frames, sink_frames: how far back a chunk may look (masks.py); None sees everything.
+    following_sink: the sink's keys are turned on with the window (masks.Reach).
+    chunk_frames: what the next chunk has at least. Frames that it does not see are dropped by the commit before it.
     append_only: never drop a frame. Training needs it: the backward pass may read frames again, so a commit that would
         have to drop one is refused.
     """
@@ -52,6 +55,8 @@ class KVCache:
         head_dim: int,
         window_frames: int | None = None,
         sink_frames: int = 0,
+        following_sink: bool = False,
+        chunk_frames: int = 1,
         append_only: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -64,11 +69,17 @@ class KVCache:
         self.tokens_per_frame = tokens_per_frame
         self.window_frames = window_frames
         self.sink_frames = sink_frames
+        self.following_sink = following_sink
+        self.chunk_frames = chunk_frames
         self.append_only = append_only
         self.end = 0
         """Frames committed so far, dropped ones included: where the next chunk starts."""
         self.positions: tuple[int, ...] = ()
         """Absolute frame in every used slot, ascending."""
+        self._sink: list[Tensor] = []
+        """Every layer's keys of the sink as they were committed, once the window has left it behind."""
+        self.turned = 0
+        """Frames by which the held keys of the sink have been turned on."""
 
     def find(self, positions: Sequence[int]) -> list[slice]:
         """Slots of the held `positions` (ascending), as few slices as possible."""
@@ -102,7 +113,7 @@ class KVCache:
                 f"cannot commit frames from {start} on: the cache ends at frame {self.end}; commit chunks in order"
             )
         frames = layers[0][0].shape[1] // self.tokens_per_frame
-        self._make_room(frames)
+        self._forget(frames)
         held = len(self.positions)
         tokens = self._tokens(slice(held, held + frames))
         with torch.no_grad():
@@ -112,29 +123,49 @@ class KVCache:
         self.positions += tuple(range(start, start + frames))
         self.end = start + frames
 
-    def _make_room(self, frames: int) -> None:
-        """Drop frames that no later chunk can see, if `frames` more do not fit otherwise."""
-        if len(self.positions) + frames <= self.capacity_frames:
-            return
-        if self.append_only:
+    def clear(self) -> None:
+        """Forget all frames, as if none had been committed."""
+        self.end, self.positions, self._sink, self.turned = 0, (), [], 0
+
+    def _forget(self, frames: int) -> None:
+        """Drop what no chunk after the next `frames` sees, and close the gap, so that a read is a view."""
+        held = len(self.positions)
+        if self.append_only and held + frames > self.capacity_frames:
             raise NearstepError(
                 f"an append-only cache of {self.capacity_frames} frames cannot take {frames} more after "
-                f"{len(self.positions)}; make it with at least {len(self.positions) + frames} frames"
+                f"{held}; make it with at least {held + frames} frames"
             )
-        # The next chunk has at least one frame, so it ends at least one past the frames now being committed.
-        next_end = self.end + frames + 1
-        kept = tuple(p for p in self.positions if within_reach(p, next_end, self.window_frames, self.sink_frames))
+        next_end = self.end + frames + self.chunk_frames
+        reach = (self.window_frames, self.sink_frames)
+        kept = tuple(p for p in self.positions if self.append_only or within_reach(p, next_end, *reach))
         if len(kept) + frames > self.capacity_frames:
             raise NearstepError(
                 f"a cache of {self.capacity_frames} frames cannot take {frames} more after {len(kept)} that are still "
                 f"in sight; make it with at least {len(kept) + frames} frames or set a shorter window"
             )
-        if slots := self.find(kept):
-            target = self._tokens(slice(0, len(kept)))
-            with torch.no_grad():
-                for buffer in (*self.keys, *self.values):
-                    buffer[:, target] = self._gather(buffer, slots).clone()
+        if self.following_sink and self.positions:
+            self._follow(gap(next_end, *reach))
+        if kept == self.positions:
+            return
+        place = 0
+        with torch.no_grad():
+            for run in self.find(kept):
+                source, target = self._tokens(run), self._tokens(slice(place, place := place + run.stop - run.start))
+                if source != target:
+                    for buffer in (*self.keys, *self.values):
+                        buffer[:, target] = buffer[:, source].clone()  # they may overlap
         self.positions = kept
+
+    def _follow(self, frames: int) -> None:
+        """Turn the sink's keys on by `frames`, from what was committed: rounding does not add up."""
+        if frames == self.turned:
+            return
+        tokens = self._tokens(slice(0, sum(p < self.sink_frames for p in self.positions)))
+        with torch.no_grad():
+            self._sink = self._sink or [keys[:, tokens].clone() for keys in self.keys]
+            for keys, first in zip(self.keys, self._sink, strict=True):
+                keys[:, tokens] = advance(first, frames)
+        self.turned = frames
 
     def _tokens(self, slots: slice) -> slice:
         return slice(slots.start * self.tokens_per_frame, slots.stop * self.tokens_per_frame)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
+from nearstep.nets.masks import Reach, block_causal
 from nearstep.nets.transformer import TextKeys, VideoTransformer
 
 
@@ -40,10 +41,43 @@ class TextDenoiser:
     def commit(self, x: Float[Tensor, "B F C H W"], *, cache: KVCache, start: int) -> None:
         """Write the clean frames x to the cache: one call at t = 0, without grad."""
         with torch.no_grad():
-            self.net(x, x.new_zeros(x.shape[0]), self.text, cache=cache, start=start, commit=True)
+            self.net(x, x.new_zeros(x.shape[0]), self.text, cache=cache, start=start, commit=x.shape[1])
 
-    def new_cache(self, batch: int, frames: int, height: int, width: int, *, append_only: bool = False) -> KVCache:
-        """An empty cache; `append_only` for training, where the backward pass may read frames again."""
+    def commit_then(
+        self,
+        clean: Float[Tensor, "B P C H W"],
+        x: Float[Tensor, "B F C H W"],
+        t: Float[Tensor, "B F"],
+        *,
+        cache: KVCache,
+        start: int,
+    ) -> Float[Tensor, "B F C H W"]:
+        """`commit` of the clean frames before `start`, and then the call on x, as one network call (method.md 10)."""
+        before = clean.shape[1]
+        with torch.no_grad():
+            return self.net(
+                torch.cat([clean, x], dim=1),
+                torch.cat([t.new_zeros(t.shape[0], before), t], dim=1),
+                self.text,
+                visibility=block_causal(
+                    (before, x.shape[1]), cache.window_frames, cache.sink_frames, cache.following_sink
+                ),
+                cache=cache,
+                start=start - before,
+                commit=before,
+            )
+
+    def new_cache(
+        self,
+        batch: int,
+        frames: int | None,
+        height: int,
+        width: int,
+        *,
+        reach: Reach | None = None,
+        append_only: bool = False,
+    ) -> KVCache:
+        """An empty cache (transformer.py); `append_only` for training: the backward pass may read frames again."""
         if batch != self.text.batch:
             raise NearstepError(f"a cache for batch {batch} needs {batch} prompts, not {self.text.batch}")
-        return self.net.new_cache(batch, frames, height, width, append_only=append_only)
+        return self.net.new_cache(batch, frames, height, width, reach=reach, append_only=append_only)

@@ -7,7 +7,7 @@ the observer's chunk, or among the first `sink` frames of the video. Noisy frame
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -19,9 +19,27 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How far back a stream's chunks look."""
+
+    window: int | None = None
+    """Newest frames, a chunk's own included; None: all."""
+    sink: int = 0
+    """First frames of the video, seen in addition."""
+    following: bool = False
+    """The sink is seen as if it lay just before the window, however far that has moved on. Then no distance in an
+    endless stream is longer than those a network was trained on."""
+
+
 def within_reach(position: int, end: int, window: int | None, sink: int) -> bool:
     """Whether a chunk that ends before frame `end` may look back at frame `position`."""
     return window is None or position >= end - window or position < sink
+
+
+def gap(end: int, window: int | None, sink: int) -> int:
+    """Frames between the sink and the window of a chunk that ends before frame `end`."""
+    return 0 if window is None or not sink else max(0, end - window - sink)
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class Visibility:
     positions: absolute frame number of every frame in the sequence, which its rotary position follows too.
     spans: (first frame, one past the last) of the chunk that the frame belongs to.
     noisy: frames that only their own chunk may see.
+    window, sink, following: see Reach.
     """
 
     positions: tuple[int, ...]
@@ -38,6 +57,7 @@ class Visibility:
     noisy: tuple[bool, ...]
     window: int | None = None
     sink: int = 0
+    following: bool = False
 
     def __post_init__(self) -> None:
         longest = max(end - start for start, end in self.spans)
@@ -57,6 +77,7 @@ class Visibility:
             noisy=self.noisy,
             window=self.window,
             sink=self.sink,
+            following=self.following,
         )
 
     def sees(self, observer: int, other: int) -> bool:
@@ -70,13 +91,15 @@ class Visibility:
         """Whether frame number `observer` sees the clean frame at an earlier absolute `position`."""
         return within_reach(position, self.spans[observer][1], self.window, self.sink)
 
-    def past(self, positions: Iterable[int]) -> tuple[int, ...]:
-        """Those of the committed `positions` that some frame of the sequence sees."""
+    def gap(self, observer: int) -> int:
+        """How much nearer than it is frame number `observer` of the sequence sees the sink."""
+        return gap(self.spans[observer][1], self.window, self.sink) if self.following else 0
+
+    def past(self) -> tuple[int, ...]:
+        """Positions before the sequence that some frame of it sees."""
         first = min(self.positions)
-        ends = {end for _, end in self.spans}
-        return tuple(
-            p for p in positions if p < first and any(within_reach(p, end, self.window, self.sink) for end in ends)
-        )
+        oldest = 0 if self.window is None else max(0, min(end for _, end in self.spans) - self.window)
+        return (*range(min(self.sink, oldest, first)), *range(oldest, first))
 
     def frame_mask(self, past: Sequence[int] = ()) -> Tensor:
         """Boolean [F, len(past) + F]: what each frame sees of the committed frames `past` and of its own sequence."""
@@ -86,32 +109,47 @@ class Visibility:
 
 
 class Group(NamedTuple):
-    """Tokens that see the same: queries `first` to `end`, and the runs of keys that they see."""
+    """Tokens that see the same: queries `first` to `end`, and the runs of keys that they see.
+
+    nearer: frames by which the keys of the first run, the sink, must be turned on.
+    """
 
     first: int
     end: int
     keys: tuple[tuple[int, int], ...]
+    nearer: int = 0
 
 
 @lru_cache(maxsize=256)
-def token_groups(visibility: Visibility, past: tuple[int, ...], tokens_per_frame: int) -> tuple[Group, ...]:
+def token_groups(
+    visibility: Visibility, past: tuple[int, ...], tokens_per_frame: int, turned: int = 0
+) -> tuple[Group, ...]:
     """The sequence cut where visibility changes; keys count through [past | sequence]. Empty where all see all.
+
+    turned: frames by which the keys of the sink in the past have been turned on already.
 
     Attention then runs once a group, over exactly what the group sees: no mask is stored, which at 21 frames of 1560
     tokens would have 10^9 entries, and nothing hidden is computed.
     """
-    mask = visibility.frame_mask(past)
-    if mask.all():
+    mask, n = visibility.frame_mask(past), tokens_per_frame
+    sink = sum(place == position for place, position in enumerate((*past, *visibility.positions)[: visibility.sink]))
+    rows = [(tuple(row), visibility.gap(i) - turned if sink else 0) for i, row in enumerate(mask.tolist())]
+    if mask.all() and not any(nearer for _, nearer in rows):
         return ()
-    rows, n = mask.tolist(), tokens_per_frame
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
-    return tuple(Group(a * n, b * n, _runs(rows[a], n)) for a, b in pairwise([*starts, len(rows)]))
+    return tuple(
+        Group(a * n, b * n, _runs(rows[a][0], n, sink if rows[a][1] else 0), rows[a][1])
+        for a, b in pairwise([*starts, len(rows)])
+    )
 
 
-def _runs(row: Sequence[bool], n: int) -> tuple[tuple[int, int], ...]:
-    """Stretches of true entries as (first, end), each entry n wide."""
+def _runs(row: Sequence[bool], n: int, cut: int = 0) -> tuple[tuple[int, int], ...]:
+    """Stretches of true entries as (first, end), each entry n wide; one that spans `cut` ends there and begins anew."""
     edges = [i for i, (a, b) in enumerate(pairwise([False, *row, False])) if a != b]
-    return tuple((first * n, end * n) for first, end in zip(edges[::2], edges[1::2], strict=True))
+    runs = [*zip(edges[::2], edges[1::2], strict=True)]
+    if cut and (spanning := [run for run in runs if run[0] < cut < run[1]]):
+        runs = sorted({*runs} - {*spanning} | {(spanning[0][0], cut), (cut, spanning[0][1])})
+    return tuple((first * n, end * n) for first, end in runs)
 
 
 def spans_of(chunk_lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -122,11 +160,13 @@ def spans_of(chunk_lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((end - length, end) for length, end in zip(chunk_lengths, ends, strict=True) for _ in range(length))
 
 
-def block_causal(chunk_lengths: Sequence[int], window: int | None = None, sink: int = 0) -> Visibility:
+def block_causal(
+    chunk_lengths: Sequence[int], window: int | None = None, sink: int = 0, following: bool = False
+) -> Visibility:
     """Each chunk sees itself and the earlier ones within reach."""
     spans = spans_of(chunk_lengths)
     frames = len(spans)
-    return Visibility(tuple(range(frames)), spans, (False,) * frames, window, sink)
+    return Visibility(tuple(range(frames)), spans, (False,) * frames, window, sink, following)
 
 
 def full(frames: int) -> Visibility:

@@ -2,11 +2,15 @@
 
 A head of width d is cut into pairs of channels; the pairs are shared out between the frame (the largest share), the
 row and the column. Pair i of an axis of width w turns by position * theta^(-2i/w). Tables are made in float64, depend
-on positions alone and are remembered, so that a network call only looks them up.
+on positions alone; what frames share (rows and columns) is remembered, and so are the newest whole tables.
+
+Turning by positions makes products of queries and keys depend on distances alone. So how far a network can go is a
+matter of distance, not of the frame number: a stream may go on for ever where a window bounds what it sees.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -31,39 +35,55 @@ def angles(positions: Tensor, width: int) -> Tensor:
     return positions[:, None] * THETA ** (-2.0 * pairs / width)
 
 
-@lru_cache(maxsize=256)
+def check_distances(frames: Sequence[int], oldest: int, height: int, width: int, limit: int) -> None:
+    """Refuse what is further apart than `limit` positions: clamped, two places would silently be one.
+
+    frames: absolute positions. oldest: of the frames that they see. height and width: of a frame, in tokens.
+    """
+    furthest = max(max(frames) - oldest, height - 1, width - 1)
+    if furthest >= limit:
+        raise NearstepError(
+            f"rotary distance {furthest} is out of range: this network knows distances 0 to {limit - 1}; "
+            "generate fewer frames, a smaller picture, set a window, or raise rope_max_seq_len"
+        )
+
+
+@lru_cache(maxsize=16)  # the steps of a chunk share one; a stream never comes back to an older one
 def rope_table(
-    frames: tuple[int, ...],
-    height: int,
-    width: int,
-    *,
-    head_dim: int,
-    limit: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    frames: tuple[int, ...], height: int, width: int, *, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> RopeTable:
     """Cosine and sine of every token, frame by frame: [frames * height * width, 1, head_dim / 2] each.
 
-    `frames` are absolute positions, height and width are in tokens. A position at or past `limit` raises NearstepError:
-    a clamped one would silently give two frames the same place.
+    `frames` are absolute positions, height and width are in tokens.
     """
-    furthest = max(max(frames), height - 1, width - 1)
-    if furthest >= limit:
-        raise NearstepError(
-            f"rotary position {furthest} is out of range: this network knows positions 0 to {limit - 1}; "
-            "generate fewer frames, a smaller picture, or raise rope_max_seq_len"
-        )
-    shape = (len(frames), height, width)
-    by_axis = []
-    for axis, (positions, channels) in enumerate(
-        zip((frames, range(height), range(width)), axis_widths(head_dim), strict=True)
-    ):
-        turn = angles(torch.tensor(positions, dtype=torch.float64), channels)
-        view = [1, 1, 1, turn.shape[1]]
-        view[axis] = turn.shape[0]
-        by_axis.append(turn.view(view).expand(*shape, -1))
-    turns = torch.cat(by_axis, dim=-1).reshape(-1, 1, head_dim // 2)
+    turn = angles(torch.tensor(frames, dtype=torch.float64), axis_widths(head_dim)[0])
+    moving = (part.to(device, dtype)[:, None].expand(-1, height * width, -1) for part in (turn.cos(), turn.sin()))
+    still = (part.expand(len(frames), -1, -1) for part in _picture(height, width, head_dim, dtype, device))
+    cos, sin = (torch.cat(parts, dim=2).flatten(0, 1)[:, None] for parts in zip(moving, still, strict=True))
+    return cos, sin
+
+
+@lru_cache(maxsize=64)
+def _picture(height: int, width: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> RopeTable:
+    """Cosine and sine of the rows and columns of one frame, [height * width, pairs] each."""
+    sides = (torch.arange(side, dtype=torch.float64) for side in (height, width))
+    rows, columns = (angles(*side) for side in zip(sides, axis_widths(head_dim)[1:], strict=True))
+    turns = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
     return turns.cos().to(device, dtype), turns.sin().to(device, dtype)
+
+
+def advance(keys: Tensor, frames: int) -> Tensor:
+    """Rotated keys [B, tokens, heads, head_dim] as if their frames lay `frames` later: only frame channels turn."""
+    width = axis_widths(keys.shape[-1])[0]
+    table = _turn(frames, width, torch.promote_types(keys.dtype, torch.float32), keys.device)
+    moving, still = keys.split([width, keys.shape[-1] - width], dim=-1)
+    return torch.cat([rotate(moving, table).to(keys.dtype), still], dim=-1)
+
+
+@lru_cache(maxsize=16)
+def _turn(frames: int, width: int, dtype: torch.dtype, device: torch.device) -> RopeTable:
+    turn = angles(torch.tensor([frames], dtype=torch.float64), width)[None]
+    return turn.cos().to(device, dtype), turn.sin().to(device, dtype)
 
 
 def rotate(x: Tensor, table: RopeTable) -> Tensor:

@@ -23,9 +23,9 @@ from nearstep.errors import NearstepError
 from nearstep.nets.blocks import TransformerBlock, WideLayerNorm
 from nearstep.nets.cache import KeysValues, KVCache
 from nearstep.nets.devices import device_of, wake
-from nearstep.nets.masks import Visibility, block_causal, full, token_groups
+from nearstep.nets.masks import Reach, Visibility, block_causal, full, token_groups
 from nearstep.nets.precision import wide
-from nearstep.nets.rope import rope_table
+from nearstep.nets.rope import check_distances, rope_table
 from nearstep.nets.wan import TICKS
 
 
@@ -179,15 +179,34 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         embedded = self.condition_embedder.text(text)
         return TextKeys(tuple(cast(TransformerBlock, block).text_keys(embedded) for block in self.blocks))
 
-    def new_cache(self, batch: int, frames: int, height: int, width: int, *, append_only: bool = False) -> KVCache:
-        """An empty cache for clips of `frames` frames of height x width (latent pixels).
+    def new_cache(
+        self,
+        batch: int,
+        frames: int | None,
+        height: int,
+        width: int,
+        *,
+        reach: Reach | None = None,
+        append_only: bool = False,
+    ) -> KVCache:
+        """An empty cache for clips of `frames` frames of height x width (latent pixels); None: without end.
 
-        Sized by the configured window and sink, unless append_only. In autocast's dtype where autocast is on.
+        Sized by `reach` (the configured window and sink by default) with room for the next chunk, unless append_only.
+        In autocast's dtype where autocast is on.
+
+        Raises:
+            NearstepError: for an endless clip without a window, or a window shorter than a chunk.
         """
         config, weight = self.config, self.patch_embedding.weight
         rows, columns = self._grid(height, width)
-        window, sink = config["window_frames"], config["sink_frames"]
-        capacity = frames if window is None or append_only else min(frames, window + sink)
+        reach = reach or Reach(window=config["window_frames"], sink=config["sink_frames"])
+        chunk = config["chunk_frames"] or 0
+        if reach.window is not None and reach.window < chunk:
+            raise NearstepError(f"a window of {reach.window} frames is shorter than a chunk of {chunk}; give more")
+        if reach.window is None and frames is None:
+            raise NearstepError("a stream without end needs a window: memory would grow with every chunk")
+        bounded = None if reach.window is None or append_only else reach.window + reach.sink + chunk
+        capacity = min(size for size in (frames, bounded) if size is not None)
         device = device_of(self)
         return KVCache(
             layers=config["num_layers"],
@@ -196,8 +215,10 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             tokens_per_frame=rows * columns,
             heads=config["num_attention_heads"],
             head_dim=config["attention_head_dim"],
-            window_frames=window,
-            sink_frames=sink,
+            window_frames=reach.window,
+            sink_frames=reach.sink,
+            following_sink=reach.following,
+            chunk_frames=chunk or 1,
             append_only=append_only,
             dtype=torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype,
             device=device,
@@ -212,9 +233,9 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         visibility: Visibility | None = None,
         cache: KVCache | None = None,
         start: int = 0,
-        commit: bool = False,
+        commit: int = 0,
         features: Sequence[int] = (),
-    ) -> Float[Tensor, "B F C H W"] | tuple[Float[Tensor, "B F C H W"], dict[int, Float[Tensor, "B S D"]]]:
+    ) -> Float[Tensor, "B _ C H W"] | tuple[Float[Tensor, "B _ C H W"], dict[int, Float[Tensor, "B S D"]]]:
         """Velocity of the frames x.
 
         Args:
@@ -224,11 +245,12 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             visibility: who sees whom among the frames of x, counted from 0 (masks.py); None: all see all.
             cache: finished frames that x sees in addition; only written with `commit`.
             start: absolute index of x's first frame.
-            commit: append x's keys and values to the cache, detached.
+            commit: append the keys and values of so many of x's first frames to the cache, detached. The last block
+                does no more for them than that, so their v is left out of what is returned.
             features: indices of blocks whose outputs are wanted, e.g. for a discriminator.
 
         Returns:
-            v [B, F, C, H, W] in x's dtype; with `features` also {index: [B, F * tokens, D]}.
+            v [B, F - commit, C, H, W] in x's dtype; with `features` also {index: [B, F * tokens, D]}.
         """
         _, frames, _, height, width = x.shape
         rows, columns = self._grid(height, width)
@@ -236,15 +258,16 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self._check_call(x, t, keys, cache, commit)
 
         seen = self._visibility(frames, visibility, cache).shifted(start)
-        past = () if cache is None else seen.past(range(start))
+        past = () if cache is None else seen.past()
         slots = [] if cache is None else cache.find(past)
-        groups = token_groups(seen, past, rows * columns)
+        groups = token_groups(seen, past, rows * columns, 0 if cache is None else cache.turned)
+        oldest = past[0] + (seen.gap(0) if past[0] < seen.sink else 0) if past else min(seen.positions)
+        check_distances(seen.positions, oldest, rows, columns, self.config["rope_max_seq_len"])
         rope = rope_table(
             seen.positions,
             rows,
             columns,
             head_dim=self.config["attention_head_dim"],
-            limit=self.config["rope_max_seq_len"],
             dtype=torch.promote_types(self.patch_embedding.weight.dtype, torch.float32),
             device=x.device,
         )
@@ -256,7 +279,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         committed: list[KeysValues] = []
         for index, block in enumerate(self.blocks):
             before = None if cache is None else cache.read(index, slots, frames=frames)
-            arguments = (stream, modulation, keys.layers[index], rope, groups, before, commit)
+            left = commit if index + 1 == len(self.blocks) else 0
+            arguments = (stream, modulation, keys.layers[index], rope, groups, before, bool(commit), left)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stream, own = cast(Any, self)._gradient_checkpointing_func(block, *arguments)
             else:
@@ -266,9 +290,10 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if index in features:
                 wanted[index] = stream.flatten(1, 2)
         if cache is not None and commit:
-            cache.commit(start, committed)
+            tokens = commit * rows * columns
+            cache.commit(start, [(k[:, :tokens], v[:, :tokens]) for k, v in committed])
         with torch.autocast(x.device.type, enabled=False):
-            v = self._head(stream, embedding, rows).to(x.dtype)
+            v = self._head(stream, embedding[:, commit:] if embedding.shape[1] > 1 else embedding, rows).to(x.dtype)
         return (v, wanted) if features else v
 
     def _head(self, x: Tensor, embedding: Tensor, rows: int) -> Tensor:
@@ -292,7 +317,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @staticmethod
     def _visibility(frames: int, visibility: Visibility | None, cache: KVCache | None) -> Visibility:
         if visibility is None and cache is not None:
-            return block_causal((frames,), cache.window_frames, cache.sink_frames)
+            return block_causal((frames,), cache.window_frames, cache.sink_frames, cache.following_sink)
         if visibility is None:
             return full(frames)
         if len(visibility.positions) != frames:
@@ -300,7 +325,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return visibility
 
     @staticmethod
-    def _check_call(x: Tensor, t: Tensor, keys: TextKeys, cache: KVCache | None, commit: bool) -> None:
+    def _check_call(x: Tensor, t: Tensor, keys: TextKeys, cache: KVCache | None, commit: int) -> None:
         batch, frames = x.shape[:2]
         if t.shape not in ((batch, frames), (batch,), (batch, 1)):
             raise NearstepError(
@@ -308,8 +333,10 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         if keys.batch != batch:
             raise NearstepError(f"x has batch {batch} and the text has {keys.batch}; give one prompt for each")
+        if not 0 <= commit <= frames:
+            raise NearstepError(f"commit={commit} of {frames} frames; give how many of the first ones to commit")
         if commit and cache is None:
-            raise NearstepError("commit=True needs a cache to write to; make one with new_cache")
+            raise NearstepError("a commit needs a cache to write to; make one with new_cache")
         if cache is not None and cache.batch != batch:
             raise NearstepError(f"the cache is for batch {cache.batch}, x has batch {batch}; make a new cache")
 

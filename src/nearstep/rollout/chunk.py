@@ -17,6 +17,10 @@ Renoise = Literal["fresh", "implied"]
 prediction implies, which makes each step an Euler step of the ODE, the many-step teacher's way."""
 
 
+Enough = Callable[[Tensor, Tensor], bool]
+"""Whether a chunk is done, from the x0 of its last two steps: an adaptive plan's way to stop early."""
+
+
 def denoise_chunk(
     denoiser: CausalDenoiser,
     schedule: Schedule,
@@ -24,10 +28,12 @@ def denoise_chunk(
     *,
     cache: Any,
     start: int,
+    before: Tensor | None = None,
+    enough: Enough | None = None,
     renoise: Renoise = "fresh",
     graph: bool = False,
-) -> Tensor:
-    """x0 of the frames that begin at ``start``, after one call per time of ``schedule``.
+) -> tuple[Tensor, int]:
+    """x0 of the frames that begin at ``start``, after one call per time of ``schedule``; and how many calls it took.
 
     Args:
         denoiser: the network, its text bound.
@@ -35,18 +41,23 @@ def denoise_chunk(
         draw: step -> noise [B, F, C, H, W]; step 0 is what the chunk starts from.
         cache: what the finished chunks left; read, never written.
         start: absolute index of the chunk's first latent frame.
+        before: the clean chunk before, where the first call has to commit it as well (a fused commit).
+        enough: stops the chunk before its schedule ends.
         renoise: where the noise between steps comes from.
         graph: keep the last step's graph for training; the steps before it never have one.
     """
-    x = draw(0)
+    x, x0 = draw(0), None
     for step, time in enumerate(schedule.times):
-        last = step + 1 == len(schedule)
+        last, earlier = step + 1 == len(schedule), x0
         t = torch.full(x.shape[:2], time, device=x.device)
         with torch.set_grad_enabled(graph and last):
-            v = denoiser(x, t, cache=cache, start=start)
+            if step == 0 and before is not None:
+                v = denoiser.commit_then(before, x, t, cache=cache, start=start)
+            else:
+                v = denoiser(x, t, cache=cache, start=start)
             x0 = x0_from_velocity(x, v, t)
-        if last:
-            return x0
+        if last or (enough is not None and earlier is not None and enough(earlier, x0)):
+            return x0, step + 1
         eps = draw(step + 1) if renoise == "fresh" else eps_from_velocity(x, v, t)
         x = noised(x0, eps, torch.full_like(t, schedule.times[step + 1]))
     raise AssertionError("a schedule has at least one step")

@@ -6,18 +6,18 @@ plan with one chunk of all frames and the implied noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.flow.plan import ChunkPlan
+from nearstep.flow.plan import ChunkPlan, Schedule
 from nearstep.protocols import CausalDenoiser
-from nearstep.rollout.chunk import Renoise, denoise_chunk
+from nearstep.rollout.chunk import Enough, Renoise, denoise_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,19 @@ class Chunk:
     """Denoising calls it took."""
 
 
+class Planned(NamedTuple):
+    """What the next chunk is to be."""
+
+    frames: int
+    schedule: Schedule
+    enough: Enough | None = None
+    """Stops it before the schedule ends (chunk.Enough)."""
+
+
+Draw = Callable[[int, int, int], Tensor]
+"""(chunk, frames, step) -> its noise [B, frames, C, H, W]."""
+
+
 def rollout(
     denoiser: CausalDenoiser,
     plan: ChunkPlan,
@@ -41,9 +54,8 @@ def rollout(
     seed: int,
     samples: Sequence[int],
     cache: Any = None,
-    renoise: Renoise = "fresh",
-    graph: bool = False,
     device: torch.device | str | None = None,
+    **options: Any,
 ) -> Iterator[Chunk]:
     """Generate a clip chunk by chunk.
 
@@ -54,32 +66,74 @@ def rollout(
         seed: names the noise, together with each of ``samples``, the chunk and the step (rng.noise).
         samples: which samples of the seed's stream; a sample does not depend on the others beside it.
         cache: an empty cache to use; by default a new one that just fits the plan (none for a single chunk).
+        device: where the noise is put.
+        options: as for :func:`unroll`.
+
+    Yields:
+        As :func:`unroll`.
+    """
+    if cache is None and len(plan.lengths) > 1:
+        cache = denoiser.new_cache(len(samples), plan.frames, shape[1], shape[2])
+
+    def draw(chunk: int, frames: int, step: int) -> Tensor:
+        return rng.noise((frames, *shape), seed=seed, samples=samples, chunk=chunk, step=step, device=device)
+
+    chunks = (Planned(*chunk) for chunk in zip(plan.lengths, plan.schedules, strict=True))
+    yield from unroll(denoiser, chunks, draw, cache=cache, **options)
+
+
+def unroll(
+    denoiser: CausalDenoiser,
+    chunks: Iterable[Planned],
+    draw: Draw,
+    *,
+    cache: Any,
+    first: int = 0,
+    start: int = 0,
+    before: Tensor | None = None,
+    renoise: Renoise = "fresh",
+    graph: bool = False,
+    fused: bool = False,
+) -> Iterator[Chunk]:
+    """The loop itself: ``chunks`` may be without end, and each is asked for only when its turn comes.
+
+    Args:
+        denoiser: the network with its text bound.
+        chunks: what each chunk is to be.
+        draw: noise by name.
+        cache: what it reads and commits to.
+        first: index of the first chunk.
+        start: absolute index of its first latent frame.
+        before: clean frames [B, f, C, H, W] just before ``start`` that are not in the cache yet.
         renoise: see chunk.Renoise.
         graph: keep each chunk's last step differentiable. What is committed is detached, so a chunk's loss never
             reaches earlier chunks (in-place cache writes under grad leak; method.md section 3).
-        device: where the noise is put.
+        fused: commit a chunk and call for the next in one network call, where no graph is asked for.
 
     Yields:
         Each chunk as soon as it is finished; its commit happens when the next one is asked for, and the last is never
         committed.
     """
-    if cache is None and len(plan.lengths) > 1:
-        cache = denoiser.new_cache(len(samples), plan.frames, shape[1], shape[2])
-    start = 0
-    for index, (length, schedule) in enumerate(zip(plan.lengths, plan.schedules, strict=True)):
-        draw = partial(_noise, (length, *shape), seed, tuple(samples), index, device)
-        latents = denoise_chunk(denoiser, schedule, draw, cache=cache, start=start, renoise=renoise, graph=graph)
-        yield Chunk(index=index, start=start, latents=latents, steps=len(schedule))
-        if index + 1 < len(plan.lengths):
+    for index, (frames, schedule, enough) in enumerate(chunks, first):
+        if before is not None and (graph or not fused):
             with torch.no_grad():
-                denoiser.commit(latents.detach(), cache=cache, start=start)
-        start += length
+                denoiser.commit(before, cache=cache, start=start - before.shape[1])
+            before = None
+        latents, steps = denoise_chunk(
+            denoiser,
+            schedule,
+            partial(draw, index, frames),
+            cache=cache,
+            start=start,
+            before=before,
+            enough=enough,
+            renoise=renoise,
+            graph=graph,
+        )
+        yield Chunk(index=index, start=start, latents=latents, steps=steps)
+        before, start = latents.detach(), start + frames
 
 
 def generate(denoiser: CausalDenoiser, plan: ChunkPlan, **options: Any) -> Tensor:
     """All chunks of a ``rollout`` with the same options, [B, F, C, H, W]."""
     return torch.cat([chunk.latents for chunk in rollout(denoiser, plan, **options)], dim=1)
-
-
-def _noise(shape: tuple[int, ...], seed: int, samples: tuple[int, ...], chunk: int, device: Any, step: int) -> Tensor:
-    return rng.noise(shape, seed=seed, samples=samples, chunk=chunk, step=step, device=device)

@@ -343,6 +343,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             seed=asked.seed,
             samples=asked.samples,
             renoise=clip.renoise,
+            fused=True,
             device=device_of(self.transformer),
         )
 
