@@ -52,6 +52,10 @@ class LatentStream(Protocol):
         """The next latents [B, F, C, H, W] -> their pixel frames [B, T, 3, H, W] in [0, 1]."""
         ...
 
+    def copy(self) -> LatentStream:
+        """A stream of its own that has decoded the same."""
+        ...
+
 
 @runtime_checkable
 class Codec(Protocol):

@@ -7,6 +7,7 @@ may read follows from positions by the rule of masks.py, so a cached call sees w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -80,6 +81,8 @@ class KVCache:
         """Every layer's keys of the sink as they were committed, once the window has left it behind."""
         self.turned = 0
         """Frames by which the held keys of the sink have been turned on."""
+        self.skipped: tuple[int, int] = (0, 0)
+        """From which frame to which nothing was committed (`skip_to`): nobody sees anything there."""
 
     def find(self, positions: Sequence[int]) -> list[slice]:
         """Slots of the held `positions` (ascending), as few slices as possible."""
@@ -125,7 +128,21 @@ class KVCache:
 
     def clear(self) -> None:
         """Forget all frames, as if none had been committed."""
-        self.end, self.positions, self._sink, self.turned = 0, (), [], 0
+        self.end, self.positions, self._sink, self.turned, self.skipped = 0, (), [], 0, (0, 0)
+
+    def skip_to(self, frame: int) -> None:
+        """Go on at a later frame, with nothing in between: what a stream has forgotten stays forgotten."""
+        if frame < self.end:
+            raise NearstepError(f"cannot skip to frame {frame}: the cache ends at frame {self.end} already")
+        if frame > self.end:
+            self.skipped, self.end = (self.end, frame), frame
+
+    def copy(self) -> KVCache:
+        """Another cache that holds the same, and shares nothing with this one."""
+        other = copy.copy(self)
+        for name in ("keys", "values", "_sink"):
+            setattr(other, name, [buffer.clone() for buffer in getattr(self, name)])
+        return other
 
     def _forget(self, frames: int) -> None:
         """Drop what no chunk after the next `frames` sees, and close the gap, so that a read is a view."""

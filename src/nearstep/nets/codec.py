@@ -10,6 +10,7 @@ Tiles are diffusers' setting, ``vae.enable_tiling(...)``; each tile of a stream 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,6 +148,12 @@ class _Tiles:
         self._caches: dict[Tile, list[Any]] = {}
         self._size: tuple[int, int] | None = None
 
+    def copy(self) -> _Tiles:
+        """The same tiles; the tensors in their caches are replaced by decoding, never written to."""
+        other = copy.copy(self)
+        other._caches = {tile: [*cache] for tile, cache in self._caches.items()}
+        return other
+
     def of(self, height: int, width: int) -> dict[Tile, list[Any]]:
         """Tile (in latents) -> feature cache, for ``height x width`` latents."""
         if self._size is None:
@@ -168,6 +175,12 @@ class CodecStream:
         self._codec, self._tiles = codec, _Tiles(codec, "decoder")
         self.frames = 0
         """Latent frames decoded so far."""
+
+    def copy(self) -> CodecStream:
+        """A stream of its own that has decoded the same."""
+        other = CodecStream(self._codec)
+        other._tiles, other.frames = self._tiles.copy(), self.frames
+        return other
 
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """The next normalised latents [B, f, C, h, w] -> their pixel frames [B, T, 3, H, W] in [0, 1].

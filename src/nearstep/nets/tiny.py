@@ -127,6 +127,12 @@ class TinyStream:
         self.frames = 0
         """Latent frames decoded so far."""
 
+    def copy(self) -> TinyStream:
+        """A stream of its own that has decoded the same."""
+        other = TinyStream(self._tiny)
+        other._last, other.frames = {**self._last}, self.frames
+        return other
+
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """The next normalised latents [B, f, C, h, w] -> pixel frames [B, T, 3, H, W] in [0, 1], float32 at least.
 

@@ -258,7 +258,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self._check_call(x, t, keys, cache, commit)
 
         seen = self._visibility(frames, visibility, cache).shifted(start)
-        past = () if cache is None else seen.past()
+        past = () if cache is None else tuple(p for p in seen.past() if not cache.skipped[0] <= p < cache.skipped[1])
         slots = [] if cache is None else cache.find(past)
         groups = token_groups(seen, past, rows * columns, 0 if cache is None else cache.turned)
         oldest = past[0] + (seen.gap(0) if past[0] < seen.sink else 0) if past else min(seen.positions)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nearstep.flow.live import Enough
 from nearstep.flow.path import eps_from_velocity, noised, x0_from_velocity
 from nearstep.flow.plan import Schedule
 from nearstep.protocols import CausalDenoiser
@@ -15,10 +16,6 @@ from nearstep.protocols import CausalDenoiser
 Renoise = Literal["fresh", "implied"]
 """``fresh``: new noise between steps, the few-step student's way (Self-Forcing). ``implied``: the noise that the
 prediction implies, which makes each step an Euler step of the ODE, the many-step teacher's way."""
-
-
-Enough = Callable[[Tensor, Tensor], bool]
-"""Whether a chunk is done, from the x0 of its last two steps: an adaptive plan's way to stop early."""
 
 
 def denoise_chunk(

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from nearstep import rng
+from nearstep.flow.live import Enough
 from nearstep.flow.plan import ChunkPlan, Schedule
 from nearstep.protocols import CausalDenoiser
-from nearstep.rollout.chunk import Enough, Renoise, denoise_chunk
+from nearstep.rollout.chunk import Renoise, denoise_chunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Planned(NamedTuple):
     frames: int
     schedule: Schedule
     enough: Enough | None = None
-    """Stops it before the schedule ends (chunk.Enough)."""
+    """Stops it before the schedule ends (flow/live.py)."""
 
 
 Draw = Callable[[int, int, int], Tensor]

@@ -44,6 +44,8 @@ class Settings:
     """A bidirectional network's."""
     guidance_scale: float = 5.0
     """A bidirectional network's guidance w, v = u + w (c - u); the student is distilled without."""
+    agreement: tuple[float, ...] = ()
+    """Cosines at which an adaptive plan stops a chunk, by chunk; the last repeats (nearstep calibrate)."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Settings:

@@ -39,24 +39,13 @@ from nearstep.rollout.rollout import Chunk, rollout
 from nearstep.stream import request as requests
 from nearstep.stream.folder import ModelFolder, Settings
 from nearstep.stream.loading import load_component, load_student, load_tiny_decoder, load_tokenizer, tile_codec
+from nearstep.stream.opening import open_replay, open_session
 from nearstep.stream.output import pixels
+from nearstep.stream.record import Record
 from nearstep.stream.request import Request
+from nearstep.stream.session import Session
+from nearstep.stream.state import Frames
 from nearstep.stream.student import Student, configs_of, settings_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frames:
-    """A finished chunk, decoded."""
-
-    index: int
-    start: int
-    """Pixel frame of the clip that the chunk begins with."""
-    video: Tensor
-    """[B, T, 3, H, W] in [0, 1], float32."""
-    latents: Tensor
-    """[B, F, C, h, w]."""
-    steps: int
-    """Denoising calls it took."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +251,26 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Joined, the chunks are exactly what calling the pipeline gives.
         """
         return self.play(self.request(prompt, plan, **wishes))
+
+    def open(self, prompt: str, plan: str | None = None, **wishes: Any) -> Session:
+        """A stream without end whose prompt, plan and seed may change between chunks (stream/session.py).
+
+        Args:
+            prompt: what it shows first.
+            plan: ``"4,1x"``, ``"adaptive"`` or ``"fps:16"`` (flow/live.py); the model's own by default.
+            wishes: seed, image or video to go on from, size, window, undo, log: see opening.open_session.
+        """
+        return open_session(self, prompt, plan, **wishes)
+
+    def replay(self, take: Record | str | Path, plan: str | None = None, **given: Any) -> Session:
+        """A recorded take again: bit for bit on the same build, or under another plan (draft at 1, final at 4).
+
+        Args:
+            take: a session's record, or its file.
+            plan: instead of the steps that each chunk had.
+            given: the ``image`` or ``video`` that it went on from.
+        """
+        return open_replay(self, take, plan, **given)
 
     def request(
         self,

@@ -1,0 +1,334 @@
+"""The stream: equal to clips made whole, changed, taken back, forked and made again; and it never grows."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nearstep.errors import NearstepError
+from nearstep.stream.pipeline import CausalVideoPipeline
+from nearstep.stream.record import Record
+from nearstep.stream.session import Frames, Session
+from nearstep.stream.state import pieces
+
+RED = "a large red ball slides left slowly on snow"
+BLUE = "a small blue ring drifts up quickly in the forest"
+
+
+@pytest.fixture(scope="module")
+def playground() -> CausalVideoPipeline:
+    return CausalVideoPipeline.from_pretrained("playground")
+
+
+def take(session: Session, count: int) -> list[Frames]:
+    return list(itertools.islice(session, count))
+
+
+def video(frames: list[Frames]) -> torch.Tensor:
+    return torch.cat([part.video for part in frames], dim=1)
+
+
+def equal(one: list[Frames], other: list[Frames]) -> bool:
+    return len(one) == len(other) and torch.equal(video(one), video(other))
+
+
+def held(session: Session) -> int:
+    """Bytes that a session holds."""
+    state = session._state
+    tensors = [*state.cache.keys, *state.cache.values, *(latents for _, latents in state.clean)]
+    decoded = [part for tile in state.decoder._tiles._caches.values() for part in tile]
+    return sum(part.nbytes for part in [*tensors, *decoded] if isinstance(part, torch.Tensor))
+
+
+@pytest.mark.parametrize("plan", ["4,1x", "2", "1"])
+def test_a_stream_is_the_clip_made_whole_bitwise(playground: CausalVideoPipeline, plan: str) -> None:
+    whole = playground(RED, plan=plan, seed=7, output_type="pt").frames
+    with playground.open(RED, plan, seed=7) as session:
+        assert torch.equal(video(take(session, 3)), whole)
+
+
+def test_a_session_does_not_depend_on_others(playground: CausalVideoPipeline) -> None:
+    alone = take(playground.open(RED, "1", seed=1), 4)
+    one, other = playground.open(RED, "1", seed=1), playground.open(BLUE, "4,1x", seed=2)
+    mixed = []
+    for _ in range(4):
+        mixed += take(one, 1)
+        take(other, 1)
+    other.close()
+    assert equal(mixed, alone)
+
+
+def test_a_change_of_prompt_changes_nothing_before_it_and_all_after(playground: CausalVideoPipeline) -> None:
+    straight, turned = playground.open(RED, "4,1x", seed=3), playground.open(RED, "4,1x", seed=3)
+    before = take(straight, 3), take(turned, 3)
+    assert equal(*before)
+    turned.change(prompt=BLUE)
+    assert turned.prompt == BLUE
+    after = take(straight, 1), take(turned, 1)
+    assert not equal(*after)
+    assert [part.steps for part in after[0] + after[1]] == [1, 4]  # a scene begins: its first frames get more
+
+
+def test_a_change_of_prompt_is_a_past_committed_under_it(playground: CausalVideoPipeline) -> None:
+    session = playground.open(RED, "1", seed=3)
+    made = take(session, 2)
+    session.change(prompt=BLUE)
+    (turned,) = take(session, 1)
+    anew = playground.denoiser(playground.request(BLUE, "1"))
+    cache = anew.new_cache(1, 9, *turned.latents.shape[-2:])
+    with torch.no_grad():
+        for part in made:
+            anew.commit(part.latents, cache=cache, start=cache.end)
+        noise = session._draw(2, 3, 0)
+        x0 = noise - anew(noise, torch.ones(1, 3), cache=cache, start=6)
+    torch.testing.assert_close(turned.latents, x0, rtol=0, atol=1e-4)
+
+
+def test_seed_and_plan_change_between_chunks(playground: CausalVideoPipeline) -> None:
+    one, other = playground.open(RED, "1", seed=3), playground.open(RED, "1", seed=3)
+    take(one, 2), take(other, 2)
+    other.change(seed=4, plan="2,1x")
+    assert (other.seed, other.plan) == (4, "2,1x")
+    after = take(one, 2), take(other, 2)
+    assert [part.steps for part in after[1]] == [2, 1]
+    assert not equal(*after)
+
+
+@pytest.fixture
+def changed(playground: CausalVideoPipeline) -> tuple[Session, list[Frames]]:
+    """Seven chunks with changes before the third and the sixth."""
+    session = playground.open(RED, "4,1x", seed=5)
+    made = take(session, 2)
+    session.change(prompt=BLUE, plan="2,1x")
+    made += take(session, 3)
+    session.change(seed=6)
+    return session, made + take(session, 2)
+
+
+def test_a_take_is_made_again_bit_for_bit(playground, changed, tmp_path: Path) -> None:
+    session, made = changed
+    path = session.record.save(tmp_path / "take.jsonl")
+    assert len(path.read_text().splitlines()) == 8
+    replay = playground.replay(path)
+    assert equal(list(replay), made)
+    assert replay.record.chunks == session.record.chunks
+    with pytest.raises(StopIteration):
+        next(replay)
+
+
+def test_a_draft_becomes_final_on_the_same_noise(playground) -> None:
+    draft = playground.open(RED, "1", seed=5)
+    take(draft, 3)
+    final = list(playground.replay(draft.record, plan="4"))
+    assert [part.steps for part in final] == [4, 4, 4]
+    assert torch.equal(video(final), playground(RED, plan="4", seed=5, output_type="pt").frames)
+
+
+@pytest.mark.parametrize("undo", [0, 2])
+@pytest.mark.parametrize("chunk", [0, 2, 4, 6])
+def test_a_rewound_take_goes_on_as_it_did(playground, changed, undo: int, chunk: int) -> None:
+    original, made = changed
+    session = playground.replay(original.record)
+    session._undo = type(session._undo)(maxlen=undo + 1 if undo else 0)
+    take(session, 7)
+    session.rewind(chunk)
+    assert session.index == chunk
+    assert len(session.record.chunks) == chunk
+    assert equal(take(session, 7), made[chunk:])  # its script goes on from there
+
+
+def test_what_was_asked_is_taken_back_too(changed) -> None:
+    session, made = changed
+    session.rewind(2)
+    assert (session.prompt, session.plan, session.seed) == (RED, "4,1x", 5)
+    (straight,) = take(session, 1)
+    assert not torch.equal(straight.video, made[2].video)
+    with pytest.raises(NearstepError, match="cannot rewind to chunk 9: 3 were made"):
+        session.rewind(9)
+
+
+def test_a_fork_shares_the_past_and_nothing_else(changed) -> None:
+    session, made = changed
+    fork = session.fork(5, prompt=RED)
+    other = take(fork, 2)
+    assert [part.index for part in other] == [5, 6]
+    assert other[0].start == made[5].start
+    assert not equal(other, made[5:])
+    assert session.index == 7
+    same = session.fork()
+    assert equal(take(same, 2), take(session, 2))
+
+
+def test_a_log_follows_the_take(playground, tmp_path: Path) -> None:
+    log = tmp_path / "take.jsonl"
+    session = playground.open(RED, "1", seed=5, log=log, undo=1)
+    take(session, 3)
+    assert Record.load(log).chunks == session.record.chunks
+    session.rewind(2)
+    session.change(prompt=BLUE)
+    take(session, 1)
+    assert Record.load(log) == session.record
+    assert json.loads(log.read_text().splitlines()[3])["prompt"] == BLUE
+
+
+def test_a_record_that_is_none_is_refused(playground, tmp_path: Path) -> None:
+    path = tmp_path / "take.jsonl"
+    for text, said in [("", "no record"), ("[1]\n", "line 1"), ('{"nearstep": 1}\n', "no record")]:
+        path.write_text(text)
+        with pytest.raises(NearstepError, match=said):
+            playground.replay(path)
+    session = playground.open(RED, "1", seed=5)
+    take(session, 2)
+    lines = [*session.record.lines()]
+    path.write_text("\n".join([lines[0], lines[2]]))
+    with pytest.raises(NearstepError, match=r"line 2: chunk 0 .* belong here"):
+        playground.replay(path)
+    with pytest.raises(NearstepError, match="cannot read the record"):
+        playground.replay(tmp_path / "none")
+
+
+# --- going on from a picture or a clip -----------------------------------------------------------------------------
+
+
+def test_a_clip_goes_on_where_it_ended(playground) -> None:
+    clip = playground(RED, plan="4", seed=2, num_frames=21, output_type="pt").frames[0]
+    session = playground.open(RED, "2", seed=3, video=clip)
+    (first,) = take(session, 1)
+    assert (first.index, first.start, first.video.shape[1]) == (0, 21, 12)
+    assert float((first.video[0, 0] - clip[-1]).abs().mean()) < 0.05  # no cut: a new scene lies .2 away
+    array = (clip.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+    (same,) = take(playground.open(RED, "2", seed=3, video=array), 1)
+    assert float((same.video - first.video).abs().mean()) < 0.01
+
+
+def test_a_picture_comes_alive(playground) -> None:
+    still = playground(RED, plan="4", seed=2, output_type="pil").frames[0][0]
+    session = playground.open(RED, "4", seed=3, image=still)
+    made = take(session, 3)
+    assert [part.start for part in made] == [1, 13, 25]
+    assert equal(list(playground.replay(session.record, image=still)), made)
+    with pytest.raises(NearstepError, match="began with the picture or clip"):
+        playground.replay(session.record)
+    session.rewind(1)
+    assert equal(take(session, 2), made[1:])
+
+
+def test_given_clips_are_cut_with_the_odd_frames_first() -> None:
+    assert [pieces(frames, 3) for frames in (1, 2, 3, 4, 7)] == [(1,), (2,), (3,), (1, 3), (1, 3, 3)]
+
+
+# --- without end ---------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_flat_and_let_go_at_once(playground) -> None:
+    session = playground.open(RED, "1", seed=0)
+    take(session, 5)
+    size = held(session)
+    take(session, 20)
+    assert held(session) == size
+    cache = weakref.ref(session._state.cache)
+    session.close()
+    gc.collect()
+    assert cache() is None
+    session.close()  # twice is once
+
+
+def test_a_stream_outlives_the_positions_of_its_network(playground) -> None:
+    session = playground.open(RED, "1", seed=0)
+    session._state.cache.skip_to(3000)
+    session._state.start = 3000
+    assert all(part.video.isfinite().all() for part in take(session, 2))
+
+
+# --- misuse ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"plan": "8"}, "asks for 8 steps and the student was trained for 1 to 4"),
+        ({"plan": "4,1"}, "end it with x"),
+        ({"plan": "slow"}, 'use "4"'),
+        ({"plan": "fps:0"}, "does not parse"),
+        ({"prompt": "a large red cat"}, "cat"),
+    ],
+)
+def test_a_wrong_change_leaves_the_session_as_it_was(playground, wishes: dict, said: str) -> None:
+    session, other = (playground.open(RED, "2,1x", seed=3) for _ in range(2))
+    take(session, 1), take(other, 1)
+    with pytest.raises(NearstepError, match=said):
+        session.change(**wishes)
+    assert equal(take(session, 2), take(other, 2))
+    assert session.record == other.record
+
+
+@pytest.mark.parametrize(
+    ("wishes", "said"),
+    [
+        ({"image": Image.new("RGB", (64, 32))}, "32 high and 64 wide, this stream 48 by 48"),
+        ({"image": np.zeros((48, 48))}, r"shape \(1, 48, 48\)"),
+        ({"video": torch.full((5, 3, 48, 48), 7.0)}, "from 0 to 1"),
+        ({"video": torch.zeros(4, 3, 48, 48)}, "4n"),
+        ({"image": Image.new("RGB", (48, 48)), "video": torch.zeros(5, 3, 48, 48)}, "not both"),
+        ({"window": 2}, "shorter than a chunk of 3"),
+        ({"sink": -1}, "sink=-1"),
+        ({"plan": "50"}, "trained for 1 to 4"),
+    ],
+)
+def test_a_wrong_opening_is_refused(playground, wishes: dict, said: str) -> None:
+    with pytest.raises(NearstepError, match=said):
+        playground.open(RED, **wishes)
+
+
+def test_one_thing_at_a_time_and_nothing_after_the_end(playground, monkeypatch) -> None:
+    session = playground.open(RED, "1", seed=3)
+    inside: list[str] = []
+
+    def meddling(*arguments):
+        for meddle in (lambda: session.change(plan="2"), lambda: next(session), session.close):
+            with pytest.raises(NearstepError) as caught:
+                meddle()
+            inside.append(str(caught.value))
+        return original(*arguments)
+
+    original, session._draw = session._draw, meddling
+    take(session, 1)
+    assert len(inside) == 3
+    assert all("being made" in text for text in inside)
+    session._draw = original
+    take(session, 1)
+    session.close()
+    with pytest.raises(NearstepError, match="closed"):
+        next(session)
+
+
+def test_a_chunk_that_was_broken_off_is_made_anew(playground, monkeypatch) -> None:
+    session, other = (playground.open(RED, "2", seed=3) for _ in range(2))
+    take(session, 1), take(other, 1)
+    original, calls = session._draw, []
+
+    def interrupted(*names):
+        calls.append(names)
+        if len(calls) == 2:  # the chunk before is committed by then
+            raise KeyboardInterrupt
+        return original(*names)
+
+    session._draw = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        next(session)
+    session._draw = original
+    torch.testing.assert_close(video(take(session, 2)), video(take(other, 2)), rtol=0, atol=1e-4)
+
+
+def test_a_bidirectional_network_has_no_stream() -> None:
+    teacher = CausalVideoPipeline.from_pretrained("playground", transformer="teacher")
+    with pytest.raises(NearstepError, match="bidirectional"):
+        teacher.open(RED)
