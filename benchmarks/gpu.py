@@ -147,7 +147,7 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
         if set(options.only) & {"train", "infer"}:
-            write_model(size, model, device)
+            write_model(size, model, device, teacher="train" in options.only)
         for name in options.only:
             print(f"{name} ...", flush=True)
             found[name] = _within_memory(sections[name], model)
@@ -170,16 +170,15 @@ def _within_memory(section: Callable[[Path], Any], model: Path) -> Any:
             torch.cuda.empty_cache()
 
 
-def write_model(size: Size, folder: Path, device: torch.device) -> None:
+def write_model(size: Size, folder: Path, device: torch.device, *, teacher: bool) -> None:
     """A whole model folder of random weights, its text encoder as wide as the network reads and of one small layer."""
     torch.manual_seed(0)
     width = size.text["d_model"]
     small = UMT5Config(vocab_size=32, d_model=width, d_kv=8, d_ff=8, num_layers=1, num_heads=1, dropout_rate=0.0)
     with device:
-        networks = {
-            "transformer": VideoTransformer(**size.network, chunk_frames=size.chunk),
-            "teacher": VideoTransformer(**size.network),
-        }
+        networks = {"transformer": VideoTransformer(**size.network, chunk_frames=size.chunk)}
+        if teacher:
+            networks["teacher"] = VideoTransformer(**size.network)
         encoder = PromptEncoder(build_tokenizer(WORDS, length=512), UMT5EncoderModel(small))
         codec = VideoCodec(AutoencoderKLWan(**size.codec))
     settings = {"num_frames": size.frames, "height": size.height, "width": size.width, "fps": 16}

@@ -116,3 +116,12 @@ def test_an_interrupted_run_leaves_no_file(bench, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(pipeline.CausalVideoPipeline, "play", interrupted)
     assert bench("--json", "bench.json") == 130
     assert not [path for path in Path().rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_where_asked(bench, capsys) -> None:
+    assert bench("--plans", "2", "--repeats", "1", "--compile", "--json", "bench.json") == 0
+    found = json.loads(Path("bench.json").read_text())
+    assert found["compiled"] and "blocks compiled" in capsys.readouterr().out
+    made = found["plans"][0]
+    assert made["warm_up_seconds"] > made["fused"]["wall_seconds"]  # compiling is not counted

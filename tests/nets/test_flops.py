@@ -90,6 +90,25 @@ def test_wan_costs_what_is_published() -> None:
     assert (first.total / TERA, last.total / TERA) == pytest.approx((16.2, 40.4), abs=0.05)
 
 
+@pytest.mark.parametrize(("steps", "milliseconds"), [([4] * 7, 1254), ([4] + [2] * 6, 793), ([4] + [1] * 6, 563)])
+def test_wan_plans_cost_what_is_published(steps: list[int], milliseconds: float) -> None:
+    """At 790 TFLOP/s and with a commit of every chunk; ours leaves the last one out."""
+    config, starts = SIZES["1.3B"], range(0, 21, 3)
+    calls = [call_flops(config, lengths=(3,), start=start, **WAN).total for start in starts]
+    made = sum((n + 1) * call for n, call in zip(steps, calls, strict=True))
+    assert made / 790e12 * 1e3 == pytest.approx(milliseconds, rel=0.002)
+    commits = [call_flops(config, lengths=(3,), commit=3, start=start, **WAN).total for start in starts]
+    assert sum(commits[:-1]) < sum(calls[:-1])
+
+
+def test_decoders_of_wans_size_cost_what_is_published() -> None:
+    """A chunk after the first, 480 x 832: the codec 40.65 TF, TAEHV 1.63 TF."""
+    with torch.device("meta"):
+        decoders = VideoCodec(AutoencoderKLWan()), TinyDecoder()
+    costs = [decode_flops(one, (3, 3), channels=16, height=60, width=104)[1] / TERA for one in decoders]
+    assert costs == pytest.approx([40.65, 1.63], abs=0.005)
+
+
 def test_a_fused_call_costs_the_sum_of_its_halves() -> None:
     """It saves a call, not FLOPs."""
     config = SIZES["1.3B"]

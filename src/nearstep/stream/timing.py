@@ -192,8 +192,10 @@ def _highest() -> int:
 
 def synchronise(device: torch.device) -> None:
     """Wait until the device is idle; a CPU always is."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
