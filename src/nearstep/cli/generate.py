@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.student import NO_STUDENT, Flat
+from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
 from nearstep.stream.folder import EMBEDDED, ModelFolder
 from nearstep.stream.output import ENCODERS, check_writable, safe_name, write_sheet, write_video
-from nearstep.stream.student import configs_of, named
+from nearstep.stream.student import named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline, Request
 
 PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
-
-
-def _optional(metavar: str, otherwise: str = "the model's own") -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,56 +35,40 @@ class Generate:
     skipped, so an interrupted run can be started again. A clip depends on its prompt, plan, seed and index alone.
     """
 
-    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], _optional("PROMPT ...", "none")] = ()
+    prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], optional("PROMPT ...", "none")] = ()
     """What to show; one clip each."""
-    prompts_file: Annotated[Path | None, _optional("FILE", "none")] = None
+    prompts_file: Annotated[Path | None, optional("FILE", "none")] = None
     """More prompts: a .txt with one a line, or a .jsonl or .csv with a caption, text or prompt column."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE|FOLDER/")] = "."
     """Where to."""
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
     """"playground" (inside this package), a model folder, or a hub id."""
-    network: Annotated[str, tyro.conf.arg(metavar="NAME")] = "transformer"
-    """The model's network to use: transformer (the causal student) or teacher (bidirectional, many steps)."""
-    plan: Annotated[str | None, _optional("PLAN")] = None
+    plan: Annotated[str | None, optional("PLAN")] = None
     """Steps per chunk: "4" for all; "4,1x" for a first chunk of 4 and the rest 1."""
-    frames: Annotated[int | None, _optional("4N+1")] = None
+    frames: Annotated[int | None, optional("4N+1")] = None
     """Pixel frames."""
-    height: Annotated[int | None, _optional("PIXELS")] = None
+    height: Annotated[int | None, optional("PIXELS")] = None
     """Of a frame."""
-    width: Annotated[int | None, _optional("PIXELS")] = None
+    width: Annotated[int | None, optional("PIXELS")] = None
     """Of a frame."""
-    guidance: Annotated[float | None, _optional("W", "1 for a student, a teacher's own")] = None
+    guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
     """In v = u + w (c - u); 1 is none."""
     negative: Annotated[str, tyro.conf.arg(metavar="PROMPT")] = ""
     """What guidance leads away from."""
-    seed: Annotated[int | None, _optional("N", "random, and printed")] = None
+    seed: Annotated[int | None, optional("N", "random, and printed")] = None
     """Names all noise."""
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Clips per prompt, with indices 0, 1, ..."""
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
     """Of the files in a folder."""
-    sheet: Annotated[Path | None, _optional("FILE.png", "none")] = None
+    sheet: Annotated[Path | None, optional("FILE.png", "none")] = None
     """One picture of all clips made, a row of frames each."""
-    device: Annotated[str | None, _optional("DEVICE", "the CPU")] = None
-    """Where to run, such as cuda."""
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
-    """Precision of network and text encoder."""
-    text_device: Annotated[str | None, _optional("DEVICE", "as --device")] = None
-    """Where to run the text encoder."""
-    text_cache: Annotated[Path | None, _optional("FOLDER", "none")] = None
-    """Keeps what the text encoder made of prompts; it is loaded for new ones only."""
-    vae_dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
-    """Precision of the decoder."""
-    vae_tile: Annotated[int | None, _optional("PIXELS", "whole frames")] = None
-    """Decode in tiles of this size."""
-    tiny_decoder: Annotated[Path | None, _optional("FILE", "the model's own decoder")] = None
-    """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
     overwrite: bool = False
     """Make files again that are there already."""
     dry_run: bool = False
     """Check everything, say what would be made, and stop."""
-    student: Flat = NO_STUDENT
-    """A student in a weights file."""
+    loading: FlatLoading = AS_IT_IS
+    """Network, device, precision, decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +91,8 @@ def generate(asked: Generate) -> None:
     if not targets:
         return
     folder = ModelFolder.open(asked.model)
-    _check_clip(asked, folder)
-    pipe = _pipeline(asked, folder)
+    asked.loading.clip(folder, **_size(asked))
+    pipe = asked.loading.pipeline(folder)
     seed = secrets.randbits(32) if asked.seed is None else asked.seed
     requests = [_request(pipe, asked, target, seed) for target in targets]
     _say(_summary(requests[0], len(targets)))
@@ -175,44 +155,16 @@ def _in_file(file: Path) -> list[str]:
     return [*found.texts, *found.repeated]
 
 
-def _check_clip(asked: Generate, folder: ModelFolder) -> None:
-    """Plan and sizes against the model's configurations: weights may take minutes to load."""
-    from nearstep.stream.request import plan_clip
-
-    configs = configs_of(folder, asked.network, asked.student.chosen)
-    plan_clip(configs.transformer, configs.vae, configs.scheduler, configs.settings, **_size(asked))
-
-
 def _size(asked: Generate) -> dict[str, Any]:
     return {"plan": asked.plan, "num_frames": asked.frames, "height": asked.height, "width": asked.width}
 
 
-def _pipeline(asked: Generate, folder: ModelFolder) -> CausalVideoPipeline:
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
-    from nearstep.stream.pipeline import CausalVideoPipeline
-
-    disable_progress_bar()  # of loading a file; ours counts chunks
-    return CausalVideoPipeline.from_pretrained(
-        folder.path,
-        transformer=asked.network,
-        student=asked.student.chosen,
-        torch_dtype=getattr(torch, asked.dtype) if asked.dtype else None,
-        device=asked.device,
-        text_device=asked.text_device,
-        text_cache=asked.text_cache,
-        vae_dtype=getattr(torch, asked.vae_dtype) if asked.vae_dtype else None,
-        vae_tile=asked.vae_tile,
-        tiny_decoder=asked.tiny_decoder,
-    )
-
-
 def _origin(asked: Generate) -> dict[str, Any]:
     """What a clip comes from besides its request."""
-    student = {"student": named(asked.student.chosen)} if asked.student.chosen else {}
-    tiny = {"tiny_decoder": asked.tiny_decoder.name} if asked.tiny_decoder else {}
-    return {"model": asked.model, "network": asked.network, **student, **tiny}
+    loading = asked.loading
+    student = {"student": named(loading.student.chosen)} if loading.student.chosen else {}
+    tiny = {"tiny_decoder": loading.tiny_decoder.name} if loading.tiny_decoder else {}
+    return {"model": asked.model, "network": loading.network, **student, **tiny}
 
 
 def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: int) -> Request:

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import tyro
 
 from nearstep.cli.student import NO_STUDENT, Flat
+from nearstep.cli.text import short, table
 from nearstep.stream.folder import EMBEDDED, ModelFolder
 from nearstep.stream.student import Configs, Student, configs_of
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
-_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +109,9 @@ def _network(has: Configs) -> dict[str, Any]:
 def _text(facts: dict[str, Any]) -> str:
     rows = [("component", "class", "parameters", "size", "type")]
     for name, part in facts["components"].items():
-        size = f"{_short(part['bytes'])}B"
-        rows.append((name, part["class"], _short(part["parameters"]), size, ", ".join(part["dtypes"])))
-    lines = [facts["folder"], "", *_table(rows), ""]
+        size = f"{short(part['bytes'])}B"
+        rows.append((name, part["class"], short(part["parameters"]), size, ", ".join(part["dtypes"])))
+    lines = [facts["folder"], "", *table(rows), ""]
     settings = facts["settings"]
     lines.append("clip      {num_frames} frames of {width}x{height} at {fps:g} fps".format(**settings))
     for name, network in facts["networks"].items():
@@ -130,16 +130,4 @@ def _network_text(name: str, network: dict[str, Any]) -> list[str]:
     ]
     rows = [("plan", "steps", "commits", "calls")]
     rows += [(plan, *(str(cost[key]) for key in rows[0][1:])) for plan, cost in network["plans"].items()]
-    return lines + [f"  {line}" for line in _table(rows)]
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _short(number: float) -> str:
-    for unit, letter in _UNITS:
-        if number >= unit:
-            return f"{number / unit:.3g} {letter}"
-    return str(int(number)) + " "
+    return lines + [f"  {line}" for line in table(rows)]

@@ -34,7 +34,7 @@ from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
 from nearstep.nets.tiny import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.protocols import CausalDenoiser
+from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk, rollout
 from nearstep.stream import request as requests
 from nearstep.stream.folder import ModelFolder, Settings
@@ -327,10 +327,24 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
 
     @torch.no_grad()
-    def play(self, asked: Request) -> Iterator[Frames]:
-        """The chunks of a request, decoded as they are made."""
-        stream, start = self.decoder.stream(), 0
-        for chunk in self._chunks(asked):
+    def play(
+        self,
+        asked: Request,
+        *,
+        denoiser: CausalDenoiser | None = None,
+        stream: LatentStream | None = None,
+        fused: bool = True,
+    ) -> Iterator[Frames]:
+        """The chunks of a request, decoded as they are made.
+
+        Args:
+            asked: the request.
+            denoiser: in the place of :meth:`denoiser`'s, such as one that is timed.
+            stream: in the place of a fresh stream of the decoder.
+            fused: commit a chunk in the first call of the next (rollout.unroll).
+        """
+        stream, start = self.decoder.stream() if stream is None else stream, 0
+        for chunk in self._chunks(asked, denoiser, fused=fused):
             video = stream.decode(chunk.latents).float()
             yield Frames(index=chunk.index, start=start, video=video, latents=chunk.latents, steps=chunk.steps)
             start += video.shape[1]
@@ -343,16 +357,16 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         return torch.cat([stream.decode(chunk).float() for chunk in chunks], dim=1)
 
     @torch.no_grad()
-    def _chunks(self, asked: Request) -> Iterator[Chunk]:
+    def _chunks(self, asked: Request, denoiser: CausalDenoiser | None = None, *, fused: bool = True) -> Iterator[Chunk]:
         clip = asked.clip
         yield from rollout(
-            self.denoiser(asked),
+            self.denoiser(asked) if denoiser is None else denoiser,
             clip.plan,
             shape=clip.shape.frame,
             seed=asked.seed,
             samples=asked.samples,
             renoise=clip.renoise,
-            fused=True,
+            fused=fused,
             device=device_of(self.transformer),
         )
 

@@ -1,0 +1,207 @@
+"""``nearstep bench``: what a clip costs on this machine, and the same clip restated as others count FPS."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.text import short, table
+from nearstep.errors import NearstepError
+from nearstep.files import beside, replacing
+from nearstep.stream.folder import EMBEDDED, ModelFolder
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline, Request
+
+PLANS = ("4", "4,2x", "4,1x", "1")
+_PROMPT = "a small red ball slides left on snow"  # words that the playground knows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure a model: stages, time to the first frame, frame rates, memory, FLOPs.
+
+    The pipeline makes clips as it always does while a clock looks on. A frame rate is only as good as its definition:
+    each is printed with what it counts and who counts so, all of the same clip. The floor is the rate at which this
+    machine, asked before and after, multiplies square matrices in a stage's dtype; "floor" is the part of a stage's
+    time in which its FLOPs would be done at that rate.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    """"playground" (inside this package), a model folder, or a hub id."""
+    plans: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--plan"], metavar="PLAN ...", help_behavior_hint="")] = ()
+    """Steps per chunk of each clip (default: 4 4,2x 4,1x 1; a bidirectional network's own)."""
+    prompt: str = _PROMPT
+    """What to show; it matters to the text's time alone."""
+    frames: Annotated[int | None, optional("4N+1")] = None
+    """Pixel frames."""
+    height: Annotated[int | None, optional("PIXELS")] = None
+    """Of a frame."""
+    width: Annotated[int | None, optional("PIXELS")] = None
+    """Of a frame."""
+    guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
+    """In v = u + w (c - u); 1 is none."""
+    repeats: int = 3
+    """Clips of each plan and way to commit that count, after one to warm up."""
+    threads: Annotated[int | None, optional("N", "torch's own choice")] = None
+    """Of a CPU. With other work beside this, threads that wait for each other take many times as long: use fewer."""
+    compile: bool = False
+    """Compile the network's blocks first."""
+    json: Annotated[Path | None, optional("FILE", "none")] = None
+    """Everything measured, as JSON."""
+    loading: FlatLoading = AS_IT_IS
+    """Network, device, precision, decoder."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments, measure, print, and write the JSON."""
+    asked = tyro.cli(Bench, prog="nearstep bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    plans = _check(asked)
+    folder = ModelFolder.open(asked.model)
+    for plan in plans:
+        asked.loading.clip(folder, **_size(asked, plan))
+    pipe = asked.loading.pipeline(folder)
+    requests = [
+        pipe.request(asked.prompt, guidance_scale=asked.guidance, seed=0, **_size(asked, plan)) for plan in plans
+    ]
+    found = _measure(asked, pipe, requests)
+    found["command"] = shlex.join(["nearstep", "bench", *arguments])
+    if asked.json:
+        with replacing(asked.json) as part:
+            part.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _check(asked: Bench) -> Sequence[str | None]:
+    """The plans, once what needs no model is found to be in order."""
+    if asked.repeats < 1:
+        raise NearstepError(f"--repeats {asked.repeats}; at least 1")
+    if asked.threads is not None and asked.threads < 1:
+        raise NearstepError(f"--threads {asked.threads}; at least 1")
+    if twice := [plan for plan in asked.plans if asked.plans.count(plan) > 1]:
+        raise NearstepError(f"plan {twice[0]!r} is given twice; --repeats measures it more often")
+    if asked.json:
+        if asked.json.is_dir():
+            raise NearstepError(f"cannot write {asked.json}: it is a folder; name a file such as bench.json")
+        try:
+            asked.json.parent.mkdir(parents=True, exist_ok=True)
+            part = beside(asked.json)
+            part.touch()
+            part.unlink()
+        except OSError as error:
+            raise NearstepError(f"cannot write {asked.json}: {error.strerror}") from error
+    if asked.plans:
+        return asked.plans
+    config = ModelFolder.open(asked.model).config(asked.loading.network)
+    causal = asked.loading.student.chosen is not None or config.get("chunk_frames")
+    return PLANS if causal else (None,)
+
+
+def _size(asked: Bench, plan: str | None) -> dict[str, Any]:
+    return {"plan": plan, "num_frames": asked.frames, "height": asked.height, "width": asked.width}
+
+
+def _measure(asked: Bench, pipe: CausalVideoPipeline, requests: Sequence[Request]) -> dict[str, Any]:
+    """Measure each request, and print it at once."""
+    import torch
+
+    from nearstep.stream.bench import dtypes, floors, measure
+    from nearstep.stream.timing import machine
+
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    if asked.compile:
+        from nearstep.train.stages.shared import compile_blocks
+
+        compile_blocks(pipe.transformer)
+    device, known = pipe.transformer.device, floors(pipe)
+    shape, stages = requests[0].clip.shape, dtypes(pipe)
+    facts = {
+        "model": asked.model,
+        "machine": machine(device),
+        "dtypes": {stage: _name(dtype) for stage, dtype in stages.items()},
+        "compiled": asked.compile,
+        "prompt": asked.prompt,
+        "latents": [shape.frames, *shape.frame],
+    }
+    print("\n".join(_heading(facts)))
+    plans = []
+    for request in requests:
+        plans.append(measure(pipe, request, repeats=asked.repeats, floors=known))
+        print("\n" + "\n".join(_plan(plans[-1])))
+    after = floors(pipe)
+    print("\n" + _floor_line(known, after))
+    best = {_name(dtype): max(floor, after[dtype]) for dtype, floor in known.items()}
+    return {**facts, "floor": {name: floor._asdict() for name, floor in best.items()}, "plans": plans}
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _heading(facts: dict[str, Any]) -> list[str]:
+    has, (frames, _, height, width) = facts["machine"], facts["latents"]
+    threads = f", {has['threads']} thread{'s' * (has['threads'] > 1)}" if has["device"] == "cpu" else ""
+    compiled = ", blocks compiled" if facts["compiled"] else ""
+    return [
+        f"{facts['model']}: network in {facts['dtypes']['step']}, decoder in {facts['dtypes']['decode']}{compiled}",
+        f"on {has['device']}: {has['name']}{threads}, torch {has['torch']}",
+        f"{frames} latent frames of {height}x{width}; prompt {facts['prompt']!r}",
+    ]
+
+
+def _plan(found: dict[str, Any]) -> list[str]:
+    fused, separate = found["fused"], found.get("separate")
+    lines = [
+        f"plan {found['plan']}: {found['steps']} steps + {found['commits']} commits in {fused['calls']} calls; "
+        f"{found['pixel_frames']} frames in {found['chunks']} chunks",
+        *_indented(table(_stages(fused, fused["stages"]))),
+        f"  first frame after {_digits(fused['first_frame_seconds'])} s; a later chunk takes "
+        f"{_digits(fused['chunk_seconds']['p50'])} s, p95 {_digits(fused['chunk_seconds']['p95'])} s; "
+        f"warming up took {_digits(found['warm_up_seconds'])} s",
+        f"  memory {short(found['memory']['peak_bytes'])}B, {short(found['memory']['before_bytes'])}B of it before "
+        f"({found['memory']['by']})",
+    ]
+    if separate:
+        own = {name: separate["stages"][name] for name in ("step", "commit")}
+        lines += [f"  with commits of their own, {separate['calls']} calls:"]
+        lines += _indented(table(_stages(separate, own)))
+    rows = [("fps", "", "counts", "as does")]
+    rows += [(rate["name"], _digits(rate["fps"]), rate["counts"], rate["whose"]) for rate in found["fps"]]
+    return lines + _indented(table(rows))
+
+
+def _stages(made: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("stage", "times", "seconds", "p50 ms", "p95 ms", "FLOP", "floor")]
+    for name, has in stages.items():
+        spread = [_digits(1000 * has[key]) if key in has else "" for key in ("p50", "p95")]
+        share = f"{has['share_of_floor']:.1%}" if "share_of_floor" in has else ""
+        work = short(has["flops"]).strip() if "flops" in has else ""
+        rows.append((name, str(has["times"]), _digits(has["seconds"]), *spread, work, share))
+    if stages is made["stages"]:
+        inside = sum(has["seconds"] for name, has in stages.items() if name != "codec decode")
+        rows.append(("all else", "", _digits(made["wall_seconds"] - inside), "", "", "", ""))
+        rows.append(("wall", "", _digits(made["wall_seconds"]), "", "", short(made["flops"]).strip(), ""))
+    return rows
+
+
+def _digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _floor_line(before: dict[Any, Any], after: dict[Any, Any]) -> str:
+    told = [
+        f"{_name(dtype)} {short(floor.rate)}FLOP/s (side {floor.side}), {short(after[dtype].rate)}FLOP/s at the end"
+        for dtype, floor in before.items()
+    ]
+    return "floor: products of square matrices in " + "; ".join(told)

@@ -1,0 +1,79 @@
+"""The options with which a command loads a pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nearstep.cli.student import NO_STUDENT, Flat
+from nearstep.stream.folder import ModelFolder
+from nearstep.stream.student import configs_of
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.request import Clip
+
+
+def optional(metavar: str, otherwise: str = "the model's own") -> Any:
+    """How an option that may be left out is shown, and what it then is."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which network of a model runs, where, and with what."""
+
+    network: Annotated[str, tyro.conf.arg(metavar="NAME")] = "transformer"
+    """The model's network to use: transformer (the causal student) or teacher (bidirectional, many steps)."""
+    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
+    """Where to run, such as cuda."""
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of network and text encoder."""
+    text_device: Annotated[str | None, optional("DEVICE", "as --device")] = None
+    """Where to run the text encoder."""
+    text_cache: Annotated[Path | None, optional("FOLDER", "none")] = None
+    """Keeps what the text encoder made of prompts; it is loaded for new ones only."""
+    vae_dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of the decoder."""
+    vae_tile: Annotated[int | None, optional("PIXELS", "whole frames")] = None
+    """Decode in tiles of this size."""
+    tiny_decoder: Annotated[Path | None, optional("FILE", "the model's own decoder")] = None
+    """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
+    student: Flat = NO_STUDENT
+    """A student in a weights file."""
+
+    def clip(self, folder: ModelFolder, **wishes: Any) -> Clip:
+        """The clip that is wished for, checked against the model's configurations: weights may take minutes to load."""
+        from nearstep.stream.request import plan_clip
+
+        configs = configs_of(folder, self.network, self.student.chosen)
+        return plan_clip(configs.transformer, configs.vae, configs.scheduler, configs.settings, **wishes)
+
+    def pipeline(self, folder: ModelFolder) -> CausalVideoPipeline:
+        """Load it."""
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from nearstep.stream.pipeline import CausalVideoPipeline
+
+        disable_progress_bar()  # of loading a file; ours counts chunks
+        return CausalVideoPipeline.from_pretrained(
+            folder.path,
+            transformer=self.network,
+            student=self.student.chosen,
+            torch_dtype=getattr(torch, self.dtype) if self.dtype else None,
+            device=self.device,
+            text_device=self.text_device,
+            text_cache=self.text_cache,
+            vae_dtype=getattr(torch, self.vae_dtype) if self.vae_dtype else None,
+            vae_tile=self.vae_tile,
+            tiny_decoder=self.tiny_decoder,
+        )
+
+
+AS_IT_IS = Loading()
+FlatLoading = Annotated[Loading, tyro.conf.arg(name="")]
+"""The options beside a command's own, without a prefix."""
