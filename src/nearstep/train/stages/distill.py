@@ -190,6 +190,7 @@ class DistillStage:
     def _move(self, name: str, index: int) -> dict[str, Tensor]:
         # Gradients are there; the loss itself was checked by being part of them.
         moved = self.optimizers[name].apply(torch.zeros(()), index)
+        torch.clear_autocast_cache()  # which holds the weights as they were, in bfloat16
         return {f"{name}_{key}": value for key, value in moved.items()}
 
     def _gamma(self, index: int, update: int) -> float:
