@@ -78,11 +78,14 @@ class Visibility:
             p for p in positions if p < first and any(within_reach(p, end, self.window, self.sink) for end in ends)
         )
 
-    def frame_mask(self, past: Sequence[int] = ()) -> Tensor:
-        """Boolean [F, len(past) + F]: what each frame sees of the committed frames `past` and of its own sequence."""
+    def rows(self, past: Sequence[int] = ()) -> list[list[bool]]:
+        """F rows of len(past) + F: what each frame sees of the committed frames `past` and of its own sequence."""
         observers = range(len(self.positions))
-        rows = [[self.recalls(i, p) for p in past] + [self.sees(i, j) for j in observers] for i in observers]
-        return torch.tensor(rows)
+        return [[self.recalls(i, p) for p in past] + [self.sees(i, j) for j in observers] for i in observers]
+
+    def frame_mask(self, past: Sequence[int] = ()) -> Tensor:
+        """`rows` as a boolean tensor [F, len(past) + F]."""
+        return torch.tensor(self.rows(past))
 
 
 class Group(NamedTuple):
@@ -100,10 +103,9 @@ def token_groups(visibility: Visibility, past: tuple[int, ...], tokens_per_frame
     Attention then runs once a group, over exactly what the group sees: no mask is stored, which at 21 frames of 1560
     tokens would have 10^9 entries, and nothing hidden is computed.
     """
-    mask = visibility.frame_mask(past)
-    if mask.all():
+    rows, n = visibility.rows(past), tokens_per_frame
+    if all(map(all, rows)):
         return ()
-    rows, n = mask.tolist(), tokens_per_frame
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
     return tuple(Group(a * n, b * n, _runs(rows[a], n)) for a, b in pairwise([*starts, len(rows)]))
 

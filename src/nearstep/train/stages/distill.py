@@ -37,9 +37,9 @@ from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.noise import Noise
 from nearstep.train.optim import OptimConfig
-from nearstep.train.parallel import ranks
-from nearstep.train.stages.players import players
-from nearstep.train.stages.shared import check_micro, open_model, show
+from nearstep.train.parallel import Ranks, ranks
+from nearstep.train.stages.players import Players, players
+from nearstep.train.stages.shared import Opened, check_micro, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
@@ -139,11 +139,16 @@ class DistillStage:
     """The student's, the assistant's and the discriminator's updates; preview and export of the averaged student."""
 
     def __init__(self, config: DistillConfig) -> None:
-        self.config, self.here = config, ranks()
-        self.rows = self.here.share(config.batch)
-        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
+        here = ranks()
+        here.share(config.batch)  # refused before anything is read
+        opened = open_model(config.model, config.latents, config.text_cache)
+        self.begin(config, here, opened, players(config, here))
+
+    def begin(self, config: DistillConfig, here: Ranks, opened: Opened, taking_part: Players) -> None:
+        """Everything but the loading (train/rehearsal.py brings networks without numbers)."""
+        self.config, self.here, self.rows = config, here, here.share(config.batch)
+        self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
-        taking_part = players(config, self.here)
         self.student, self.teacher, self.assistant = taking_part.student, taking_part.teacher, taking_part.assistant
         self.discriminator, self.ema = taking_part.discriminator, taking_part.ema
         self.optimizers, self.balance = taking_part.optimizers, taking_part.balance
