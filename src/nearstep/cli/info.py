@@ -111,7 +111,7 @@ def _text(facts: dict[str, Any]) -> str:
     for name, part in facts["components"].items():
         size = f"{_short(part['bytes'])}B"
         rows.append((name, part["class"], _short(part["parameters"]), size, ", ".join(part["dtypes"])))
-    lines = [facts["folder"], "", *_table(rows), ""]
+    lines = [facts["folder"], "", *table(rows), ""]
     settings = facts["settings"]
     lines.append("clip      {num_frames} frames of {width}x{height} at {fps:g} fps".format(**settings))
     for name, network in facts["networks"].items():
@@ -130,10 +130,11 @@ def _network_text(name: str, network: dict[str, Any]) -> list[str]:
     ]
     rows = [("plan", "steps", "commits", "calls")]
     rows += [(plan, *(str(cost[key]) for key in rows[0][1:])) for plan, cost in network["plans"].items()]
-    return lines + [f"  {line}" for line in _table(rows)]
+    return lines + [f"  {line}" for line in table(rows)]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

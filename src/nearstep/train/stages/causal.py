@@ -39,7 +39,6 @@ from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.shared import (
-    Opened,
     check_micro,
     compile_blocks,
     dropped,
@@ -121,12 +120,12 @@ class CausalStage:
         self,
         config: CausalConfig,
         here: Ranks,
-        opened: Opened,
+        opened: Any,
         network: VideoTransformer,
         many_step: VideoTransformer,
         ema: Ema,
     ) -> None:
-        """Everything but the loading (train/rehearsal.py brings networks without numbers)."""
+        """Everything but the loading of codec, text encoder and clips (rehearsal.py brings shapes in their places)."""
         self.config, self.here, self.rows = config, here, here.share(config.batch)
         self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)

@@ -39,7 +39,7 @@ from nearstep.train.noise import Noise
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.players import Players, players
-from nearstep.train.stages.shared import Opened, check_micro, open_model, show
+from nearstep.train.stages.shared import check_micro, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
@@ -144,8 +144,8 @@ class DistillStage:
         opened = open_model(config.model, config.latents, config.text_cache)
         self.begin(config, here, opened, players(config, here))
 
-    def begin(self, config: DistillConfig, here: Ranks, opened: Opened, taking_part: Players) -> None:
-        """Everything but the loading (train/rehearsal.py brings networks without numbers)."""
+    def begin(self, config: DistillConfig, here: Ranks, opened: Any, taking_part: Players) -> None:
+        """Everything but the loading of codec, text encoder and clips (rehearsal.py brings shapes in their places)."""
         self.config, self.here, self.rows = config, here, here.share(config.batch)
         self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)

@@ -29,9 +29,6 @@ from nearstep.train.preview import write_grid
 PREVIEWS = 8
 _GRAPHS = 64
 
-Opened = tuple[VideoCodec, PromptEncoder | CachedPromptEncoder, LatentClips | PromptClips]
-"""What a stage takes from a model folder as it is."""
-
 
 def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTransformer:
     """The network in ``folder``.
@@ -44,7 +41,9 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTrans
     return VideoTransformer.from_pretrained(folder, torch_dtype=dtype)
 
 
-def open_model(model: Path, latents: LatentsConfig | PromptsConfig, text_cache: Path | None = None) -> Opened:
+def open_model(
+    model: Path, latents: LatentsConfig | PromptsConfig, text_cache: Path | None = None
+) -> tuple[VideoCodec, PromptEncoder | CachedPromptEncoder, LatentClips | PromptClips]:
     """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents.
 
     Args:
