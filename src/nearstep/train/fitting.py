@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nearstep.train.memory import Config, Estimate, estimate
+from nearstep.train.rehearsal import preview
 from nearstep.train.sizes import Sizes
 
 
@@ -76,20 +78,21 @@ def trials(config: Config, sizes: Sizes, processes: int, room: float) -> Iterato
 
     The last trial fits in ``room`` bytes, or nothing here makes the run fit.
     """
-    best = Trial(words=(), processes=processes, estimate=estimate(config, sizes, processes))
+    at = partial(estimate, sizes=sizes, preview=preview(config, sizes))
+    best = Trial(words=(), processes=processes, estimate=at(config, processes=processes))
     yield best
     for option in OPTIONS:
         changed = option.change(config, config.batch // processes)
         if best.estimate.peak <= room or changed is None:
             continue
-        trial = Trial(
-            words=(*best.words, option.words), processes=processes, estimate=estimate(changed, sizes, processes)
-        )
+        estimated = at(changed, processes=processes)
+        trial = Trial(words=(*best.words, option.words), processes=processes, estimate=estimated)
         yield trial
         if trial.estimate.peak < best.estimate.peak:
             config, best = changed, trial
     while best.estimate.peak > room and _divides(config, 2 * best.processes):
-        best = replace(best, processes=2 * best.processes, estimate=estimate(config, sizes, 2 * best.processes))
+        more = 2 * best.processes
+        best = replace(best, processes=more, estimate=at(config, processes=more))
         yield best
 
 

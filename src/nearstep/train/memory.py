@@ -56,13 +56,14 @@ class Estimate:
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def estimate(config: Config, sizes: Sizes, processes: int = 1) -> Estimate:
+def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: rehearsal.Peaks | None = None) -> Estimate:
     """What a run takes on each of ``processes`` that share it.
 
     Args:
         config: a distillation, or a causal run.
         sizes: of its networks and clips.
         processes: with one accelerator each.
+        preview: rehearsal.preview of them, where it has been made.
 
     Raises:
         NearstepError: if batch or micro-batch do not divide.
@@ -75,7 +76,8 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1) -> Estimate:
     if distils:
         held["other micro-batches"] = _waiting(config, sizes, processes)
     base = sum(held.values())
-    phases = {name: base + size for name, size in rehearsal.peaks(config, sizes, processes).items()}
+    found = rehearsal.peaks(config, sizes, processes) | (preview or rehearsal.preview(config, sizes))
+    phases = {name: base + size for name, size in found.items()}
     clips = config.batch / processes
     parts = flops.distillation(config, sizes) if distils else flops.causal(config, sizes)
     return Estimate(held=held, phases=phases, flops={name: clips * part for name, part in parts.items()})

@@ -48,11 +48,16 @@ _CPU = torch.device("cpu")
 
 
 def peaks(config: DistillConfig | CausalConfig, sizes: Sizes, count: int) -> Peaks:
-    """The phases of a step and of a preview, on one of ``count`` processes."""
+    """The phases of a step on one of ``count`` processes."""
     step = _distillation if isinstance(config, DistillConfig) else _causal
     layers = sizes.student["num_layers"], sizes.teacher["num_layers"]
-    found = _by_depth(partial(step, config, sizes, count), *layers)
-    return found | _by_depth(partial(_preview, config, sizes), *layers)
+    return _by_depth(partial(step, config, sizes, count), *layers)
+
+
+def preview(config: DistillConfig | CausalConfig, sizes: Sizes) -> Peaks:
+    """A preview, which options and the number of processes do not change."""
+    layers = sizes.student["num_layers"]
+    return _by_depth(partial(_preview, config, sizes), layers, layers)
 
 
 def _by_depth(measure: Callable[[int, int], Peaks], student: int, teacher: int) -> Peaks:
