@@ -234,13 +234,13 @@ def test_two_processes_hold_half_of_what_is_sharded():
 
 def test_options_are_turned_until_it_fits():
     large = config(batch=4, adversary=None)
-    first = next(trials(large, SHALLOW, 1, 0.0))
-    found = [*trials(large, SHALLOW, 1, 0.5 * first.estimate.peak)]
+    first = next(trials(large, SMALL, 1, 0.0))
+    found = [*trials(large, SMALL, 1, 0.5 * first.estimate.peak)]
     assert found[0].estimate.peak == first.estimate.peak
     assert found[-1].estimate.peak <= 0.5 * first.estimate.peak
     assert all(trial.estimate.peak > 0.5 * first.estimate.peak for trial in found[:-1])
     assert "--micro 1" in found[-1].words
-    least = [*trials(config(adversary=None, micro=1, checkpointing=True), SHALLOW, 1, 1.0)]
+    least = [*trials(config(adversary=None, micro=1, checkpointing=True), SMALL, 1, 1.0)]
     assert least[-1].processes == 2  # as far as the batch divides
 
 
