@@ -279,3 +279,21 @@ def test_a_model_that_is_not_there_is_named(config: DistillConfig, tmp_path: Pat
 def test_wrong_settings_are_named(config: DistillConfig, change, message: str):
     with pytest.raises(NearstepError, match=message):
         replace(config, **change)
+
+
+def test_under_autocast_every_update_computes_with_the_weights_as_they_are(config: DistillConfig):
+    rate = replace(config.assistant, lr=0.1)
+    stage = DistillStage(replace(config, autocast=True, assistant=rate, discriminator=rate, ratio=3))
+    learn, seen = stage._assistant, []
+
+    def assistant(batch, noise):
+        with torch.no_grad():
+            x, t = batch.fewer, torch.full(batch.fewer.shape[:2], 0.5)
+            remembered = stage.assistant(x, t, batch.text)
+            torch.clear_autocast_cache()
+            seen.append(torch.equal(remembered, stage.assistant(x, t, batch.text)))
+        return learn(batch, noise)
+
+    stage._assistant = assistant
+    stage.step(0)
+    assert seen == [True] * 3

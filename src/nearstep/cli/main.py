@@ -24,10 +24,12 @@ COMMANDS = {
     "evaluate": "measure a model, or a folder of videos, on the playground",
     "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",
     "train": "run a recipe: train codec, teacher or student",
+    "plan-memory": "whether a recipe fits your accelerators, and which option to turn if it does not",
     "ablate": "run and evaluate every rival recipe, several seeds each",
     "report": "one page about a training run: curves, alarms, samples over time",
 }
-"""Command -> one line about it. Each lives in the module of its name in this package, as ``run(arguments)``."""
+"""Command -> one line about it. Each lives in the module of its name in this package, with _ for -, as
+``run(arguments)``."""
 
 USER_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 2, 130, 143, 141  # as shells count
 
@@ -74,7 +76,7 @@ def _dispatch(arguments: list[str]) -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
         raise NearstepError(f"there is no command {name!r}: {hint}")
-    importlib.import_module(f"nearstep.cli.{name}").run(rest)
+    importlib.import_module(f"nearstep.cli.{name.replace('-', '_')}").run(rest)
 
 
 def _help() -> str:

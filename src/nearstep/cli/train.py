@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -25,6 +26,15 @@ def run(arguments: Sequence[str]) -> None:
         print(_help())
         return
     name, *rest = arguments
+    configured(name, rest, f"nearstep train {name}").run()
+
+
+def configured(name: str, arguments: Sequence[str], prog: str) -> Any:
+    """The config of a recipe with options set.
+
+    Raises:
+        NearstepError: if there is no such recipe.
+    """
     known = recipes()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -33,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     module, function = name.split(".")
     config = getattr(importlib.import_module(f"nearstep.recipes.{module}"), function)()
     parse = partial(tyro.cli, config=(tyro.conf.AvoidSubcommands,))  # an optional part's fields are options like all
-    parse(type(config), default=config, prog=f"nearstep train {name}", description=known[name], args=rest).run()
+    return parse(type(config), default=config, prog=prog, description=known[name], args=arguments)
 
 
 def recipes() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from nearstep.nets.cache import KeysValues, Past
 from nearstep.nets.masks import Group
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable, advance, rotate
+
+_FUSED = ContextVar("fused", default=False)
 
 
 class WideRMSNorm(nn.RMSNorm):
@@ -98,10 +102,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     pass there (torch 2.13, 144 tokens).
     """
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and not _FUSED.get():
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v).transpose(1, 2)
     return scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """Inside, attention on a CPU keeps what it keeps on an accelerator: for those who count it (train/rehearsal.py)."""
+    token = _FUSED.set(True)
+    try:
+        yield
+    finally:
+        _FUSED.reset(token)
 
 
 def seen(x: Tensor, group: Group, nearer: int = 0) -> Tensor:

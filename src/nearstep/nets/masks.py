@@ -101,11 +101,14 @@ class Visibility:
         oldest = 0 if self.window is None else max(0, min(end for _, end in self.spans) - self.window)
         return (*range(min(self.sink, oldest, first)), *range(oldest, first))
 
-    def frame_mask(self, past: Sequence[int] = ()) -> Tensor:
-        """Boolean [F, len(past) + F]: what each frame sees of the committed frames `past` and of its own sequence."""
+    def rows(self, past: Sequence[int] = ()) -> list[list[bool]]:
+        """F rows of len(past) + F: what each frame sees of the committed frames `past` and of its own sequence."""
         observers = range(len(self.positions))
-        rows = [[self.recalls(i, p) for p in past] + [self.sees(i, j) for j in observers] for i in observers]
-        return torch.tensor(rows)
+        return [[self.recalls(i, p) for p in past] + [self.sees(i, j) for j in observers] for i in observers]
+
+    def frame_mask(self, past: Sequence[int] = ()) -> Tensor:
+        """`rows` as a boolean tensor [F, len(past) + F]."""
+        return torch.tensor(self.rows(past))
 
 
 class Group(NamedTuple):
@@ -131,10 +134,11 @@ def token_groups(
     Attention then runs once a group, over exactly what the group sees: no mask is stored, which at 21 frames of 1560
     tokens would have 10^9 entries, and nothing hidden is computed.
     """
-    mask, n = visibility.frame_mask(past), tokens_per_frame
+    n = tokens_per_frame
     sink = sum(place == position for place, position in enumerate((*past, *visibility.positions)[: visibility.sink]))
-    rows = [(tuple(row), visibility.gap(i) - turned if sink else 0) for i, row in enumerate(mask.tolist())]
-    if mask.all() and not any(nearer for _, nearer in rows):
+    seen = visibility.rows(past)
+    rows = [(tuple(row), visibility.gap(i) - turned if sink else 0) for i, row in enumerate(seen)]
+    if all(map(all, seen)) and not any(nearer for _, nearer in rows):
         return ()
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
     return tuple(

@@ -49,7 +49,7 @@ class Optimizer:
         self.config, self.steps = config, steps
         named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
-        self.matrices = [p for name, p in named if config.muon and _is_hidden_matrix(name, p)]
+        self.matrices = [p for name, p in named if config.muon and is_hidden_matrix(name, p)]
         chosen = {id(p) for p in self.matrices}
         rest = [p for p in self.parameters if id(p) not in chosen]
         common: dict[str, Any] = {"lr": 0.0, "weight_decay": config.weight_decay}  # every step sets its rate
@@ -118,7 +118,8 @@ class Optimizer:
                     part.state[p]["step"].zero_()
 
 
-def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon takes a parameter."""
     if parameter.ndim < 2 or "patch_embedding" in name or min(parameter.shape[0], parameter[0].numel()) < _SMALLEST:
         return False
     return "blocks." in name or parameter.ndim >= 4

@@ -30,13 +30,14 @@ from nearstep.losses.consistency import causal_consistency
 from nearstep.losses.denoising import teacher_forced
 from nearstep.losses.trajectory import trajectory_regression
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
+from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.parallel import ranks
+from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.shared import (
     check_micro,
     compile_blocks,
@@ -98,24 +99,38 @@ class CausalStage:
     """Step, preview and export of both causal runs."""
 
     def __init__(self, config: CausalConfig) -> None:
-        self.config, self.here = config, ranks()
-        self.rows = self.here.share(config.batch)
-        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
-        frames = self.clips.shape[0]
-        self.lengths = chunk_lengths(frames, config.chunk_frames)
-        self.visibility = teacher_forcing(self.lengths)
-        self.network = load_network(config.model / config.source)
-        self.network.register_to_config(chunk_frames=config.chunk_frames)
-        self.many_step = deepcopy(self.network).eval().requires_grad_(False)
-        self.ema = Ema(self.network, config.ema)
+        here = ranks()
+        here.share(config.batch)  # refused before anything is read
+        opened = open_model(config.model, config.latents, config.text_cache)
+        network = load_network(config.model / config.source)
+        network.register_to_config(chunk_frames=config.chunk_frames)
+        many_step = deepcopy(network).eval().requires_grad_(False)
+        ema = Ema(network, config.ema)
         if config.checkpointing:
-            self.network.enable_gradient_checkpointing()
-        for network in (self.network, self.many_step, self.ema.module):
+            network.enable_gradient_checkpointing()
+        for each in (network, many_step, ema.module):
             if config.compile:
-                compile_blocks(network)  # pyright: ignore[reportArgumentType]
-            self.here.place(network, torch.bfloat16 if config.autocast else None)
+                compile_blocks(each)  # pyright: ignore[reportArgumentType]
+            here.place(each, torch.bfloat16 if config.autocast else None)
+        self.begin(config, here, opened, network, many_step, ema)
         self.optimizer = Optimizer([self.network], config.optim, config.loop.steps)
         self.state = TrainState({"network": self.network, "optimizer": self.optimizer, "ema": self.ema})
+
+    def begin(
+        self,
+        config: CausalConfig,
+        here: Ranks,
+        opened: Any,
+        network: VideoTransformer,
+        many_step: VideoTransformer,
+        ema: Ema,
+    ) -> None:
+        """Everything but the loading of codec, text encoder and clips (rehearsal.py brings shapes in their places)."""
+        self.config, self.here, self.rows = config, here, here.share(config.batch)
+        self.codec, self.text, self.clips = opened
+        self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
+        self.visibility = teacher_forcing(self.lengths)
+        self.network, self.many_step, self.ema = network, many_step, ema
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
@@ -182,7 +197,8 @@ class CausalStage:
         )
 
     def _per_frame(self, per_chunk: Tensor) -> Tensor:
-        return per_chunk.repeat_interleave(torch.tensor(self.lengths, device=per_chunk.device), dim=1)
+        lengths = torch.tensor(self.lengths, device=per_chunk.device)
+        return per_chunk.repeat_interleave(lengths, dim=1, output_size=sum(self.lengths))
 
     def preview(self, path: Path) -> None:
         """Fixed captions and noise, rolled out by the averaged network: few steps, or many guided ones for forcing."""

@@ -37,8 +37,8 @@ from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.noise import Noise
 from nearstep.train.optim import OptimConfig
-from nearstep.train.parallel import ranks
-from nearstep.train.stages.players import players
+from nearstep.train.parallel import Ranks, ranks
+from nearstep.train.stages.players import Players, players
 from nearstep.train.stages.shared import check_micro, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
@@ -139,11 +139,16 @@ class DistillStage:
     """The student's, the assistant's and the discriminator's updates; preview and export of the averaged student."""
 
     def __init__(self, config: DistillConfig) -> None:
-        self.config, self.here = config, ranks()
-        self.rows = self.here.share(config.batch)
-        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
+        here = ranks()
+        here.share(config.batch)  # refused before anything is read
+        opened = open_model(config.model, config.latents, config.text_cache)
+        self.begin(config, here, opened, players(config, here))
+
+    def begin(self, config: DistillConfig, here: Ranks, opened: Any, taking_part: Players) -> None:
+        """Everything but the loading of codec, text encoder and clips (rehearsal.py brings shapes in their places)."""
+        self.config, self.here, self.rows = config, here, here.share(config.batch)
+        self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
-        taking_part = players(config, self.here)
         self.student, self.teacher, self.assistant = taking_part.student, taking_part.teacher, taking_part.assistant
         self.discriminator, self.ema = taking_part.discriminator, taking_part.ema
         self.optimizers, self.balance = taking_part.optimizers, taking_part.balance
@@ -190,6 +195,7 @@ class DistillStage:
     def _move(self, name: str, index: int) -> dict[str, Tensor]:
         # Gradients are there; the loss itself was checked by being part of them.
         moved = self.optimizers[name].apply(torch.zeros(()), index)
+        torch.clear_autocast_cache()  # which holds the weights as they were, in bfloat16
         return {f"{name}_{key}": value for key, value in moved.items()}
 
     def _gamma(self, index: int, update: int) -> float:

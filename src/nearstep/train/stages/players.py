@@ -63,7 +63,7 @@ def players(config: DistillConfig, here: Ranks) -> Players:
     here.place(ema.module)
     here.place(teacher, None if read == "teacher" else narrow)
     here.place(assistant, None if read in ("assistant", "joint") else narrow)
-    discriminator = _discriminator(config.adversary, teacher, config.seed) if config.adversary else None
+    discriminator = make_discriminator(config.adversary, teacher, config.seed) if config.adversary else None
     learners: dict[str, tuple[torch.nn.Module, OptimConfig]] = {
         "student": (student, config.student),
         "assistant": (assistant, config.assistant),
@@ -82,7 +82,8 @@ def players(config: DistillConfig, here: Ranks) -> Players:
     )
 
 
-def _discriminator(adversary: AdversaryConfig, teacher: VideoTransformer, seed: int) -> Discriminator:
+def make_discriminator(adversary: AdversaryConfig, teacher: VideoTransformer, seed: int) -> Discriminator:
+    """Fresh heads that fit a backbone."""
     shape = teacher.config
     heads, width, taps = shape["num_attention_heads"], shape["attention_head_dim"], tap_blocks(shape["num_layers"])
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,234 @@
+"""``nearstep plan-memory``: whether a run fits, before anything is loaded, and which option to turn if it does not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from nearstep.cli.text import table
+from nearstep.cli.train import configured
+from nearstep.errors import NearstepError
+from nearstep.files import replacing
+from nearstep.stream.folder import CONFIG, read_json
+
+if TYPE_CHECKING:
+    from nearstep.train.fitting import Trial
+    from nearstep.train.memory import Config
+    from nearstep.train.sizes import Sizes
+
+_GIB, _TERA = 2.0**30, 1e12
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GiB)?", re.IGNORECASE)
+_WAN = "wan."
+
+Size = Literal["1.3B", "14B"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanMemory:
+    """Predict memory and time of a recipe from shapes. All other options are the recipe's, as in nearstep train."""
+
+    gpus: int = 1
+    """Accelerators, one process each."""
+    memory: str = "80G"
+    """Of each, in GiB."""
+    rate: float = 316.0
+    """TFLOP/s in bfloat16: by default 40 % of the 790 that an H200 reaches in large matrix products."""
+    rate_float32: float = 27.0
+    """TFLOP/s in float32: by default 40 % of the 67 on an H100's data sheet."""
+    size: Size | None = None
+    """Wan2.1's size of the student (and of a causal run's network) instead of the model folder's."""
+    teacher_size: Size | None = None
+    """That of teacher and assistant; by default the student's."""
+    json: Path | None = None
+    """Write everything here, too."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Print the tables, and what is tried until the run fits."""
+    if not arguments or arguments[0].startswith("-"):
+        tyro.cli(PlanMemory, prog="nearstep plan-memory RECIPE", args=["--help"])
+    name, *rest = arguments
+    prog = f"nearstep plan-memory {name}"
+    asked, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
+    config, room = configured(name, unknown, prog), _room(asked.memory)
+
+    from nearstep.train.fitting import trials
+    from nearstep.train.memory import SHARE, Config
+
+    if not isinstance(config, Config):
+        raise NearstepError(f"{name} is no distillation and no causal run, which are what this can plan")
+    _check(config, asked.gpus)
+    sizes, known = sizes_of(config, asked, wan=name.startswith(_WAN))
+    print(_header(name, config, asked, sizes, known))
+    tried: list[Trial] = []
+    for trial in trials(config, sizes, asked.gpus, room * SHARE):
+        tried.append(trial)
+        print(_first(trial, asked) if len(tried) == 1 else _next(trial), flush=True)
+    print("\n" + _verdict(name, tried, unknown, room))
+    if asked.json:
+        with replacing(asked.json) as part:
+            part.write_text(json.dumps([_plain(trial, asked, room) for trial in tried], indent=2) + "\n")
+
+
+def _room(memory: str) -> float:
+    """Bytes."""
+    match = _MEMORY.fullmatch(memory.strip())
+    if not match or not float(match[1]):
+        raise NearstepError(f"--memory {memory}: give GiB of one accelerator, like 80G or 24G")
+    return float(match[1]) * _GIB
+
+
+def _check(config: Config, gpus: int) -> None:
+    import torch
+
+    from nearstep.train.parallel import Ranks
+
+    if gpus < 1:
+        raise NearstepError(f"--gpus {gpus}: give at least 1")
+    share = len(Ranks(0, gpus, torch.device("cpu")).share(config.batch))
+    if config.micro and share % config.micro:
+        raise NearstepError(f"micro={config.micro} does not divide the {share} clips of a process")
+
+
+def sizes_of(config: Config, asked: PlanMemory, *, wan: bool) -> tuple[Sizes, str]:
+    """Shapes of a run: from its folders' JSON where they are there, else Wan2.1's; and where they are from.
+
+    Raises:
+        NearstepError: if the folder is not there and nothing says which size to take.
+    """
+    from nearstep.nets.wan import SIZES
+    from nearstep.train.sizes import UMT5_XXL, Sizes
+
+    model = config.model
+    here = (model / config.source / CONFIG).exists() and asked.size is None
+    if not here and not wan and asked.size is None:
+        raise NearstepError(f"there is no {model / config.source} yet; name a folder with --model, or a --size")
+    student = read_json(model / config.source / CONFIG) if here else SIZES[asked.size or "1.3B"]
+    teacher = SIZES[asked.teacher_size] if asked.teacher_size else student
+    path = model / config.teacher / CONFIG
+    if here and asked.teacher_size is None and path.exists():
+        teacher = read_json(path)
+    codec = _config(model / "vae")
+    sizes = Sizes(
+        student=student,
+        teacher=teacher,
+        clip=_clip(config, codec),
+        text_length=_text_length(model / "tokenizer" / "tokenizer_config.json"),
+        codec=codec,
+        encoder=_config(model / "text_encoder") or UMT5_XXL,
+    )
+    return sizes, str(model) if here else f"Wan2.1 {asked.size or '1.3B'}, as {model} is not read"
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    return read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+
+
+def _text_length(path: Path) -> int:
+    from transformers.tokenization_utils_base import LARGE_INTEGER
+
+    from nearstep.nets.text import WAN_TEXT_LENGTH
+
+    stated = read_json(path).get("model_max_length", LARGE_INTEGER) if path.exists() else LARGE_INTEGER
+    return int(stated) if stated < LARGE_INTEGER else WAN_TEXT_LENGTH
+
+
+def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """[F, C, H, W]: the prompts' sizes, the prepared latents', or what the recipe's settings say."""
+    from nearstep.data.prompts import PromptsConfig
+    from nearstep.data.shards import read_index
+    from nearstep.shapes import latent_frames, spatial_stride
+    from nearstep.stream.folder import Settings
+
+    latents = config.latents
+    if isinstance(latents, PromptsConfig):
+        return latents.frames, latents.channels, latents.height, latents.width
+    if index := read_index(latents.folder):
+        return index.shape
+    settings, stride = Settings.of(config.settings), spatial_stride(codec) if codec else 8
+    frames = latent_frames(settings.num_frames)
+    return frames, codec.get("z_dim", 16), settings.height // stride, settings.width // stride
+
+
+def _header(name: str, config: Config, asked: PlanMemory, sizes: Sizes, known: str) -> str:
+    from nearstep.train.sizes import count_network
+
+    share = config.batch // asked.gpus
+    networks = [count_network(each).all / 1e9 for each in (sizes.student, sizes.teacher)]
+    return (
+        f"{name} on {asked.gpus} x {asked.memory}: {share} clips a process, {config.micro or share} at a time\n"
+        f"{known}: student of {networks[0]:.3g} G parameters, teacher of {networks[1]:.3g} G, latents "
+        f"{'x'.join(map(str, sizes.clip))}, {sizes.text_length} text tokens"
+    )
+
+
+def _first(trial: Trial, asked: PlanMemory) -> str:
+    estimate = trial.estimate
+    held = [("held all the time", "GiB"), *((name, _gib(size)) for name, size in estimate.held.items() if size)]
+    held.append(("together", _gib(sum(estimate.held.values()))))
+    phases = [("at most in a phase, with what is held", "GiB")]
+    phases += [(name, _gib(size)) for name, size in estimate.phases.items()]
+    seconds = _seconds(trial, asked)
+    times = [("an update of a process", "TFLOP", "seconds")]
+    times += [(name, f"{estimate.flops[name].all / _TERA:.0f}", f"{spent:.1f}") for name, spent in seconds.items()]
+    total = sum(flops.all for flops in estimate.flops.values()) / _TERA
+    times.append(("together", f"{total:.0f}", f"{sum(seconds.values()):.1f}"))
+    assumed = (
+        f"seconds at {asked.rate:g} TFLOP/s in bfloat16 and {asked.rate_float32:g} in float32, both assumed (--rate, "
+        "--rate-float32): matrix products and attention alone, a floor and not a promise"
+    )
+    return "\n".join(["", *table(held), "", *table(phases), "", *table(times), assumed, "", _next(trial)])
+
+
+def _next(trial: Trial) -> str:
+    what = " ".join(trial.words) or "as it is"
+    return f"{_gib(trial.estimate.peak):>6} GiB ({trial.estimate.worst}) on {trial.processes}: {what}"
+
+
+def _verdict(name: str, tried: Sequence[Trial], given: Sequence[str], room: float) -> str:
+    from nearstep.train.memory import SHARE
+
+    last = tried[-1]
+    usable = (
+        f"{_gib(room * SHARE)} GiB ({SHARE:.0%} of {_gib(room)}; the rest is CUDA's and the allocator's, unmeasured)"
+    )
+    if last.estimate.peak > room * SHARE:
+        least = min(tried, key=lambda trial: trial.estimate.peak)
+        return f"does not fit in {usable}: {_gib(least.estimate.peak)} GiB is the least; use larger accelerators"
+    if len(tried) == 1:
+        return f"fits in {usable}"
+    command = " ".join([f"train {name}", *given, *last.words])
+    launch = "nearstep" if last.processes == 1 else f"torchrun --nproc-per-node {last.processes} -m nearstep.cli.main"
+    return f"does not fit in {usable} as it is; this does:\n  {launch} {command}"
+
+
+def _seconds(trial: Trial, asked: PlanMemory) -> dict[str, float]:
+    parts = trial.estimate.flops.items()
+    return {name: flops.seconds(asked.rate * _TERA, asked.rate_float32 * _TERA) for name, flops in parts}
+
+
+def _plain(trial: Trial, asked: PlanMemory, room: float) -> dict[str, Any]:
+    from nearstep.train.memory import SHARE
+
+    estimate = trial.estimate
+    return {
+        "options": trial.words,
+        "gpus": trial.processes,
+        "fits": estimate.peak <= room * SHARE,
+        "peak_bytes": estimate.peak,
+        "peak_phase": estimate.worst,
+        "held_bytes": dict(estimate.held),
+        "phase_bytes": dict(estimate.phases),
+        "flops": {name: flops.all for name, flops in estimate.flops.items()},
+        "seconds": _seconds(trial, asked),
+    }
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.2f}" if size < _GIB else f"{size / _GIB:.1f}"
