@@ -78,3 +78,41 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise NearstepError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def keep_folder(source: Path, target: Path) -> None:
+    """Give ``target`` the files of ``source``; weights that lie on the same disk take no room twice.
+
+    Those are hard links: they outlive a move, and a removal, of either folder. Whoever writes .safetensors writes a new
+    file and renames it (safetensors does, and so does ``replacing``), so what is written to one never shows in the
+    other. All else is written in place by somebody, and is small: it is copied.
+
+    Args:
+        source: a folder of files.
+        target: replaced when the new one is complete.
+
+    Raises:
+        NearstepError: if it cannot be written; ``target`` is then as it was.
+    """
+    if target.exists() and target.samefile(source):
+        return
+    part = beside(target)
+    try:
+        part.mkdir(parents=True)
+        for file in source.iterdir():
+            if file.is_file():
+                _link_or_copy(file.resolve(), part / file.name)  # resolved: the hub's cache is made of symbolic links
+        shutil.rmtree(target, ignore_errors=True)
+        part.replace(target.resolve())
+    except OSError as error:
+        raise NearstepError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    if target.suffix == ".safetensors":
+        with suppress(OSError):  # another disk, or one without links
+            target.hardlink_to(source)
+            return
+    shutil.copyfile(source, target)

@@ -10,7 +10,6 @@ bidirectional teacher's own ODE paths, made as it goes (section 8 a).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,15 +29,19 @@ from nearstep.losses.consistency import causal_consistency
 from nearstep.losses.denoising import teacher_forced
 from nearstep.losses.trajectory import trajectory_regression
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
+from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
-from nearstep.train.export import export_model
+from nearstep.train.export import export_student
+from nearstep.train.frozen import Trained, twin, view
 from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.lora import LoraFields, adapt, base, start_from
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
 from nearstep.train.stages.shared import (
     check_micro,
+    check_optimizers,
     compile_blocks,
     dropped,
     load_network,
@@ -49,7 +52,7 @@ from nearstep.train.stages.shared import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalConfig:
+class CausalConfig(LoraFields):
     """A causal run."""
 
     objective: Literal["forcing", "consistency", "trajectory"]
@@ -82,9 +85,12 @@ class CausalConfig:
     """Clips at a time in one process; gradients add up to those of the whole batch."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
+    base_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the frozen weights that an adapter stands on; float32 by default."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cells % GRID:
             raise NearstepError(f"cells={self.cells} is no multiple of {GRID}, the student's grid; use 24 or 48")
         check_micro(self.micro, self.batch)
@@ -99,23 +105,27 @@ class CausalStage:
 
     def __init__(self, config: CausalConfig) -> None:
         self.config, self.here = config, ranks()
+        check_optimizers(config.optim)
         self.rows = self.here.share(config.batch)
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
         frames = self.clips.shape[0]
         self.lengths = chunk_lengths(frames, config.chunk_frames)
         self.visibility = teacher_forcing(self.lengths)
-        self.network = load_network(config.model / config.source)
-        self.network.register_to_config(chunk_frames=config.chunk_frames)
-        self.many_step = deepcopy(self.network).eval().requires_grad_(False)
-        self.ema = Ema(self.network, config.ema)
+        self.network = _network(config)
+        cut = self.here.mesh is not None
+        self.ema = Ema(self.network, config.ema, cut=cut)
+        networks: list[Any] = [self.network, self.ema.module]
+        if config.objective != "forcing":  # which follows clips
+            self.many_step = (view if cut else twin)(self.network).eval().requires_grad_(False)
+            networks.append(self.many_step)
         if config.checkpointing:
             self.network.enable_gradient_checkpointing()
-        for network in (self.network, self.many_step, self.ema.module):
+        for network in networks:
             if config.compile:
-                compile_blocks(network)  # pyright: ignore[reportArgumentType]
+                compile_blocks(network)
             self.here.place(network, torch.bfloat16 if config.autocast else None)
         self.optimizer = Optimizer([self.network], config.optim, config.loop.steps)
-        self.state = TrainState({"network": self.network, "optimizer": self.optimizer, "ema": self.ema})
+        self.state = TrainState({"network": Trained(self.network), "optimizer": self.optimizer, "ema": self.ema})
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
@@ -199,21 +209,31 @@ class CausalStage:
 
     def export(self, folder: Path) -> None:
         """Write a model folder: the ``transformer/``, the ``teacher/``, and the many-step ``causal/`` between them."""
-        network: Any = self.ema.module
-        networks = {"transformer": self.here.whole(network)}
-        if self.config.objective == "consistency":
-            networks["causal"] = self.here.whole(self.many_step)
+        config = self.config
+        changed: dict[str, Any] = {"transformer": self.ema.module}
+        if config.objective == "consistency":
+            changed["causal"] = self.many_step
+        networks = {name: (network.config, self.here.whole(network)) for name, network in changed.items()}
         if not self.here.main:
             return
-        networks["teacher"] = load_network(self.config.model / self.config.teacher)
-        export_model(
+        export_student(
             folder,
+            model=config.model,
+            kept={"teacher": config.teacher},
             networks=networks,
-            text=self.text,
-            codec=self.codec,
-            shift=self.config.shift,
-            settings=self.config.settings,
+            fields=config,
+            shift=config.shift,
+            settings=config.settings,
         )
+
+
+def _network(config: CausalConfig) -> VideoTransformer:
+    network = load_network(config.model / config.source)
+    network.register_to_config(chunk_frames=config.chunk_frames)
+    if config.lora_rank is None:
+        return network
+    base(network, getattr(torch, config.base_dtype or "float32"))
+    return start_from(adapt(network, config, config.seed), config)
 
 
 def _cell(u: Tensor, cells: int) -> Tensor:
