@@ -81,11 +81,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def keep_folder(source: Path, target: Path) -> None:
-    """Give ``target`` the files of ``source``; weights that lie on the same disk take no room twice.
-
-    Those are hard links: they outlive a move, and a removal, of either folder. Whoever writes .safetensors writes a new
-    file and renames it (safetensors does, and so does ``replacing``), so what is written to one never shows in the
-    other. All else is written in place by somebody, and is small: it is copied.
+    """Give ``target`` the files of ``source``, weights as :func:`link_or_copy` does.
 
     Args:
         source: a folder of files.
@@ -101,7 +97,7 @@ def keep_folder(source: Path, target: Path) -> None:
         part.mkdir(parents=True)
         for file in source.iterdir():
             if file.is_file():
-                _link_or_copy(file.resolve(), part / file.name)  # resolved: the hub's cache is made of symbolic links
+                link_or_copy(file, part / file.name)
         shutil.rmtree(target, ignore_errors=True)
         part.replace(target.resolve())
     except OSError as error:
@@ -110,9 +106,15 @@ def keep_folder(source: Path, target: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a new file ``target`` what is in ``source``; weights on the same disk take no room twice.
+
+    Those are hard links: they outlive a move, and a removal, of either name. Whoever writes .safetensors writes a new
+    file and renames it (safetensors does, and so does ``replacing``), so what is written to one name never shows under
+    the other. All else is written in place by somebody, and is small: it is copied.
+    """
     if target.suffix == ".safetensors":
         with suppress(OSError):  # another disk, or one without links
-            target.hardlink_to(source)
+            target.hardlink_to(source.resolve())  # resolved: the hub's cache is made of symbolic links
             return
     shutil.copyfile(source, target)
