@@ -78,3 +78,43 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise NearstepError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def keep_folder(source: Path, target: Path) -> None:
+    """Give ``target`` the files of ``source``, weights as :func:`link_or_copy` does.
+
+    Args:
+        source: a folder of files.
+        target: replaced when the new one is complete.
+
+    Raises:
+        NearstepError: if it cannot be written; ``target`` is then as it was.
+    """
+    if target.exists() and target.samefile(source):
+        return
+    part = beside(target)
+    try:
+        part.mkdir(parents=True)
+        for file in source.iterdir():
+            if file.is_file():
+                link_or_copy(file, part / file.name)
+        shutil.rmtree(target, ignore_errors=True)
+        part.replace(target.resolve())
+    except OSError as error:
+        raise NearstepError(f"cannot write {target}: {error.strerror or error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a new file ``target`` what is in ``source``; weights on the same disk take no room twice.
+
+    Those are hard links: they outlive a move, and a removal, of either name. Whoever writes .safetensors writes a new
+    file and renames it (safetensors does, and so does ``replacing``), so what is written to one name never shows under
+    the other. All else is written in place by somebody, and is small: it is copied.
+    """
+    if target.suffix == ".safetensors":
+        with suppress(OSError):  # another disk, or one without links
+            target.hardlink_to(source.resolve())  # resolved: the hub's cache is made of symbolic links
+            return
+    shutil.copyfile(source, target)

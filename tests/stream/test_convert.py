@@ -61,12 +61,17 @@ def test_there_and_back_is_bit_equal(model_folder: Path, tmp_path: Path) -> None
     assert torch.equal(*made)
 
 
-def test_shards_are_what_one_file_is(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_what_one_file_is(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert convert(release, tmp_path / "one", "--chunk-frames", 2) == 0
     monkeypatch.setattr(work, "SHARD_BYTES", 20_000)
-    assert convert(model_folder, tmp_path / "m") == 0
-    assert len(list((tmp_path / "m" / "transformer").glob("*.safetensors"))) > 2
-    ours, own = (CausalVideoPipeline.from_pretrained(f)("a ball", seed=1) for f in (tmp_path / "m", model_folder))
-    assert (ours.frames == own.frames).all()
+    assert convert(release, tmp_path / "many", "--chunk-frames", 2) == 0
+    assert len(list((tmp_path / "many" / "transformer").glob("*.safetensors"))) > 2
+    assert convert(tmp_path / "many", tmp_path / "again") == 0  # whose shards are linked
+    size = dict(num_frames=13, height=32, width=32, seed=1)
+    one, *others = (
+        CausalVideoPipeline.from_pretrained(tmp_path / name)("a ball", **size) for name in ("one", "many", "again")
+    )
+    assert all((other.frames == one.frames).all() for other in others)
 
 
 @torch.no_grad()
@@ -122,6 +127,24 @@ def test_types_are_as_asked_and_the_codec_stays(model_folder: Path, tmp_path: Pa
     kinds = {f.parent.name: {v.dtype for v in load_file(f).values()} for f in (tmp_path / "m").rglob("*.safetensors")}
     half, full = {torch.bfloat16}, {torch.float32}
     assert kinds == {"transformer": half, "text_encoder": half, "vae": full}
+
+
+def test_what_does_not_change_is_linked(model_folder: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(model_folder, tmp_path / "base"))
+    torch.save(VideoTransformer.from_pretrained(base / "transformer").state_dict(), tmp_path / "student.pt")
+    kept = {"vae": FILE, "text_encoder": "model.safetensors"}
+    for name, options in (("student.pt", ("--base", base, "--head-dim", 16)), ("base", ("--dtype", "float32"))):
+        assert convert(tmp_path / name, tmp_path / f"{name}-out", *options) == 0
+        for part, file in kept.items():
+            assert (tmp_path / f"{name}-out" / part / file).samefile(base / part / file)
+    assert (tmp_path / "base-out" / "transformer" / FILE).samefile(base / "transformer" / FILE)
+    assert convert(base, tmp_path / "half", "--dtype", "bfloat16") == 0
+    for part, file in kept.items():
+        linked = (tmp_path / "half" / part / file).samefile(base / part / file)
+        assert linked == (part == "vae")  # the codec keeps its type
+    shutil.rmtree(base)
+    clip = CausalVideoPipeline.from_pretrained(tmp_path / "base-out")("a ball", seed=1).frames
+    assert (clip == CausalVideoPipeline.from_pretrained(model_folder)("a ball", seed=1).frames).all()
 
 
 def test_a_causal_file_gets_a_students_shift_not_its_bases(release: Path, model_folder: Path, tmp_path: Path) -> None:

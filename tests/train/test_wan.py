@@ -75,6 +75,28 @@ def test_from_a_release_to_a_student_that_diffusers_loads(base: Path):
     assert (base / "ball.mp4").stat().st_size > 500
 
 
+def test_adapters_of_one_narrow_backbone_on_two_processes(base: Path):
+    """Mixed precision, a bfloat16 base, recomputed blocks, the penalty: all three on one network."""
+    prompts = PromptsConfig(files=(base / "prompts.txt",), frames=4, channels=16, height=4, width=4)
+    rates = {"student": RATE, "assistant": RATE, "discriminator": RATE}
+    small = wan.distill_small()
+    assert small.adversary is not None
+    run = replace(
+        small, loop=loop(base / "small", 2), model=base / "base", source="transformer", teacher="transformer",
+        latents=prompts, text_cache=base / "text", settings=SETTINGS, chunk_frames=2, batch=2, ratio=1, counts=(2,),
+        warmup=0, alone=0, lora_rank=4, adversary=replace(small.adversary, penalty_every=1), **rates,
+    )  # fmt: skip
+    assert run.on_teacher == ("student", "assistant")
+    run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)), base)  # one step on two processes
+    student = run.run()  # and one on one
+    alone = replace(run, loop=replace(run.loop, folder=base / "alone"))
+    alone.run()
+    one, two = (read_metrics(base / name / "metrics.jsonl") for name in ("alone", "small"))
+    for name in ("dmd", "asd", "assistant", "discriminator", "r1", "r2"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=0.05, abs=1e-3), name
+    assert VideoTransformer.from_pretrained(student / "transformer").config["chunk_frames"] == 2
+
+
 def test_prompts_alone_are_refused_where_clips_are_needed():
     with pytest.raises(NearstepError, match="prompts alone give no clips"):
         replace(wan.self_forcing(), sampling="data")

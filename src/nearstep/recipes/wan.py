@@ -106,3 +106,16 @@ def distill() -> DistillConfig:
         warmup=60,
         alone=20,
     )
+
+
+def distill_small() -> DistillConfig:
+    """Wan stage 3 on one GPU: adapters (LoRA) for student and assistant, whose frozen weights are the teacher's."""
+    base = distill()
+    # Rates of LongLive's adapters, five times Self-Forcing's for whole networks (train/lora.py names the file).
+    return replace(
+        base,
+        loop=replace(base.loop, folder=_RUNS / "wan-distill-small"),
+        lora_rank=64,
+        student=replace(base.student, lr=1e-5, weight_decay=0.0),
+        assistant=replace(base.assistant, lr=2e-6, weight_decay=0.0),
+    )

@@ -1,7 +1,8 @@
 """Write a model's parts as a folder: ours, diffusers', or a network as Wan2.1 releases it.
 
-Weights are copied tensor by tensor in shards, so that a model larger than memory goes through. The folder appears under
-its name when it is complete.
+Weights are copied tensor by tensor in shards, so that a model larger than memory goes through; those that stay as they
+are, in files that are already laid out so, are linked (files.link_or_copy). The folder appears under its name when it
+is complete.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from transformers import UMT5Config, UMT5EncoderModel
 import nearstep
 from nearstep.card import LIBRARIES, Card, model_index, write_card
 from nearstep.errors import NearstepError
-from nearstep.files import replacing_folder
+from nearstep.files import link_or_copy, replacing_folder
 from nearstep.flow.plan import make_plan
 from nearstep.nets.wan import official_name
-from nearstep.stream.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings
+from nearstep.stream.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings, read_header, weight_files
 from nearstep.stream.loading import empty_network, shapes_of
 from nearstep.stream.parts import SHIFT, Part, Parts
 from nearstep.stream.weights import Weights, open_updates
@@ -68,7 +69,7 @@ def with_causality(parts: Parts, network: Mapping[str, Any], settings: Mapping[s
     """The parts with what is asked about chunks, window, plan and shift."""
     if parts.transformer is None:
         return parts
-    changed = Part(config={**parts.transformer.config, **network}, weights=parts.transformer.weights)
+    changed = replace(parts.transformer, config={**parts.transformer.config, **network})
     asked, shift = Settings.of({**parts.settings, **settings}), shift or parts.shift
     if (chunk := changed.config.get("chunk_frames")) is not None:  # a plan that does not parse is found here
         make_plan(asked.default_plan, frames=chunk, chunk_frames=chunk, shift=shift or SHIFT, grid=asked.grid)
@@ -130,12 +131,14 @@ WRITERS: Mapping[str, Callable[[Parts, Path, Card], None]] = {
 
 def _components(parts: Parts, folder: Path, kind: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Everything but the index; returns the network's configuration."""
-    config, weights = _of(parts.transformer)
+    config, _ = _of(parts.transformer)
     config = _whole(empty_network(_network_arguments(config)), config)
     config = {"_class_name": kind, **{k: v for k, v in config.items() if k not in (*without, "_class_name")}}
-    _component(folder, "transformer", Part(config=config, weights=weights))
-    codec, weights = _of(parts.vae)
-    _component(folder, "vae", Part(config=_whole(_empty_codec(codec), codec), weights=weights))
+    assert parts.transformer is not None
+    _component(folder, "transformer", replace(parts.transformer, config=config))
+    codec, _ = _of(parts.vae)
+    assert parts.vae is not None
+    _component(folder, "vae", replace(parts.vae, config=_whole(_empty_codec(codec), codec)))
     assert parts.text_encoder is not None
     _component(folder, "text_encoder", parts.text_encoder)
     assert parts.tokenizer is not None
@@ -156,7 +159,11 @@ def _whole(built: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _component(folder: Path, name: str, part: Part) -> None:
     (folder / name).mkdir()
-    _write_weights(folder / name, _STEMS.get(name, _STEM), part.weights)
+    if part.folder is None:
+        _write_weights(folder / name, _STEMS.get(name, _STEM), part.weights)
+    else:  # the text encoder alone is 11 GB
+        for file in (*weight_files(part.folder), *part.folder.glob("*.safetensors.index.json")):
+            link_or_copy(file, folder / name / file.name)
     _write_json(folder / name / CONFIG, part.config)
 
 
@@ -249,7 +256,13 @@ class _Cast:
 
 
 def _typed(part: Part | None, dtype: torch.dtype) -> Part | None:
-    return None if part is None else Part(config=part.config, weights=part.weights.mapped(_Cast(dtype)))
+    if part is None or (part.folder is not None and _types(part.folder) == {str(dtype).removeprefix("torch.")}):
+        return part
+    return Part(config=part.config, weights=part.weights.mapped(_Cast(dtype)))
+
+
+def _types(folder: Path) -> set[str]:
+    return {info.dtype for file in weight_files(folder) for info in read_header(file).values()}
 
 
 def _of(part: Part | None) -> tuple[Mapping[str, Any], Weights]:

@@ -32,6 +32,8 @@ class Part:
 
     config: Mapping[str, Any]
     weights: Weights
+    folder: Path | None = None
+    """Where these weights lie as diffusers lays them out, if nothing about them was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,4 +146,4 @@ def _diffusers(folder: ModelFolder) -> Parts:
 def _component(path: Path, config: Mapping[str, Any]) -> Part:
     weight_files(path)  # which refuses pickles and says what to do
     public = {key: value for key, value in config.items() if key != "_name_or_path"}
-    return Part(config=public, weights=open_weights(path))
+    return Part(config=public, weights=open_weights(path), folder=path)

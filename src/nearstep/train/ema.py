@@ -1,33 +1,45 @@
-"""Exponential moving average of a module's parameters."""
+"""Exponential moving average of a module's trained parameters."""
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from torch import Tensor, nn
 
+from nearstep.train.frozen import Trained, frozen_names, twin, view
+
 
 class Ema:
-    """A slow copy. The decay ramps up with the updates, so that an early copy is not stuck at the initial weights."""
+    """A slow copy. The decay ramps up with the updates, so that an early copy is not stuck at the initial weights.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    What does not train is the module's own, not copied.
+
+    Args:
+        module: what is averaged.
+        decay: share of the average that an update keeps.
+        cut: both modules are about to be cut into slices of their own (Ranks.place), so that until then the numbers
+            are there once.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, *, cut: bool = False) -> None:
         self.decay, self.updates = decay, 0
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.names = [name for name, p in module.named_parameters() if p.requires_grad]
+        self.module = (view if cut else twin)(module).eval().requires_grad_(False)
+        self.trained = Trained(self.module, frozen_names(module))
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move towards ``module`` by one update."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        slow, fast = (dict(each.named_parameters()) for each in (self.module, module))
+        torch._foreach_lerp_([slow[name] for name in self.names], [fast[name] for name in self.names], 1 - decay)
         self.updates += 1
 
     def state_dict(self) -> dict[str, object]:
-        """Weights and the update count."""
-        return {"module": self.module.state_dict(), "updates": self.updates}
+        """Trained weights and the update count."""
+        return {"module": self.trained.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """The inverse of ``state_dict``."""
         weights: dict[str, Tensor] = state["module"]  # pyright: ignore[reportAssignmentType]
-        self.module.load_state_dict(weights)
+        self.trained.load_state_dict(weights)
         self.updates = int(state["updates"])  # pyright: ignore[reportArgumentType]

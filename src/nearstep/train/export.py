@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 import nearstep
 from nearstep.card import Card, model_index, write_card
+from nearstep.files import keep_folder
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
-from nearstep.nets.text_cache import CachedPromptEncoder
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.train import lora
+from nearstep.train.lora import LoraFields
+
+KEPT = ("vae", "text_encoder", "tokenizer")
+"""What a causal run or a distillation does not change."""
 
 
 def export_model(
     folder: Path,
     *,
     networks: Mapping[str, VideoTransformer],
-    text: PromptEncoder | CachedPromptEncoder,
+    text: PromptEncoder,
     codec: VideoCodec,
     shift: float,
     settings: Mapping[str, Any],
@@ -43,18 +49,77 @@ def export_model(
         card: what the model card should say that the folder does not.
     """
     for name, network in networks.items():
-        copied = _in_dtype(network, dtype)
-        copied.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
-        copied.save_pretrained(folder / name)
+        _write_network(folder / name, network.config, network.state_dict(), dtype)
     _in_dtype(text.encoder, dtype).save_pretrained(folder / "text_encoder")
     text.tokenizer.save_pretrained(folder / "tokenizer")
     VideoCodec(_in_dtype(codec.vae, dtype)).save_pretrained(folder / "vae")
+    configs = {name: network.config for name, network in networks.items()}
+    _close(folder, configs, shift, settings, card or Card())
+
+
+def export_student(
+    folder: Path,
+    *,
+    model: Path,
+    kept: Mapping[str, str],
+    networks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]],
+    fields: LoraFields,
+    shift: float,
+    settings: Mapping[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """As ``export_model``, of a run that changed networks alone: all else is the model folder's own, as it is there.
+
+    Args:
+        folder: where to.
+        model: the folder that the run started from; its codec, text encoder and tokenizer are kept.
+        kept: sub-folder -> the model's sub-folder of a network that did not change.
+        networks: sub-folder -> configuration and weights. Those with an adapter are written merged, and the
+            adapter of ``transformer`` beside them as ``lora/``.
+        fields: of the adapters.
+        shift: of the schedules.
+        settings: what the model was made for.
+        dtype: of the networks' stored weights.
+    """
+    for name, source in {**{part: part for part in KEPT}, **kept}.items():
+        keep_folder(model / source, folder / name)
+    for name, (config, state) in networks.items():
+        _write_network(folder / name, config, state, dtype, fields)
+    if lora.adapted_layers(state := networks["transformer"][1]):
+        lora.write_adapter(state, fields, folder / lora.FOLDER)
+    _close(folder, {name: config for name, (config, _) in networks.items()}, shift, settings, Card(), also=[*kept])
+
+
+def _write_network(
+    folder: Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    fields: LoraFields | None = None,
+) -> None:
+    if fields is not None and lora.adapted_layers(state):
+        state = lora.merged(state, fields)
+    with torch.device("meta"):  # names and shapes: a second network in float32 would be in the way
+        network: Any = VideoTransformer.from_config(dict(config))
+    network.load_state_dict({name: value.detach().to("cpu", dtype) for name, value in state.items()}, assign=True)
+    network.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
+    network.save_pretrained(folder)
+
+
+def _close(
+    folder: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    shift: float,
+    settings: Mapping[str, Any],
+    card: Card,
+    also: Sequence[str] = (),
+) -> None:
+    """Scheduler, model card and index."""
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
-    main = networks.get("transformer") or next(iter(networks.values()))
-    causal = main.config["chunk_frames"] is not None
-    plan = settings.get("default_plan", "4") if causal else None
-    write_card(folder, card or Card(), config=main.config, plan=plan, library="nearstep")
-    index = model_index([*networks], settings, nearstep.__version__)
+    main = configs.get("transformer") or next(iter(configs.values()))
+    plan = settings.get("default_plan", "4") if main["chunk_frames"] is not None else None
+    write_card(folder, card, config=main, plan=plan, library="nearstep")
+    index = model_index([*configs, *also], settings, nearstep.__version__)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

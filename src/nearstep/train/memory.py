@@ -101,12 +101,12 @@ def _distillation(config: DistillConfig, sizes: Sizes, processes: int) -> dict[s
 
 def _causal(config: CausalConfig, sizes: Sizes, processes: int) -> dict[str, float]:
     weights = SINGLE * count_network(sizes.student).all / processes
-    return {
+    held = {
         "network": weights,
         "network's moments": _moments(config.optim, sizes.student) / processes,
         "network's average": weights,
-        "many-step network": weights,
     }
+    return held if config.objective == "forcing" else held | {"many-step network": weights}
 
 
 def _moments(optim: OptimConfig, network: Mapping[str, Any]) -> float:

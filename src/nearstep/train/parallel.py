@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,15 +99,12 @@ class Ranks:
             _shard(block, self.mesh, narrow)
         _shard(network, self.mesh, whole)
 
-    def whole(self, network: VideoTransformer) -> VideoTransformer:
-        """The network with all of its weights on the CPU, to save; every rank takes part, the main one gets them."""
+    def whole(self, network: nn.Module) -> dict[str, Tensor]:
+        """All of a network's weights, to save; every rank takes part, the main one gets them, on the CPU."""
         if self.mesh is None:
-            return network
+            return {name: value.detach() for name, value in network.state_dict().items()}
         gathered = {name: _full(value, keep=self.main) for name, value in network.state_dict().items()}
-        copied: Any = VideoTransformer.from_config(network.config)
-        if self.main:
-            copied.load_state_dict(gathered)
-        return copied.eval()
+        return gathered if self.main else {}
 
 
 @cache

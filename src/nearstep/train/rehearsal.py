@@ -229,7 +229,8 @@ def _causal(config: CausalConfig, sizes: Sizes, count: int, layers: int, _: int)
     scene = _Scene(sizes, count, ledger)
     with _no_numbers():
         make = partial(scene.network, {**sizes.student, "chunk_frames": config.chunk_frames}, layers)
-        network, many_step = (make(narrow=config.autocast, frozen=frozen) for frozen in (False, True))
+        network = make(narrow=config.autocast, frozen=False)
+        many_step = None if config.objective == "forcing" else make(narrow=config.autocast, frozen=True)
         ema = Ema(network, config.ema)
         scene.counted(ema.module)
         if config.checkpointing:

@@ -10,7 +10,6 @@ bidirectional teacher's own ODE paths, made as it goes (section 8 a).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,12 +33,15 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
-from nearstep.train.export import export_model
+from nearstep.train.export import export_student
+from nearstep.train.frozen import Trained, twin, view
 from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.lora import LoraFields, adapt, base, start_from
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.shared import (
     check_micro,
+    check_optimizers,
     compile_blocks,
     dropped,
     load_network,
@@ -50,7 +52,7 @@ from nearstep.train.stages.shared import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalConfig:
+class CausalConfig(LoraFields):
     """A causal run."""
 
     objective: Literal["forcing", "consistency", "trajectory"]
@@ -83,9 +85,12 @@ class CausalConfig:
     """Clips at a time in one process; gradients add up to those of the whole batch."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
+    base_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the frozen weights that an adapter stands on; float32 by default."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cells % GRID:
             raise NearstepError(f"cells={self.cells} is no multiple of {GRID}, the student's grid; use 24 or 48")
         check_micro(self.micro, self.batch)
@@ -99,22 +104,23 @@ class CausalStage:
     """Step, preview and export of both causal runs."""
 
     def __init__(self, config: CausalConfig) -> None:
+        check_optimizers(config.optim)
         here = ranks()
         here.share(config.batch)  # refused before anything is read
         opened = open_model(config.model, config.latents, config.text_cache)
-        network = load_network(config.model / config.source)
-        network.register_to_config(chunk_frames=config.chunk_frames)
-        many_step = deepcopy(network).eval().requires_grad_(False)
-        ema = Ema(network, config.ema)
+        network, cut = _network(config), here.mesh is not None
+        ema, many_step = Ema(network, config.ema, cut=cut), None
+        if config.objective != "forcing":  # which follows clips
+            many_step = (view if cut else twin)(network).eval().requires_grad_(False)
         if config.checkpointing:
             network.enable_gradient_checkpointing()
-        for each in (network, many_step, ema.module):
+        for each in filter(None, (network, ema.module, many_step)):
             if config.compile:
                 compile_blocks(each)  # pyright: ignore[reportArgumentType]
             here.place(each, torch.bfloat16 if config.autocast else None)
         self.begin(config, here, opened, network, many_step, ema)
         self.optimizer = Optimizer([self.network], config.optim, config.loop.steps)
-        self.state = TrainState({"network": self.network, "optimizer": self.optimizer, "ema": self.ema})
+        self.state = TrainState({"network": Trained(self.network), "optimizer": self.optimizer, "ema": self.ema})
 
     def begin(
         self,
@@ -122,7 +128,7 @@ class CausalStage:
         here: Ranks,
         opened: Any,
         network: VideoTransformer,
-        many_step: VideoTransformer,
+        many_step: VideoTransformer | None,
         ema: Ema,
     ) -> None:
         """Everything but the loading of codec, text encoder and clips (rehearsal.py brings shapes in their places)."""
@@ -130,7 +136,8 @@ class CausalStage:
         self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
         self.visibility = teacher_forcing(self.lengths)
-        self.network, self.many_step, self.ema = network, many_step, ema
+        self.network, self.ema = network, ema
+        self.many_step: Any = many_step  # None for forcing, which follows clips
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
@@ -215,21 +222,31 @@ class CausalStage:
 
     def export(self, folder: Path) -> None:
         """Write a model folder: the ``transformer/``, the ``teacher/``, and the many-step ``causal/`` between them."""
-        network: Any = self.ema.module
-        networks = {"transformer": self.here.whole(network)}
-        if self.config.objective == "consistency":
-            networks["causal"] = self.here.whole(self.many_step)
+        config = self.config
+        changed: dict[str, Any] = {"transformer": self.ema.module}
+        if config.objective == "consistency":
+            changed["causal"] = self.many_step
+        networks = {name: (network.config, self.here.whole(network)) for name, network in changed.items()}
         if not self.here.main:
             return
-        networks["teacher"] = load_network(self.config.model / self.config.teacher)
-        export_model(
+        export_student(
             folder,
+            model=config.model,
+            kept={"teacher": config.teacher},
             networks=networks,
-            text=self.text,
-            codec=self.codec,
-            shift=self.config.shift,
-            settings=self.config.settings,
+            fields=config,
+            shift=config.shift,
+            settings=config.settings,
         )
+
+
+def _network(config: CausalConfig) -> VideoTransformer:
+    network = load_network(config.model / config.source)
+    network.register_to_config(chunk_frames=config.chunk_frames)
+    if config.lora_rank is None:
+        return network
+    base(network, getattr(torch, config.base_dtype or "float32"))
+    return start_from(adapt(network, config, config.seed), config)
 
 
 def _cell(u: Tensor, cells: int) -> Tensor:

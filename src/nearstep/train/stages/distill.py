@@ -33,13 +33,14 @@ from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 from nearstep.train.adversary import AdversaryConfig, Pair, critic, discriminator_turn, out_of_graph, student_turn
-from nearstep.train.export import export_model
+from nearstep.train.export import export_student
 from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.lora import LoraFields
 from nearstep.train.noise import Noise
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.players import Players, players
-from nearstep.train.stages.shared import check_micro, open_model, show
+from nearstep.train.stages.shared import check_micro, check_optimizers, open_model, show
 from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
@@ -48,7 +49,7 @@ Rows = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(LoraFields):
     """A distillation run."""
 
     loop: LoopConfig
@@ -98,13 +99,21 @@ class DistillConfig:
     autocast: bool = False
     """bfloat16; on CPUs without AMX float32 is faster."""
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen weights."""
+    """Of the frozen weights: the teacher's, and those that adapters stand on."""
+    lora_only: Literal["student", "assistant"] | None = None
+    """Which of the two has an adapter and trains it alone, if not both. The assistant's stands on the teacher's own
+    weights, and the student's too where ``source`` is the teacher."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_only and self.lora_rank is None:
+            raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
+        if self.lora_start and "student" not in self.adapted:
+            raise NearstepError("lora_start is where the student's adapter starts; lora_only=assistant gives it none")
         if not self.counts or not set(self.counts) <= set(range(1, GRID + 1)):
             raise NearstepError(f"counts={self.counts}; give step counts from 1 to {GRID}")
         if self.ratio < 1:
@@ -113,8 +122,21 @@ class DistillConfig:
         reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
         if reads_data and isinstance(self.latents, PromptsConfig):
             raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")
-        if self.teacher_dtype != "float32" and self.adversary and self.adversary.backbone == "teacher":
+        judges = self.adversary is not None and self.adversary.backbone == "teacher"
+        if judges and self.teacher_dtype != "float32" and not self.on_teacher:  # a base computes in float32
             raise NearstepError("the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32")
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Who has an adapter."""
+        if self.lora_rank is None:
+            return ()
+        return (self.lora_only,) if self.lora_only else ("student", "assistant")
+
+    @property
+    def on_teacher(self) -> tuple[str, ...]:
+        """Whose adapter stands on the teacher's weights."""
+        return tuple(role for role in self.adapted if role == "assistant" or self.source == self.teacher)
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
@@ -139,6 +161,7 @@ class DistillStage:
     """The student's, the assistant's and the discriminator's updates; preview and export of the averaged student."""
 
     def __init__(self, config: DistillConfig) -> None:
+        check_optimizers(config.student, config.assistant, config.discriminator)
         here = ranks()
         here.share(config.batch)  # refused before anything is read
         opened = open_model(config.model, config.latents, config.text_cache)
@@ -342,18 +365,20 @@ class DistillStage:
         show(path, network, self.text, self.codec, plans, self.clips)
 
     def export(self, folder: Path) -> None:
-        """Write a model folder with the averaged student as ``transformer/``."""
+        """Write a model folder with the averaged student as ``transformer/``, the rest as it was."""
+        config = self.config
         network: Any = self.ema.module
-        networks = {"transformer": self.here.whole(network), "teacher": self.here.whole(self.teacher)}
+        state = self.here.whole(network)
         if not self.here.main:
             return
-        export_model(
+        export_student(
             folder,
-            networks=networks,
-            text=self.text,
-            codec=self.codec,
-            shift=self.config.shift,
-            settings=self.config.settings,
+            model=config.model,
+            kept={"teacher": config.teacher},
+            networks={"transformer": (network.config, state)},
+            fields=config,
+            shift=config.shift,
+            settings=config.settings,
         )
 
 

@@ -15,6 +15,8 @@ from nearstep.train.adversary import AdversaryConfig
 from nearstep.train.balance import Balance
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
+from nearstep.train.frozen import Trained, twin
+from nearstep.train.lora import adapt, base, start_from
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.shared import compile_blocks, load_network
@@ -37,7 +39,11 @@ class Players:
 
     def state(self) -> TrainState:
         """What a checkpoint holds."""
-        parts: dict[str, Any] = {"student": self.student, "assistant": self.assistant, "ema": self.ema}
+        parts: dict[str, Any] = {
+            "student": Trained(self.student),
+            "assistant": Trained(self.assistant),
+            "ema": self.ema,
+        }
         if self.discriminator:
             parts["discriminator"] = self.discriminator
         optimizers = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}
@@ -45,24 +51,20 @@ class Players:
 
 
 def players(config: DistillConfig, here: Ranks) -> Players:
-    """Load and place the networks of a run."""
-    student = load_network(config.model / config.source)
-    ema = Ema(student, config.ema)
-    teacher = load_network(config.model / config.teacher, getattr(torch, config.teacher_dtype))
-    teacher.eval().requires_grad_(False)
-    assistant = load_network(config.model / config.teacher)
-    if config.compile:
-        for network in (student, teacher, assistant):
-            compile_blocks(network)
-    if config.checkpointing:
-        student.enable_gradient_checkpointing()
-        assistant.enable_gradient_checkpointing()
+    """Load and place the networks of a run, those that share weights together and the others one by one."""
     # The discriminator's penalty reads its backbone in float32, so that one is gathered in float32.
     narrow, read = torch.bfloat16 if config.autocast else None, config.adversary.backbone if config.adversary else ""
-    here.place(student, narrow)
+    teacher = _teacher(config)
+    shared = {role: _adapted(twin(teacher), config, role) for role in config.on_teacher}
+    here.place(_ready(teacher, config), None if read == "teacher" else narrow)
+
+    assistant = shared.get("assistant") or load_network(config.model / config.teacher)
+    here.place(_ready(assistant, config), None if read in ("assistant", "joint") else narrow)
+
+    student = shared.get("student") or _student(config)
+    ema = Ema(student, config.ema, cut=here.mesh is not None)
+    here.place(_ready(student, config), narrow)
     here.place(ema.module)
-    here.place(teacher, None if read == "teacher" else narrow)
-    here.place(assistant, None if read in ("assistant", "joint") else narrow)
     discriminator = make_discriminator(config.adversary, teacher, config.seed) if config.adversary else None
     learners: dict[str, tuple[torch.nn.Module, OptimConfig]] = {
         "student": (student, config.student),
@@ -89,3 +91,35 @@ def make_discriminator(adversary: AdversaryConfig, teacher: VideoTransformer, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key("discriminator weights", seed))
         return Discriminator(heads * width, heads, taps, adversary.pairs(GRID), pool=adversary.pool)
+
+
+def _teacher(config: DistillConfig) -> VideoTransformer:
+    dtype = getattr(torch, config.teacher_dtype)
+    if config.on_teacher:
+        return base(load_network(config.model / config.teacher), dtype).eval()
+    return load_network(config.model / config.teacher, dtype).eval().requires_grad_(False)
+
+
+def _student(config: DistillConfig) -> VideoTransformer:
+    """The student on weights of its own."""
+    network = load_network(config.model / config.source)
+    if "student" not in config.adapted:
+        return network
+    return _adapted(base(network, getattr(torch, config.teacher_dtype)), config, "student")
+
+
+def _adapted(network: VideoTransformer, config: DistillConfig, role: str) -> VideoTransformer:
+    adapt(network, config, role, config.seed)
+    if role == "student":
+        start_from(network, config)
+        if network.config["chunk_frames"] is None:  # on the teacher's weights
+            network.register_to_config(chunk_frames=config.chunk_frames)
+    return network
+
+
+def _ready(network: VideoTransformer, config: DistillConfig) -> VideoTransformer:
+    if config.compile:
+        compile_blocks(network)
+    if config.checkpointing:
+        network.enable_gradient_checkpointing()
+    return network

@@ -23,6 +23,7 @@ from nearstep.nets.text_cache import CachedPromptEncoder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import TextEncoder
 from nearstep.rollout.rollout import generate
+from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import ranks
 from nearstep.train.preview import write_grid
 
@@ -96,6 +97,12 @@ def check_micro(micro: int | None, batch: int) -> None:
     share = len(ranks().share(batch))
     if micro is not None and (micro < 1 or share % micro):
         raise NearstepError(f"micro={micro} does not divide the {share} clips of a process")
+
+
+def check_optimizers(*configs: OptimConfig) -> None:
+    """Refuse Muon where each process holds a slice: it turns whole matrices."""
+    if ranks().count > 1 and any(config.muon for config in configs):
+        raise NearstepError("muon works on whole matrices, and each of several processes holds a slice; set muon=False")
 
 
 def dropped(captions: Sequence[str], gone: Tensor) -> list[str]:

@@ -1,0 +1,89 @@
+"""Folders that are kept: weights once on a disk, never changed through another name, whole or as they were."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nearstep import files
+from nearstep.errors import NearstepError
+from nearstep.files import keep_folder
+
+NAME = "model.safetensors"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source" / "vae"
+    folder.mkdir(parents=True)
+    save_file({"a": torch.zeros(100)}, folder / NAME)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_weights_are_linked_and_the_rest_is_copied(source: Path, tmp_path: Path):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "stale.safetensors").touch()
+    keep_folder(source, target)
+    assert {path.name for path in target.iterdir()} == {NAME, "config.json"}
+    assert (target / NAME).samefile(source / NAME)
+    assert not (target / "config.json").samefile(source / "config.json")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_it_outlives_a_move_of_either_and_the_sources_end(source: Path, tmp_path: Path):
+    keep_folder(source, tmp_path / "target")
+    (tmp_path / "target").rename(tmp_path / "moved")
+    shutil.rmtree(source)
+    assert load_file(tmp_path / "moved" / NAME)["a"].shape == (100,)
+
+
+def test_what_is_written_to_one_never_shows_in_the_other(source: Path, tmp_path: Path):
+    keep_folder(source, tmp_path / "target")
+    save_file({"a": torch.ones(100)}, tmp_path / "target" / NAME)  # as save_pretrained does
+    assert not load_file(source / NAME)["a"].any()
+    save_file({"a": torch.full((100,), 2.0)}, source / NAME)
+    assert torch.equal(load_file(tmp_path / "target" / NAME)["a"], torch.ones(100))
+
+
+def test_another_disk_gets_a_copy(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    keep_folder(source, tmp_path / "target")
+    assert not (tmp_path / "target" / NAME).samefile(source / NAME)
+    assert (tmp_path / "target" / NAME).read_bytes() == (source / NAME).read_bytes()
+
+
+def test_a_symbolic_link_gives_its_file(source: Path, tmp_path: Path):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / NAME).symlink_to(source / NAME)
+    keep_folder(hub, tmp_path / "target")
+    assert not (tmp_path / "target" / NAME).is_symlink()
+    assert (tmp_path / "target" / NAME).samefile(source / NAME)
+
+
+def test_a_folder_is_kept_in_its_own_place(source: Path):
+    keep_folder(source, source)
+    assert {path.name for path in source.iterdir()} == {NAME, "config.json"}
+
+
+def test_a_full_disk_leaves_what_was_there(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "target"
+    keep_folder(source, target)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.shutil, "copyfile", full)
+    with pytest.raises(NearstepError, match="No space left on device; nothing was left behind"):
+        keep_folder(source, target)
+    assert {path.name for path in target.iterdir()} == {NAME, "config.json"}
+    assert not list(tmp_path.glob(".*"))
