@@ -72,6 +72,12 @@ def _picture(height: int, width: int, head_dim: int, dtype: torch.dtype, device:
     return turns.cos().to(device, dtype), turns.sin().to(device, dtype)
 
 
+def forget_tables() -> None:
+    """Make all tables anew: for those who make some without numbers (train/rehearsal.py)."""
+    for remembered in (rope_table, _picture, _turn):
+        remembered.cache_clear()
+
+
 def advance(keys: Tensor, frames: int) -> Tensor:
     """Rotated keys [B, tokens, heads, head_dim] as if their frames lay `frames` later: only frame channels turn."""
     width = axis_widths(keys.shape[-1])[0]

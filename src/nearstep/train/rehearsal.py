@@ -28,7 +28,7 @@ from nearstep.flow.plan import GRID, make_plan
 from nearstep.nets.attention import fused
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.rope import rope_table
+from nearstep.nets.rope import forget_tables
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 from nearstep.train.balance import Balance
@@ -79,13 +79,13 @@ def _by_depth(measure: Callable[[int, int], Peaks], student: int, teacher: int) 
 @contextmanager
 def _no_numbers() -> Iterator[None]:
     # Rotary tables are remembered: those without numbers must not stay behind, nor others be found.
-    rope_table.cache_clear()
+    forget_tables()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), fused(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by deepcopy
             yield
     finally:
-        rope_table.cache_clear()
+        forget_tables()
 
 
 @dataclass(frozen=True)
