@@ -88,7 +88,7 @@ class Session:
     @property
     def index(self) -> int:
         """Number of the next chunk."""
-        return self._state.index
+        return len(self.record.chunks)
 
     @property
     def prompt(self) -> str:
