@@ -43,7 +43,7 @@ def test_public_names_are_lazy_and_exist() -> None:
     ("arguments", "message"),
     [
         (["genrate"], "did you mean generate?"),
-        (["xyz"], "commands are generate, compare, info"),
+        (["xyz"], "commands are generate, stream, compare"),
         (["train", "playground.codek"], "did you mean playground.codec?"),
         (["train", "qqq"], "recipes are "),
         (["generate"], "no prompt"),

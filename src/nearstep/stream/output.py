@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ NAME_BYTES = 160  # of a prompt, kept in a file name (file systems allow 255 in 
 
 Pixels = np.ndarray
 """A clip as uint8 ``[T, H, W, 3]``."""
+Grow = Callable[[Pixels], None]
+"""Takes the next frames of a video."""
 
 
 def pixels(video: Tensor) -> Pixels:
@@ -139,10 +142,34 @@ def _sheet(clips: Sequence[Pixels], labels: Sequence[str], columns: int) -> Imag
     return sheet
 
 
+@contextmanager
+def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
+    """A video written as it is made, whole at the end or not there at all; call what it gives with each part.
+
+    Args:
+        path: where to, ending in .mp4.
+        height: pixels, even.
+        width: pixels, even.
+        fps: pixel frames per second.
+        comment: kept in the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise NearstepError(f"cannot write {path}: a video that grows as it is made ends in .mp4")
+    with replacing(path) as part, _writer(part, height, width, fps, comment) as grow:
+        yield grow
+
+
 def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
+    _, height, width, _ = clip.shape
+    with _writer(path, height, width, fps, comment) as grow:
+        grow(clip)
+
+
+@contextmanager
+def _writer(path: Path, height: int, width: int, fps: float, comment: str) -> Iterator[Grow]:
     import av  # a tenth of a second that only this format needs
 
-    _, height, width, _ = clip.shape
     if height % 2 or width % 2:
         raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
     # faststart puts the index first, so that a page can play the file while it loads.
@@ -150,8 +177,12 @@ def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
         container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=H264_OPTIONS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+        def grow(clip: Pixels) -> None:
+            for picture in clip:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+        yield grow
         container.mux(stream.encode())
 
 

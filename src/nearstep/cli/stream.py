@@ -1,0 +1,151 @@
+"""``nearstep stream``: a video without an end in sight, written as it is made; or a recorded take again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.errors import NearstepError
+from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.stream.output import check_writable, growing_mp4, pixels
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.session import Session
+
+SECONDS = 10  # of video, unless --chunks says otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Stream a video to a file, chunk after chunk; Ctrl-C ends it, and what was made is whole.
+
+    The prompt may change on the way: --at 8 "a small blue ring drifts up". --log keeps the take; --replay makes it
+    again, also under another plan: draft at 1, final at 4.
+    """
+
+    prompt: Annotated[tyro.conf.Positional[str | None], optional("PROMPT", "the take's")] = None
+    """What it shows first."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.mp4")]
+    """Where to."""
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    """"playground" (inside this package), a model folder, or a hub id."""
+    plan: Annotated[str | None, optional("PLAN")] = None
+    """"4,1x": first chunk 4 steps, the rest 1; "adaptive": until the steps agree; "fps:16": as the machine allows."""
+    chunks: Annotated[int | None, optional("N", f"{SECONDS} seconds, or the take's")] = None
+    """How many."""
+    at: Annotated[
+        tuple[tuple[int, str], ...], tyro.conf.arg(metavar="CHUNK PROMPT", help_behavior_hint="(repeatable)")
+    ] = ()
+    """The prompt from a chunk on."""
+    image: Annotated[Path | None, optional("FILE", "none")] = None
+    """A picture to go on from."""
+    seed: Annotated[int | None, optional("N", "random, and printed")] = None
+    """Names all noise."""
+    height: Annotated[int | None, optional("PIXELS")] = None
+    """Of a frame."""
+    width: Annotated[int | None, optional("PIXELS")] = None
+    """Of a frame."""
+    window: Annotated[int | None, optional("FRAMES", "as far as it was trained")] = None
+    """Newest latent frames that a chunk sees."""
+    sink: Annotated[int | None, optional("FRAMES", "the first chunk")] = None
+    """First latent frames that it sees in addition."""
+    log: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
+    """Keeps the take, line by line."""
+    replay: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
+    """A take to make again."""
+    loading: FlatLoading = AS_IT_IS
+    """Network, device, precision, decoder."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and stream."""
+    flags = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
+    stream(tyro.cli(Stream, prog="nearstep stream", args=arguments, config=flags))
+
+
+def stream(asked: Stream) -> None:
+    """Make what is asked, after checking all of it."""
+    _check(asked)
+    pipe = asked.loading.pipeline(ModelFolder.open(asked.model))
+    for _, prompt in asked.at:
+        pipe.request(prompt, "1")  # unknown words are found now, not an hour into the stream
+    image = None if asked.image is None else _picture(asked.image)
+    if asked.replay:
+        session = pipe.replay(asked.replay, asked.plan, image=image)
+    else:
+        assert asked.prompt is not None
+        names = ("seed", "height", "width", "window", "sink", "log")
+        wishes = {name: getattr(asked, name) for name in names}
+        session = pipe.open(asked.prompt, asked.plan, image=image, **wishes)
+    with session:
+        _write(asked, pipe, session)
+
+
+def _check(asked: Stream) -> None:
+    if (asked.prompt is None) == (asked.replay is None):
+        raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
+    fixed = ("at", "seed", "height", "width", "window", "sink", "log")
+    if asked.replay and (given := [name for name in fixed if getattr(asked, name)]):
+        raise NearstepError(f"--{given[0]} is in the take already; a replay may change --plan alone")
+    if asked.chunks is not None and asked.chunks < 1:
+        raise NearstepError(f"--chunks {asked.chunks}: at least 1")
+    if late := [chunk for chunk, _ in asked.at if chunk < 1]:
+        raise NearstepError(f"--at {late[0]}: the first chunk is 0, and has the prompt; give 1 or later")
+    for path in filter(None, (asked.output, asked.log)):
+        if path is asked.output and path.suffix.lower() != ".mp4":
+            raise NearstepError(f"-o {path}: a stream is written to a file that ends in .mp4")
+        check_writable(path.with_suffix(".mp4"))
+
+
+def _picture(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise NearstepError(f"cannot read the picture {path}: {error}") from error
+
+
+def _write(asked: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
+    from tqdm import tqdm
+
+    opening, fps = session.record.opening, pipe.settings.fps
+    size = {"height": opening["height"], "width": opening["width"]}
+    frames = 4 * pipe.transformer.config["chunk_frames"]
+    count = asked.chunks if asked.chunks or asked.replay else round(SECONDS * fps / frames)
+    changes, made, pictures, began = dict(asked.at), 0, 0, time.perf_counter()
+    with (
+        growing_mp4(asked.output, fps=fps, comment=json.dumps(dict(opening)), **size) as grow,
+        tqdm(total=count, unit="chunk", disable=None, dynamic_ncols=True) as bar,
+    ):
+        try:
+            for index in itertools.count() if count is None else range(count):
+                if index in changes:
+                    session.change(prompt=changes[index])
+                if (chunk := next(session, None)) is None:
+                    break
+                grow(pixels(chunk.video[0]))
+                made, pictures = made + 1, pictures + chunk.video.shape[1]
+                rate = pictures / (time.perf_counter() - began)
+                bar.set_postfix_str(f"{chunk.steps} steps, {rate:.1f} frames/s")
+                bar.update()
+        except KeyboardInterrupt:
+            if not made:
+                raise
+    seconds = time.perf_counter() - began
+    print(asked.output)
+    tqdm.write(
+        f"{made} chunks, {pictures} frames in {seconds:.1f} s, {pictures / seconds / fps:.2f} times real time; "
+        f"plan {session.plan}, seed {session.seed}",
+        file=sys.stderr,
+    )

@@ -1,0 +1,70 @@
+"""``nearstep stream``: a file of as many frames as were made, changes on the way, and the take again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from nearstep.cli.main import main
+from nearstep.stream.record import Record
+
+RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
+
+
+def frames(path: Path) -> np.ndarray:
+    with av.open(path) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_a_stream_is_written_and_made_again(model_folder: Path, tmp_path: Path, capsys) -> None:
+    video, log, again, final = (tmp_path / name for name in ("a.mp4", "take.jsonl", "again.mp4", "final.mp4"))
+    model = ["--model", str(model_folder)]
+    asked = [RED, "-o", str(video), "--chunks", "4", "--at", "2", BLUE, "--plan", "2,1x", "--seed", "3"]
+    assert main(["stream", *asked, "--log", str(log), *model]) == 0
+    assert "4 chunks, 29 frames" in capsys.readouterr().err
+    take = Record.load(log)
+    assert [len(entry["times"]) for entry in take.chunks] == [2, 1, 2, 1]
+    assert take.chunks[2]["prompt"] == BLUE
+
+    assert main(["stream", "--replay", str(log), "-o", str(again), *model]) == 0
+    assert frames(video).shape == (29, 32, 32, 3)
+    assert np.array_equal(frames(again), frames(video))
+    assert main(["stream", "--replay", str(log), "-o", str(final), "--plan", "4", *model]) == 0
+    assert not np.array_equal(frames(final), frames(video))
+
+
+def test_a_picture_goes_on(model_folder: Path, tmp_path: Path) -> None:
+    picture, video = tmp_path / "a.png", tmp_path / "a.mp4"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(picture)
+    assert (
+        main(["stream", RED, "--image", str(picture), "-o", str(video), "--chunks", "2", "--model", str(model_folder)])
+        == 0
+    )
+    assert len(frames(video)) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "a.mp4"], "give a prompt to begin with, or --replay"),
+        ([RED, "--replay", "t.jsonl", "-o", "a.mp4"], "not both"),
+        (["--replay", "t.jsonl", "--seed", "3", "-o", "a.mp4"], "--seed is in the take already"),
+        ([RED, "-o", "a.gif"], "ends in .mp4"),
+        ([RED, "-o", "a.mp4", "--chunks", "0"], "at least 1"),
+        ([RED, "-o", "a.mp4", "--at", "0", BLUE], "the first chunk is 0"),
+        ([RED, "-o", "a.mp4", "--image", "none.png"], "cannot read the picture"),
+        ([RED, "-o", "a.mp4", "--at", "2", "a cat"], "'cat'"),
+        (["--replay", "none.jsonl", "-o", "a.mp4"], "cannot read the record"),
+    ],
+)
+def test_misuse_is_one_line_and_leaves_nothing(
+    model_folder: Path, tmp_path: Path, monkeypatch, capsys, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["stream", *arguments, "--model", str(model_folder)]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
