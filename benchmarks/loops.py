@@ -178,6 +178,7 @@ def published(checkout: Path) -> tuple[ModuleType, Any]:
     causal, network, attention = (
         importlib.import_module(f"wan.modules.{n}") for n in ("causal_model", "model", "attention")
     )
+    # Its fallback leaves bfloat16 behind, which float32 weights do not take; its cross-attention never asks for one.
     if not (attention.FLASH_ATTN_2_AVAILABLE or attention.FLASH_ATTN_3_AVAILABLE):
         fallback = partial(attention.attention, dtype=torch.float32)
         causal.attention = network.flash_attention = fallback  # pyright: ignore[reportAttributeAccessIssue]
