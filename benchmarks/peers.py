@@ -3,7 +3,8 @@
     python benchmarks/peers.py --self-forcing ../Self-Forcing      # a checkout of guandeh17/Self-Forcing
     python benchmarks/peers.py --size tiny                         # in seconds: that the script itself works
 
-ours          one network call per step, commits fused into them ("fused") or calls of their own ("separate").
+ours          one network call per step, commits fused into them ("fused") or calls of their own ("separate");
+              with --compile also fused with its blocks compiled ("compiled").
 self-forcing  a published checkout's CausalWanModel and scheduler, called in the order of its pipeline. What a machine
               without flash-attn lacks is put in its place from outside: the checkout's own fallback, in float32.
 anyflow       diffusers' AnyFlowFARPipeline over its causal transformer, latents out. "whole past" keeps every chunk at
@@ -18,12 +19,13 @@ what else the machine does meets all alike; a ratio is one of medians, its inter
 
 from __future__ import annotations
 
+import copy
 import json as jsons
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +39,7 @@ from nearstep.evaluate.report import markdown
 from nearstep.files import replacing
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.stream.timing import machine, synchronise
+from nearstep.train.stages.shared import compile_blocks
 
 RESAMPLES = 4000
 BASE = ("ours, fused", "4")
@@ -64,6 +67,8 @@ class Options:
     """Of ours; every peer runs those of "4" and "4,1x" among them that it can."""
     rounds: int = 5
     skip: tuple[Literal["anyflow", "recompute"], ...] = ()
+    compile: bool = False
+    """Also ours with its blocks compiled, which takes minutes first. No peer is."""
     threads: int = 1
     """Of torch."""
     device: str | None = None
@@ -122,6 +127,10 @@ def plan_of(size: Size, text: str) -> ChunkPlan:
 def make_peers(given: Given, options: Options) -> dict[str, Run]:
     """Everything that can run here, by name; what cannot is said."""
     peers: dict[str, Run] = {f"ours, {way}": ours(given, fused=way == "fused") for way in ("fused", "separate")}
+    if options.compile:
+        net = copy.deepcopy(given.net)
+        compile_blocks(net)
+        peers["ours, compiled"] = ours(replace(given, net=net), fused=True)
     if options.self_forcing is None:
         print("self-forcing is left out: name a checkout of guandeh17/Self-Forcing with --self-forcing")
     else:
@@ -144,6 +153,8 @@ def compare(given: Given, peers: Mapping[str, Run], options: Options) -> list[di
         plan = plan_of(size, text)
         expected = peers["ours, separate"](plan)
         checks.append(check(f"ours, fused = separate, plan {text}", peers["ours, fused"](plan), expected, 1e-5))
+        if "ours, compiled" in peers:
+            checks.append(check(f"ours, compiled, plan {text}", peers["ours, compiled"](plan), expected, 1e-4))
         if "self-forcing" in peers:
             checks.append(check(f"self-forcing, plan {text}", peers["self-forcing"](plan), expected, 1e-5))
     if "recompute" in peers:
@@ -209,7 +220,7 @@ def told(key: Key, seconds: Mapping[Key, Sequence[float]]) -> dict[str, Any]:
 def calls(size: Size, peer: str, text: str) -> int:
     """Network calls: steps, and commits where they are calls."""
     plan = plan_of(size, text)
-    commits = {"ours, fused": 0, "recompute": 0, "self-forcing": len(plan.lengths)}
+    commits = {"ours, fused": 0, "ours, compiled": 0, "recompute": 0, "self-forcing": len(plan.lengths)}
     return plan.steps + commits.get(peer, plan.commits)
 
 
