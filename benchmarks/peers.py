@@ -9,7 +9,8 @@ self-forcing  a published checkout's CausalWanModel and scheduler, called in the
               without flash-attn lacks is put in its place from outside: the checkout's own fallback, in float32.
 anyflow       diffusers' AnyFlowFARPipeline over its causal transformer, latents out. "whole past" keeps every chunk at
               full resolution, as ours does; "released" compresses all but the newest, as the published models do: less
-              work, other outputs. Neither takes a plan whose chunks differ in steps.
+              work, other outputs. Neither takes a plan whose chunks differ in steps, and both use flex attention
+              uncompiled, as the pipeline does by itself.
 recompute     diffusers' WanTransformer3DModel with per-token times and no cache, all past frames in every call. It has
               no causal mask, so that its outputs are ours in the first chunk alone.
 
@@ -183,7 +184,7 @@ Key = tuple[str, str]
 
 
 def measure(size: Size, peers: Mapping[str, Run], options: Options, device: torch.device) -> dict[Key, list[float]]:
-    """Seconds of every peer and plan, round by round; each has run once before."""
+    """Seconds of every peer and plan, round by round; all but AnyFlow at this size have run before."""
     seconds: dict[Key, list[float]] = {key: [] for key in keys(peers, options.plans)}
     for number in range(options.rounds):
         for name, text in seconds:
