@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.py`` from end to end at its smallest size, on the CPU."""
+"""``benchmarks/gpu.py`` and ``peers.py`` from end to end at their smallest sizes, on the CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,12 +15,23 @@ import torch
 
 from nearstep.nets.transformer import VideoTransformer
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_gpu", SCRIPT)
+    return loaded("gpu")
+
+
+@pytest.fixture(scope="module")
+def peers() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)  # as for a script: what lies beside it is found
+        yield loaded("peers")
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their annotations up
@@ -94,3 +106,45 @@ def test_checks_find_what_is_wrong(gpu: ModuleType, tmp_path: Path, monkeypatch:
 @pytest.mark.timeout(1200)
 def test_numerics_of_the_true_size_on_a_gpu(gpu: ModuleType, tmp_path: Path) -> None:
     assert gpu.main(gpu.Options(only=("numerics",), device="cuda", json=tmp_path / "gpu.json")) == 0
+
+
+def test_peers_make_what_ours_makes_and_are_timed(peers: ModuleType, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "peers.json"
+    assert peers.main(peers.Options(size="tiny", plans=("4", "4,1x"), rounds=2, device="cpu", json=file)) == 0
+    assert "--self-forcing" in capsys.readouterr().out  # what was left out is said
+    found = json.loads(file.read_text())
+    assert [one["name"].split(",")[0] for one in found["checks"]] == ["ours", "ours", "recompute", "anyflow"]
+    assert all(0 < one["error"] < 1e-5 for one in found["checks"])
+    rows = {(one["peer"], one["plan"]): one for one in found["times"]}
+    assert {name for name, _ in rows} == {
+        *("ours, fused", "ours, separate", "anyflow, whole past", "anyflow, released", "recompute")
+    }
+    assert ("anyflow, released", "4,1x") not in rows  # its pipeline has no such plan
+    assert [rows["ours, fused", plan]["calls"] for plan in ("4", "4,1x")] == [12, 6]
+    assert rows["ours, separate", "4"]["calls"] == 14
+    for one in found["times"]:
+        ratio, low, high = one["ratio"]
+        assert len(one["seconds"]) == 2 and low <= ratio <= high
+    assert rows[peers.BASE]["ratio"] == [1, 1, 1]
+
+
+def test_a_peer_that_makes_something_else_is_found(peers: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    from diffusers import WanTransformer3DModel
+
+    forward = WanTransformer3DModel.forward
+
+    def late(self, x, t, *arguments, **options):
+        return forward(self, x, t + 1.0, *arguments, **options)  # a thousandth
+
+    monkeypatch.setattr(WanTransformer3DModel, "forward", late)
+    file = tmp_path / "peers.json"
+    options = peers.Options(size="tiny", plans=("4",), rounds=1, skip=("anyflow",), device="cpu", json=file)
+    assert peers.main(options) == 1
+    failed = [one["name"] for one in json.loads(file.read_text())["checks"] if not one["passed"]]
+    assert failed == ["recompute, first chunk, plan 4"]
+
+
+def test_a_folder_that_is_no_checkout_is_refused(peers: ModuleType, tmp_path: Path, capsys) -> None:
+    options = peers.Options(size="tiny", self_forcing=tmp_path, device="cpu", json=tmp_path / "peers.json")
+    assert peers.main(options) == 2
+    assert "is no checkout of guandeh17/Self-Forcing" in capsys.readouterr().err and not options.json.exists()
