@@ -1,6 +1,6 @@
 """A stream for a long time: first frame, frames a second against real time, and whether memory stays where it is.
 
-    python benchmarks/long.py --chunks 2000
+Run it as ``python benchmarks/long.py --chunks 2000``.
 """
 
 from __future__ import annotations
