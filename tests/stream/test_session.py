@@ -328,6 +328,25 @@ def test_a_chunk_that_was_broken_off_is_made_anew(playground, monkeypatch) -> No
     torch.testing.assert_close(video(take(session, 2)), video(take(other, 2)), rtol=0, atol=1e-4)
 
 
+def test_a_decoding_that_was_broken_off_is_made_anew(playground, monkeypatch) -> None:
+    session, other = (playground.open(RED, "2", seed=3) for _ in range(2))
+    take(session, 1), take(other, 1)
+    kind, seen = type(session._state.decoder), []
+    whole = kind._frame
+
+    def interrupted(self, *arguments):
+        seen.append(self)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(kind, "_frame", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(session)
+    monkeypatch.undo()
+    torch.testing.assert_close(video(take(session, 2)), video(take(other, 2)), rtol=0, atol=1e-4)
+
+
 def test_a_bidirectional_network_has_no_stream() -> None:
     teacher = CausalVideoPipeline.from_pretrained("playground", transformer="teacher")
     with pytest.raises(NearstepError, match="bidirectional"):

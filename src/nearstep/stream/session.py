@@ -31,6 +31,7 @@ from nearstep.flow.live import Enough, LivePlan, live_plan
 from nearstep.flow.plan import Schedule
 from nearstep.nets.devices import device_of
 from nearstep.nets.masks import Reach
+from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import Chunk, Planned, unroll
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.record import CHANGES, Record
@@ -79,7 +80,7 @@ class Session:
         self._asked = asked
         self._changes: dict[str, Any] = {}
         self._plan_text, self._plan = plan, self._live(plan)
-        self._denoiser = pipe.denoiser(asked)
+        self._denoiser = self._bound(asked)
         self._state = self._beginning()
         self._write()
 
@@ -133,10 +134,11 @@ class Session:
         state, began = self._state, self._now()
         chunk = self._denoised(Planned(self._pipe.transformer.config["chunk_frames"], *steps))
         called = self._now()
-        video = state.decoder.decode(chunk.latents).float()
+        decoder = state.decoder.copy()  # a decoding that is broken off leaves no trace
+        video = decoder.decode(chunk.latents).float()
         self._plan.made(chunk.steps, called - began, self._now() - called)
         made = Frames(index=chunk.index, start=state.pixels, video=video, latents=chunk.latents, steps=chunk.steps)
-        self._state = state.made(made, self._reach)
+        self._state = state.made(made, decoder, self._reach)
         if self._undo.maxlen:
             self._undo.append(self._state.copy())
         self.record.chunks.append({"times": [*steps[0].times[: chunk.steps]], **self._changes})
@@ -194,11 +196,11 @@ class Session:
             wish["prompt"], "1", negative_prompt=asked.negative, guidance_scale=asked.guidance, seed=wish["seed"],
             samples=asked.samples,
         )  # fmt: skip
-        self._asked = replace(checked, clip=asked.clip)
-        self._plan_text, self._plan = plan, live
+        checked = replace(checked, clip=asked.clip)
+        denoiser = self._bound(checked) if "prompt" in wishes else self._denoiser
+        self._asked, self._denoiser, self._plan_text, self._plan = checked, denoiser, plan, live
         if "prompt" in wishes:
-            self._denoiser = self._pipe.denoiser(self._asked)
-            self._state.commit_anew(self._denoiser)
+            self._state.commit_anew(denoiser)
         if "prompt" in wishes or "plan" in wishes:
             self._state.since = 0
         self._changes |= wishes
@@ -223,7 +225,7 @@ class Session:
         wishes = self.record.wishes()
         self._asked = replace(self._asked, prompts=(wishes["prompt"],), seed=wishes["seed"])
         self._plan_text, self._plan = wishes["plan"], self._live(wishes["plan"])
-        self._denoiser = self._pipe.denoiser(self._asked)
+        self._denoiser = self._bound(self._asked)
         self._state = kept[-1].copy() if kept else self._beginning()
         for entry in take.chunks[self._state.index :]:
             self._again(entry)
@@ -274,6 +276,11 @@ class Session:
             yield
         finally:
             self._making.release()
+
+    @torch.no_grad()
+    def _bound(self, asked: Request) -> CausalDenoiser:
+        """The network with this text; under grad its keys would hold on to all that made them."""
+        return self._pipe.denoiser(asked)
 
     def _live(self, text: str) -> LivePlan:
         pipe = self._pipe

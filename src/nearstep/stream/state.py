@@ -55,12 +55,13 @@ class State:
         """A state of its own; tensors that are never written to are shared."""
         return replace(self, cache=self.cache.copy(), decoder=self.decoder.copy(), clean=[*self.clean])
 
-    def made(self, frames: Frames, reach: Reach) -> State:
-        """The state after this chunk."""
+    def made(self, frames: Frames, decoder: LatentStream, reach: Reach) -> State:
+        """The state after this chunk, and after ``decoder`` has decoded it."""
         length, start = frames.latents.shape[1], self.start
         clean = [*self.clean, (start, frames.latents)]
         return replace(
             self,
+            decoder=decoder,
             index=self.index + 1,
             start=start + length,
             pixels=self.pixels + frames.video.shape[1],
