@@ -1,0 +1,219 @@
+"""How a long stream holds: every three chunks of it judged as a clip, for several ways to look back.
+
+    python benchmarks/drift.py --out docs/results/drift.json --picture docs/long.png
+
+Only captions whose object stays in the picture for ever, at rest or bouncing. Each window of three chunks (33 pixel
+frames, as long as the clips of training) is held against the caption: colour, shape, size and background, which a
+stream must keep; its look, (sharpness + fidelity) / 2; and whether a bouncing object still moves. A window need not
+see a bounce turn, so the kind of motion is not asked for. The renderer's own frames, judged alike, are the ceiling.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from nearstep import CausalVideoPipeline
+from nearstep.data.playground import FRAMES, Scene, render
+from nearstep.errors import NearstepError
+from nearstep.evaluate.judge import Verdict, judge
+from nearstep.evaluate.pooled import difference, pooled
+from nearstep.evaluate.run import held_out
+from nearstep.files import replacing
+from nearstep.plots import new_figure
+from nearstep.shapes import TEMPORAL_STRIDE
+from nearstep.stream.output import contact_sheet
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fixed sink": {"following": False},
+    "window 9, no sink": {"window": 9, "sink": 0},
+    "window 6, no sink": {"window": 6, "sink": 0},
+}
+"""Name -> how far back a stream looks; the first is what the others are compared with."""
+KEPT = ("shape", "colour", "size", "background")
+CEILING = "renderer"
+WINDOW = 3  # chunks
+SHEET_FRAMES = 8  # from one frame kept for a sheet to the next
+SHEET_COLUMNS = 25
+SHEET_ROWS = 10
+
+Scores = dict[str, Tensor]
+"""Name -> [captions, windows]; NaN where it does not apply."""
+
+
+def scenes_that_stay(count: int) -> list[tuple[Scene, str]]:
+    """The first held-out scenes whose object never leaves the picture."""
+    seen = (pair for pair in held_out(16 * count) if pair[0].motion != "slide")
+    return list(itertools.islice(seen, count))
+
+
+def windows(video: Tensor, chunk: int) -> Tensor:
+    """Consecutive windows [W, FRAMES, 3, H, W] of a stream [T, 3, H, W] with chunks of ``chunk`` latent frames.
+
+    A later window's first chunk is longer by what the codec's first frame lacks; its newest frames are kept.
+    """
+    step = TEMPORAL_STRIDE * chunk * WINDOW
+    ends = range(step - TEMPORAL_STRIDE + 1, len(video) + 1, step)
+    return torch.stack([video[end - FRAMES : end] for end in ends])
+
+
+def scored(verdicts: Sequence[Verdict]) -> dict[str, list[float]]:
+    """What is asked of each window."""
+    return {
+        "kept": [sum(one.agreement[name] for name in KEPT) / len(KEPT) for one in verdicts],
+        **{name: [float(one.agreement[name]) for one in verdicts] for name in KEPT},
+        "one object": [float(one.agreement["count"]) for one in verdicts],
+        "look": [sum(one.course) / len(one.course) for one in verdicts],
+        "moves": [_moves(one) for one in verdicts],
+    }
+
+
+def _moves(one: Verdict) -> float:
+    if one.stated["motion"] == "still":
+        return float("nan")
+    return float(one.measured["motion"] in ("slide", "bounce"))
+
+
+def collect(rows: Sequence[Mapping[str, list[float]]]) -> Scores:
+    """One row a caption."""
+    return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
+
+
+def drawn(pairs: Sequence[tuple[Scene, str]], chunk: int, chunks: int) -> Scores:
+    """The renderer's own."""
+    frames = TEMPORAL_STRIDE * (chunk * chunks - 1) + 1
+    clips = [(windows(render([scene], frames)[0], chunk), text) for scene, text in pairs]
+    return collect([scored(judge(parts, [text] * len(parts), chunk=chunk)) for parts, text in clips])
+
+
+def streamed(
+    pipe: CausalVideoPipeline, pairs: Sequence[tuple[Scene, str]], plan: str, chunks: int, wishes: Mapping[str, Any]
+) -> tuple[Scores, list[Tensor]]:
+    """Scores of a stream for each caption, and every so many frames of each."""
+    chunk, rows, glimpses = pipe.transformer.config["chunk_frames"], [], []
+    for sample, (_, text) in enumerate(pairs):
+        with pipe.open(text, plan, seed=0, sample=sample, **wishes) as session:
+            video = torch.cat([part.video[0] for part in itertools.islice(session, chunks)])
+        parts = windows(video, chunk)
+        rows.append(scored(judge(parts, [text] * len(parts), chunk=chunk)))
+        glimpses.append(video[::SHEET_FRAMES].clone())
+    return collect(rows), glimpses
+
+
+def loses_from(values: Tensor) -> int | None:
+    """First window from which on the mean of [N, W] lies surely below that of the first window, to the end."""
+    below = [difference(column[None], values[None, :, 0]).high < 0 for column in values.T]
+    after = next((index for index in reversed(range(len(below))) if not below[index]), -1) + 1
+    return after if after < len(below) else None
+
+
+def summary(scores: Scores, against: Scores | None) -> dict[str, Any]:
+    """Means of each window with what is sure about them."""
+    means = {name: values.nanmean(dim=0).tolist() for name, values in scores.items()}
+    found: dict[str, Any] = {"means": {name: [round(v, 4) for v in row] for name, row in means.items()}}
+    for name in ("kept", "look"):
+        intervals = [pooled(column[None]) for column in scores[name].T]
+        lost = loses_from(scores[name])
+        found[name] = {
+            "interval": [[round(one.low, 4), round(one.high, 4)] for one in intervals],
+            "lower_from_chunk": None if lost is None else lost * WINDOW,
+        }
+        if against:  # the last third of the stream, where drift has had its time
+            late = len(scores[name].T) * 2 // 3
+            gap = difference(*(one[name][:, late:].mean(dim=1)[None] for one in (scores, against)))
+            found[name]["late_against_default"] = [round(gap.value, 4), round(gap.low, 4), round(gap.high, 4)]
+    return found
+
+
+def draw(path: Path, found: Mapping[str, Any]) -> None:
+    """What is kept, and the look, along the stream."""
+    figure = new_figure(9.0, 3.6)
+    for axes, (name, label) in zip(
+        figure.subplots(1, 2), {"kept": "shape, colour, size, background kept", "look": "look"}.items(), strict=True
+    ):
+        for setting, one in found["settings"].items():
+            means = one["means"][name]
+            chunks = [WINDOW * index for index in range(len(means))]
+            ceiling = setting == CEILING
+            axes.plot(chunks, means, label=setting, **({"color": "black", "linestyle": ":"} if ceiling else {}))
+            if not ceiling:
+                low, high = zip(*one[name]["interval"], strict=True)
+                axes.fill_between(chunks, low, high, alpha=0.12)
+        axes.set(xlabel="first chunk of the window", ylabel=label, ylim=(0, 1.03))
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+
+
+def show(path: Path, pairs: Sequence[tuple[Scene, str]], glimpses: Sequence[Tensor]) -> None:
+    """Frames along the first streams."""
+    texts = [text for _, text in pairs[:SHEET_ROWS]]
+    with replacing(path) as part:
+        contact_sheet(glimpses[:SHEET_ROWS], texts, SHEET_COLUMNS).save(part, format="PNG")
+
+
+def main(
+    model: str = "playground",
+    *,
+    plan: str = "4,1x",
+    chunks: int = 51,
+    captions: int = 32,
+    threads: int = 1,
+    out: Path = Path("drift.json"),
+    picture: Path | None = None,
+    sheets: Path | None = None,
+) -> dict[str, Any]:
+    """Measure, print, and write.
+
+    Args:
+        model: "playground", a folder, or a hub id; of the playground's world.
+        plan: of every stream.
+        chunks: of a stream, a multiple of three.
+        captions: one stream for each, on the same noise under every setting.
+        threads: of the CPU.
+        out: where the numbers go.
+        picture: a plot of them.
+        sheets: a folder for contact sheets, one a setting.
+    """
+    if chunks < 2 * WINDOW or chunks % WINDOW:
+        raise NearstepError(f"--chunks {chunks}; give a multiple of {WINDOW}, at least {2 * WINDOW}")
+    torch.set_num_threads(threads)
+    pipe, pairs = CausalVideoPipeline.from_pretrained(model), scenes_that_stay(captions)
+    ceiling = drawn(pairs, pipe.transformer.config["chunk_frames"], chunks)
+    measured, settings = {}, {}
+    for name, wishes in SETTINGS.items():
+        measured[name], glimpses = streamed(pipe, pairs, plan, chunks, wishes)
+        settings[name] = summary(measured[name], None if name == "default" else measured["default"])
+        print(f"{name}: {line(settings[name])}", flush=True)
+        if sheets:
+            show(sheets / f"{name.replace(',', '').replace(' ', '-')}.png", pairs, glimpses)
+    settings[CEILING] = summary(ceiling, None)
+    print(f"{CEILING}: {line(settings[CEILING])}")
+    found = {"model": model, "plan": plan, "chunks": chunks, "captions": captions, "settings": settings}
+    with replacing(out) as part:
+        part.write_text(json.dumps(found, indent=1) + "\n")
+    if picture:
+        draw(picture, found)
+    return found
+
+
+def line(one: Mapping[str, Any]) -> str:
+    """First, middle and last window."""
+    told = []
+    for name, row in one["means"].items():
+        told.append(f"{name} {row[0]:.3f} {row[len(row) // 2]:.3f} {row[-1]:.3f}")
+    ends = ", ".join(f"{name} lower from chunk {one[name]['lower_from_chunk']}" for name in ("kept", "look"))
+    return "; ".join([*told, ends])
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
