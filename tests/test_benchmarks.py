@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.py`` and ``peers.py`` from end to end at their smallest sizes, on the CPU."""
+"""``benchmarks/gpu.py``, ``peers.py`` and ``drift.py`` from end to end at their smallest sizes, on the CPU."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from nearstep.errors import NearstepError
 from nearstep.nets.transformer import VideoTransformer
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -28,6 +29,11 @@ def peers() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)  # as for a script: what lies beside it is found
         yield loaded("peers")
+
+
+@pytest.fixture(scope="module")
+def drift() -> ModuleType:
+    return loaded("drift")
 
 
 def loaded(name: str) -> ModuleType:
@@ -148,3 +154,46 @@ def test_a_folder_that_is_no_checkout_is_refused(peers: ModuleType, tmp_path: Pa
     options = peers.Options(size="tiny", self_forcing=tmp_path, device="cpu", json=tmp_path / "peers.json")
     assert peers.main(options) == 2
     assert "is no checkout of guandeh17/Self-Forcing" in capsys.readouterr().err and not options.json.exists()
+
+
+# --- drift ----------------------------------------------------------------------------------------------------------
+
+
+def test_windows_of_a_stream_end_where_its_chunks_do(drift: ModuleType) -> None:
+    video = torch.arange(9 + 12 * 8).view(-1, 1, 1, 1)  # nine chunks of three latent frames, numbered pixel frames
+    parts = drift.windows(video, 3).flatten(1)
+    assert parts.shape == (3, 33)
+    assert parts[:, -1].tolist() == [32, 68, 104]
+    assert torch.equal(parts.diff(dim=1), torch.ones(3, 32, dtype=torch.long))
+
+
+def test_the_renderer_keeps_everything_for_ever(drift: ModuleType) -> None:
+    pairs = drift.scenes_that_stay(4)
+    assert all(scene.motion != "slide" for scene, _ in pairs)
+    scores = drift.drawn(pairs, 3, 30)
+    assert all(scores[name].eq(1).all() for name in ("kept", "one object"))
+    moves = scores["moves"]
+    bounces = torch.tensor([scene.motion == "bounce" for scene, _ in pairs])
+    assert moves[bounces].eq(1).all() and moves[~bounces].isnan().all()
+
+
+def test_where_a_stream_is_lost(drift: ModuleType) -> None:
+    level = torch.linspace(0.9, 1, 20, dtype=torch.float64)[:, None].expand(-1, 5)
+    falls = level * torch.tensor([1, 0.5, 1, 0.8, 0.7])
+    assert drift.loses_from(level) is None
+    assert drift.loses_from(falls) == 3  # a window that recovers is no loss
+    found = drift.summary(drift.collect([{"kept": row, "look": row} for row in falls.tolist()]), None)
+    assert found["look"]["lower_from_chunk"] == 3 * drift.WINDOW
+
+
+def test_drift_from_end_to_end(drift: ModuleType, tmp_path: Path, capsys) -> None:
+    out, picture = tmp_path / "drift.json", tmp_path / "drift.png"
+    found = drift.main(chunks=6, captions=1, plan="1", out=out, picture=picture, sheets=tmp_path / "sheets")
+    assert json.loads(out.read_text()) == found
+    assert "default: kept" in capsys.readouterr().out
+    first = [found["settings"][name]["means"]["look"][0] for name in ("default", "fixed sink", "window 9, no sink")]
+    assert first[0] == first[1] == first[2]  # the first three chunks see all there is, however they look back
+    assert len(list((tmp_path / "sheets").glob("*.png"))) == len(drift.SETTINGS)
+    assert picture.stat().st_size > 0
+    with pytest.raises(NearstepError, match="multiple of 3"):
+        drift.main(chunks=7)

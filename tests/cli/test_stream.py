@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nearstep.cli import stream
 from nearstep.cli.main import main
+from nearstep.stream.output import pixels
 from nearstep.stream.record import Record
 
 RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
@@ -47,6 +49,29 @@ def test_a_picture_goes_on(model_folder: Path, tmp_path: Path) -> None:
     assert len(frames(video)) == 16
 
 
+def test_the_end_of_a_video_goes_on_and_is_made_again(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    made: list[np.ndarray] = []  # before they are encoded: x264 need not write the same bytes twice
+    monkeypatch.setattr(stream, "pixels", lambda video: (made.append(pixels(video)), made[-1])[1])
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", str(model_folder)]
+    assert main(["stream", RED, "-o", "a.mp4", "--chunks", "2", "--seed", "1", *model]) == 0
+    assert len(frames(Path("a.mp4"))) == 13  # 4n + 1: all of it is taken
+    log = ["--log", "take.jsonl"]
+    assert main(["stream", RED, "--video", "a.mp4", "-o", "b.mp4", "--chunks", "2", "--seed", "2", *log, *model]) == 0
+    assert main(["stream", "--replay", "take.jsonl", "--video", "a.mp4", "-o", "c.mp4", *model]) == 0
+    assert len(frames(Path("b.mp4"))) == 16
+    assert np.array_equal(np.concatenate(made[2:4]), np.concatenate(made[4:6]))
+    assert main(["stream", RED, "--video", "c.mp4", "-o", "d.mp4", "--chunks", "1", *model]) == 0  # 16: the last 13
+
+
+def test_a_sink_stays_where_it_was(model_folder: Path, tmp_path: Path) -> None:
+    log, video = tmp_path / "take.jsonl", tmp_path / "a.mp4"
+    for extra, following in (([], True), (["--no-following"], False)):
+        asked = [RED, "-o", str(video), "--log", str(log), "--chunks", "1", "--window", "2", "--sink", "2", *extra]
+        assert main(["stream", *asked, "--model", str(model_folder)]) == 0
+        assert Record.load(log).opening["following"] is following
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -57,6 +82,9 @@ def test_a_picture_goes_on(model_folder: Path, tmp_path: Path) -> None:
         ([RED, "-o", "a.mp4", "--chunks", "0"], "at least 1"),
         ([RED, "-o", "a.mp4", "--at", "0", BLUE], "the first chunk is 0"),
         ([RED, "-o", "a.mp4", "--image", "none.png"], "cannot read the picture"),
+        ([RED, "-o", "a.mp4", "--video", "none.mp4"], "cannot read the video none.mp4: there is no such file"),
+        ([RED, "-o", "a.mp4", "--video", "b.mp4", "--image", "c.png"], "not both"),
+        (["--replay", "t.jsonl", "--no-following", "-o", "a.mp4"], "--no-following is in the take already"),
         ([RED, "-o", "a.mp4", "--at", "2", "a cat"], "'cat'"),
         (["--replay", "none.jsonl", "-o", "a.mp4"], "cannot read the record"),
     ],

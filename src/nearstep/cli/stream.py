@@ -15,8 +15,10 @@ import tyro
 
 from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
+from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.folder import EMBEDDED, ModelFolder
 from nearstep.stream.output import check_writable, growing_mp4, pixels
+from nearstep.stream.record import Record
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline
@@ -49,6 +51,8 @@ class Stream:
     """The prompt from a chunk on."""
     image: Annotated[Path | None, optional("FILE", "none")] = None
     """A picture to go on from."""
+    video: Annotated[Path | None, optional("FILE", "none")] = None
+    """A video to go on from, cut and resized to the stream's size and rate; of a long one, the end."""
     seed: Annotated[int | None, optional("N", "random, and printed")] = None
     """Names all noise."""
     height: Annotated[int | None, optional("PIXELS")] = None
@@ -59,6 +63,8 @@ class Stream:
     """Newest latent frames that a chunk sees."""
     sink: Annotated[int | None, optional("FRAMES", "the first chunk")] = None
     """First latent frames that it sees in addition."""
+    no_following: bool = False
+    """See those where they lie, further away with every chunk, and not as if just before the window."""
     log: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
     """Keeps the take, line by line."""
     replay: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
@@ -79,14 +85,15 @@ def stream(asked: Stream) -> None:
     pipe = asked.loading.pipeline(ModelFolder.open(asked.model))
     for _, prompt in asked.at:
         pipe.request(prompt, "1")  # unknown words are found now, not an hour into the stream
-    image = None if asked.image is None else _picture(asked.image)
+    given = _given(asked, pipe)
     if asked.replay:
-        session = pipe.replay(asked.replay, asked.plan, image=image)
+        session = pipe.replay(asked.replay, asked.plan, **given)
     else:
         assert asked.prompt is not None
         names = ("seed", "height", "width", "window", "sink", "log")
         wishes = {name: getattr(asked, name) for name in names}
-        session = pipe.open(asked.prompt, asked.plan, image=image, **wishes)
+        following = False if asked.no_following else None
+        session = pipe.open(asked.prompt, asked.plan, following=following, **given, **wishes)
     with session:
         _write(asked, pipe, session)
 
@@ -94,9 +101,11 @@ def stream(asked: Stream) -> None:
 def _check(asked: Stream) -> None:
     if (asked.prompt is None) == (asked.replay is None):
         raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
-    fixed = ("at", "seed", "height", "width", "window", "sink", "log")
+    if asked.image and asked.video:
+        raise NearstepError("give --image or --video to go on from, not both")
+    fixed = ("at", "seed", "height", "width", "window", "sink", "no_following", "log")
     if asked.replay and (given := [name for name in fixed if getattr(asked, name)]):
-        raise NearstepError(f"--{given[0]} is in the take already; a replay may change --plan alone")
+        raise NearstepError(f"--{given[0].replace('_', '-')} is in the take already; a replay may change --plan alone")
     if asked.chunks is not None and asked.chunks < 1:
         raise NearstepError(f"--chunks {asked.chunks}: at least 1")
     if late := [chunk for chunk, _ in asked.at if chunk < 1]:
@@ -105,6 +114,34 @@ def _check(asked: Stream) -> None:
         if path is asked.output and path.suffix.lower() != ".mp4":
             raise NearstepError(f"-o {path}: a stream is written to a file that ends in .mp4")
         check_writable(path.with_suffix(".mp4"))
+
+
+def _given(asked: Stream, pipe: CausalVideoPipeline) -> dict[str, Any]:
+    """What the stream goes on from, by its name in pipe.open."""
+    if asked.image:
+        return {"image": _picture(asked.image)}
+    if asked.video is None:
+        return {}
+    was = Record.load(asked.replay).opening if asked.replay else {}
+    settings = pipe.settings
+    height = was.get("height") or asked.height or settings.height
+    width = was.get("width") or asked.width or settings.width
+    return {"video": _ending(asked.video, fps=settings.fps, height=height, width=width, most=settings.num_frames)}
+
+
+def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> Any:
+    """The last 4n + 1 frames of a video, uint8 [T, H, W, 3], no more than a clip of training had."""
+    import numpy as np
+
+    from nearstep.data.videos import ClipSize, read_clips
+
+    size = ClipSize(frames=1, height=height, width=width, fps=fps, clips_per_video=sys.maxsize)
+    try:
+        frames = read_clips(path, size)
+    except NearstepError as error:
+        raise NearstepError(f"cannot read the video {path}: {error}") from error
+    kept = min(len(frames), most)
+    return np.concatenate(frames[-(kept - (kept - 1) % TEMPORAL_STRIDE) :])
 
 
 def _picture(path: Path) -> Any:
@@ -121,7 +158,7 @@ def _write(asked: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
 
     opening, fps = session.record.opening, pipe.settings.fps
     size = {"height": opening["height"], "width": opening["width"]}
-    frames = 4 * pipe.transformer.config["chunk_frames"]
+    frames = TEMPORAL_STRIDE * pipe.transformer.config["chunk_frames"]
     count = asked.chunks if asked.chunks or asked.replay else round(SECONDS * fps / frames)
     changes, made, pictures, began = dict(asked.at), 0, 0, time.perf_counter()
     with (
