@@ -134,17 +134,16 @@ def summary(scores: Scores, against: Scores | None) -> dict[str, Any]:
 
 
 def draw(path: Path, found: Mapping[str, Any]) -> None:
-    """What is kept, and the look, along the stream."""
-    figure = new_figure(9.0, 3.6)
-    for axes, (name, label) in zip(
-        figure.subplots(1, 2), {"kept": "shape, colour, size, background kept", "look": "look"}.items(), strict=True
-    ):
+    """What is kept, the look, and whether anything moves, along the stream."""
+    figure = new_figure(13.0, 3.6)
+    panels = {"kept": "shape, colour, size, background kept", "look": "look", "moves": "bouncing objects that move"}
+    for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for setting, one in found["settings"].items():
             means = one["means"][name]
             chunks = [WINDOW * index for index in range(len(means))]
             ceiling = setting == CEILING
             axes.plot(chunks, means, label=setting, **({"color": "black", "linestyle": ":"} if ceiling else {}))
-            if not ceiling:
+            if name in one and not ceiling:
                 low, high = zip(*one[name]["interval"], strict=True)
                 axes.fill_between(chunks, low, high, alpha=0.12)
         axes.set(xlabel="first chunk of the window", ylabel=label, ylim=(0, 1.03))
