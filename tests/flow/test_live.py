@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.flow.live import LivePlan, agreement, live_plan
-from nearstep.flow.plan import prefix, respaced
+from nearstep.flow.live import Levels, LivePlan, agreement, ladder, live_plan
+from nearstep.flow.plan import respaced, subset
 
 
-def plan(text: str, thresholds: tuple[float, ...] = ()) -> LivePlan:
-    return live_plan(text, shift=5.0, grid=4, frames=12, thresholds=thresholds)
+def plan(text: str, levels: Levels = ()) -> LivePlan:
+    return live_plan(text, shift=5.0, grid=4, frames=12, levels=levels)
 
 
 def steps(live: LivePlan, since: int) -> int:
@@ -26,19 +28,34 @@ def test_a_written_plan_repeats_its_last_entry(text: str, expected: list[int]) -
     assert plan(text).next(99) == (respaced(expected[-1], shift=5.0), None)
 
 
-def test_an_adaptive_chunk_may_stop_where_a_prefix_ends() -> None:
-    x0 = torch.randn(2, 3, 1, 4, 4)
-    for since, threshold in enumerate((0.9, 0.5, 0.5)):
-        schedule, enough = plan("adaptive", (0.9, 0.5)).next(since)
-        assert schedule == prefix(4, shift=5.0)
+def test_an_adaptive_chunk_climbs_down_a_ladder_of_the_grid() -> None:
+    assert plan("adaptive").next(0)[0] == ladder(shift=5.0, grid=4) == subset((0, 2, 3), shift=5.0)
+    assert ladder(shift=5.0, grid=4).times[:2] == respaced(2, shift=5.0).times  # stopped at two, it is plan "2"
+    assert [len(ladder(shift=1.0, grid=grid)) for grid in (1, 2, 3, 8)] == [1, 2, 2, 7]
+
+
+def test_an_adaptive_chunk_stops_by_the_level_of_its_chunk_and_step() -> None:
+    before, x0 = torch.randn(2, 2, 3, 1, 4, 4).unbind()
+    nearby = [x0 + level * torch.randn_like(x0) for level in (0.1, 0.3, 1.0, 3.0)]
+    levels = ((0.9, 0.5), (0.8,))
+    for since, wanted in enumerate((levels[0], (0.8, 0.8), (0.8, 0.8))):
+        enough = plan("adaptive", levels).next(since, before)[1]
         assert enough is not None
-        mixed = [x0 + level * torch.randn_like(x0) for level in (0.1, 0.3, 1.0, 3.0)]
-        assert [enough(x0, other) for other in mixed] == [agreement(x0, other) >= threshold for other in mixed]
-        assert enough(x0, 2 * x0)  # a cosine
-        assert not enough(x0, torch.cat([x0[:1], -x0[1:]]))  # all of a batch must agree
-    _, enough = plan("adaptive:.2").next(0)
+        for step, earlier in itertools.product((2, 3), nearby):
+            assert enough(step, earlier, x0) == (agreement(step, earlier, x0, before) >= wanted[1])
+        assert enough(1, None, x0) == (agreement(1, None, x0, before) >= wanted[0])
+    enough = plan("adaptive:.2").next(0)[1]
     assert enough is not None
-    assert enough(x0, x0 + torch.randn_like(x0))
+    assert enough(2, x0, x0 + torch.randn_like(x0))
+
+
+def test_agreement_is_a_cosine_with_what_was_known() -> None:
+    before, x0 = torch.randn(2, 2, 3, 1, 4, 4).unbind()
+    assert agreement(2, x0, 2 * x0, None) == pytest.approx(1.0)
+    assert agreement(2, x0, torch.cat([x0[:1], -x0[1:]]), None) == pytest.approx(-1.0)  # the least of a batch
+    goes_on = torch.cat([before[:, -1:], x0[:, 1:]], dim=1)
+    assert agreement(1, None, goes_on, before) == pytest.approx(1.0)  # its first frame is their last
+    assert agreement(1, None, goes_on, None) == -1.0  # nothing to go on from
 
 
 def test_a_paced_plan_takes_what_the_frame_rate_leaves() -> None:

@@ -22,7 +22,7 @@ def times(schedule: Schedule) -> list[float]:
 
 @pytest.mark.parametrize(
     ("steps", "expected"),
-    [(1, [1]), (2, [1, 0.5]), (3, [1, 0.75, 0.5]), (4, [1, 0.75, 0.5, 0.25]), (8, [1 - k / 8 for k in range(8)])],
+    [(1, [1]), (2, [1, 0.5]), (3, [1, 0.5, 0.25]), (4, [1, 0.75, 0.5, 0.25]), (8, [1 - k / 8 for k in range(8)])],
 )
 def test_respaced_lists_on_the_grid(steps: int, expected: list[float]):
     assert times(respaced(steps, shift=1.0)) == expected

@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "the same prompts and noise under several plans, side by side",
     "info": "what a model is: components, sizes, plans and what they cost",
     "bench": "what a clip costs here: stages, frame rates as others count them, memory, distance to the floor",
+    "calibrate": "measure when an adaptive plan may stop, and keep it in the model's folder",
     "convert": "any published Wan2.1 or student weights to a model folder, and back out",
     "evaluate": "measure a model, or a folder of videos, on the playground",
     "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",

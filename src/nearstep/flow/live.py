@@ -10,20 +10,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from nearstep.errors import NearstepError
-from nearstep.flow.plan import Schedule, parse_steps, prefix, respaced
+from nearstep.flow.plan import Schedule, parse_steps, respaced
+
+T = TypeVar("T")
 
 ADAPTIVE, PACED = "adaptive", "fps"
 DEFAULT_AGREEMENT = 0.945
-"""Cosine of consecutive predictions at which one step is as good as the next, read off the paper's figure."""
+"""Cosine at which one step is as good as the next, read off the paper's figure."""
 
-Enough = Callable[[Tensor, Tensor], bool]
-"""Whether a chunk is done, from the x0 [B, F, C, H, W] of its last two steps."""
+Enough = Callable[[int, Tensor | None, Tensor], bool]
+"""Whether a chunk is done after so many steps, from the x0 [B, F, C, H, W] of its last two; None before the first."""
+Levels = Sequence[Sequence[float]]
+"""``[chunk][step - 1]`` the agreement that is enough; the last of each repeats."""
 
 _SYNTAX = f'"4", "4,1x", "{ADAPTIVE}", "{ADAPTIVE}:.95" or "{PACED}:16"'
 
@@ -32,8 +36,13 @@ _SYNTAX = f'"4", "4,1x", "{ADAPTIVE}", "{ADAPTIVE}:.95" or "{PACED}:16"'
 class LivePlan(Protocol):
     """Decides as the stream goes."""
 
-    def next(self, since: int) -> tuple[Schedule, Enough | None]:
-        """Schedule of the chunk number ``since`` after a start or change, and what may stop it early."""
+    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
+        """What the next chunk is to take, and what may stop it early.
+
+        Args:
+            since: chunks made since the start, or since the prompt or plan changed.
+            before: clean latents [B, f, C, H, W] just before the chunk; None where there are none.
+        """
         ...
 
     def made(self, steps: int, calls: float, rest: float) -> None:
@@ -49,9 +58,9 @@ class Repeating:
     shift: float
     grid: int
 
-    def next(self, since: int) -> tuple[Schedule, Enough | None]:
+    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
         """The respaced list of this many steps."""
-        return respaced(self.steps[min(since, len(self.steps) - 1)], shift=self.shift, grid=self.grid), None
+        return respaced(_at(self.steps, since), shift=self.shift, grid=self.grid), None
 
     def made(self, steps: int, calls: float, rest: float) -> None:
         """Nothing to learn from it."""
@@ -59,21 +68,22 @@ class Repeating:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """The grid's steps until two in a row agree.
+    """Steps until one says nothing new: it goes on where the chunk before ended, or agrees with the step before.
 
-    A chunk that stops after n steps has run the first n times of the grid, as in training (method.md section 2).
+    So first-frame enhancement comes by itself, wherever something begins.
     """
 
-    thresholds: tuple[float, ...]
-    """Cosine that is enough, by chunk since the start or change; the last repeats."""
+    levels: tuple[tuple[float, ...], ...]
+    """See Levels; by chunk since the start or change."""
     shift: float
     grid: int
 
-    def next(self, since: int) -> tuple[Schedule, Enough | None]:
-        """The whole grid, and the threshold of this chunk."""
-        threshold = self.thresholds[min(since, len(self.thresholds) - 1)]
-        grid = prefix(self.grid, shift=self.shift, grid=self.grid)
-        return grid, lambda before, x0: agreement(before, x0) >= threshold
+    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
+        """The whole ladder, and when to leave it."""
+        levels = _at(self.levels, since)
+        return ladder(shift=self.shift, grid=self.grid), (
+            lambda step, earlier, x0: agreement(step, earlier, x0, before) >= _at(levels, step - 1)
+        )
 
     def made(self, steps: int, calls: float, rest: float) -> None:
         """Nothing to learn from it."""
@@ -91,7 +101,7 @@ class Paced:
     _call: float | None = field(default=None, init=False)
     _rest: float = field(default=0.0, init=False)
 
-    def next(self, since: int) -> tuple[Schedule, Enough | None]:
+    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
         """From measured times; one step until there are any, but for the first chunk."""
         steps = self.grid if since == 0 else 1
         if since and self._call is not None:
@@ -106,12 +116,28 @@ class Paced:
         self._call = call if self._call is None else (self._call + call) / 2
 
 
-def agreement(before: Tensor, x0: Tensor) -> float:
-    """The least cosine, over the batch, of two predictions [B, ...]."""
-    return float(cosine_similarity(before.flatten(1).float(), x0.flatten(1).float()).min())
+def ladder(*, shift: float, grid: int) -> Schedule:
+    """The times of an adaptive chunk, good to stop at: all of the grid but its second, next to pure noise.
+
+    A chunk that stopped there would have seen no low time; after 2 of 4 cells, as plan "2" has it (docs/stream.md).
+    """
+    return respaced(grid - 1 if grid > 2 else grid, shift=shift, grid=grid)
 
 
-def live_plan(text: str, *, shift: float, grid: int, frames: int, thresholds: Sequence[float] = ()) -> LivePlan:
+def agreement(step: int, earlier: Tensor | None, x0: Tensor, before: Tensor | None) -> float:
+    """How little a step said that was not known: the least cosine over the batch, in [-1, 1].
+
+    Of x0 [B, F, C, H, W] and that of the step before; after the first step, of its first frame and the last of
+    ``before``, and -1 where nothing came before.
+    """
+    if earlier is None or step == 1:
+        if before is None:
+            return -1.0
+        earlier, x0 = before[:, -1:], x0[:, :1]
+    return float(cosine_similarity(earlier.flatten(1).float(), x0.flatten(1).float()).min())
+
+
+def live_plan(text: str, *, shift: float, grid: int, frames: int, levels: Levels = ()) -> LivePlan:
     """What a plan string means for a stream.
 
     Args:
@@ -119,15 +145,16 @@ def live_plan(text: str, *, shift: float, grid: int, frames: int, thresholds: Se
         shift: the model's shift k.
         grid: steps of the grid the model was distilled on.
         frames: pixel frames of a chunk.
-        thresholds: the model's calibrated ones for ``"adaptive"``; see ``DEFAULT_AGREEMENT``.
+        levels: the model's calibrated ones for ``"adaptive"``; see ``DEFAULT_AGREEMENT``.
 
     Raises:
         NearstepError: for a string that does not parse, ends, or asks for more steps than the student was trained on.
     """
     kind, _, value = text.strip().partition(":")
     if kind == ADAPTIVE:
-        levels = (_number(text, value, 0.0, 1.0),) if value else tuple(thresholds) or (DEFAULT_AGREEMENT,)
-        return Adaptive(thresholds=levels, shift=shift, grid=grid)
+        if value or not levels:
+            levels = [[_number(text, value, 0.0, 1.0) if value else DEFAULT_AGREEMENT]]
+        return Adaptive(levels=tuple(tuple(chunk) for chunk in levels), shift=shift, grid=grid)
     if kind == PACED:
         return Paced(fps=_number(text, value, 0.0, float("inf")), frames=frames, shift=shift, grid=grid)
     if "," in text and not text.strip().endswith("x"):
@@ -146,3 +173,7 @@ def _number(text: str, value: str, above: float, limit: float) -> float:
     if number is None or not above < number <= limit:
         raise NearstepError(f"plan {text!r} does not parse; write {_SYNTAX}")
     return number
+
+
+def _at(entries: Sequence[T], index: int) -> T:
+    return entries[min(index, len(entries) - 1)]

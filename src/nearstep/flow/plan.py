@@ -44,10 +44,11 @@ class Schedule:
 def respaced(steps: int, *, shift: float, grid: int = GRID) -> Schedule:
     """The inference list: ``steps`` entries of the grid, spread evenly; finer than the grid above it.
 
-    On the 4-step grid before the shift: 1: [1]; 2: [1, .5]; 3: [1, .75, .5]; 4: all; 8: [1, .875, ...].
+    On the 4-step grid before the shift: 1: [1]; 2: [1, .5]; 3: [1, .5, .25]; 4: all; 8: [1, .875, ...]. Where the grid
+    does not divide evenly the low times are kept: a list that ends low is better (docs/stream.md).
     """
     _positive(steps)
-    cells = [k * grid // steps / grid if steps <= grid else k / steps for k in range(steps)]
+    cells = [-(-k * grid // steps) / grid if steps <= grid else k / steps for k in range(steps)]
     return Schedule(tuple(shifted(1 - cell, shift) for cell in cells))
 
 

@@ -53,7 +53,7 @@ def denoise_chunk(
             else:
                 v = denoiser(x, t, cache=cache, start=start)
             x0 = x0_from_velocity(x, v, t)
-        if last or (enough is not None and earlier is not None and enough(earlier, x0)):
+        if last or (enough is not None and enough(step + 1, earlier, x0)):
             return x0, step + 1
         eps = draw(step + 1) if renoise == "fresh" else eps_from_velocity(x, v, t)
         x = noised(x0, eps, torch.full_like(t, schedule.times[step + 1]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import resources
@@ -44,8 +44,8 @@ class Settings:
     """A bidirectional network's."""
     guidance_scale: float = 5.0
     """A bidirectional network's guidance w, v = u + w (c - u); the student is distilled without."""
-    agreement: tuple[float, ...] = ()
-    """Cosines at which an adaptive plan stops a chunk, by chunk; the last repeats (nearstep calibrate)."""
+    agreement: Sequence[Sequence[float]] = ()
+    """Cosines at which an adaptive plan stops, by chunk and step; the last of each repeats (nearstep calibrate)."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Settings:

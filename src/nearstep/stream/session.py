@@ -119,7 +119,7 @@ class Session:
         """
         with self._alone():
             if self._script is None:
-                return self._make(self._plan.next(self._state.since))
+                return self._make(self._next())
             if self._state.index == len(self._script):
                 raise StopIteration
             return self._again(self._script[self._state.index], keep_times=self._keep_times)
@@ -127,7 +127,10 @@ class Session:
     def _again(self, entry: Mapping[str, Any], *, keep_times: bool = True) -> Frames:
         """A chunk of a record."""
         self._change({name: entry[name] for name in CHANGES if name in entry})
-        return self._make((Schedule(tuple(entry["times"])), None) if keep_times else self._plan.next(self._state.since))
+        return self._make((Schedule(tuple(entry["times"])), None) if keep_times else self._next())
+
+    def _next(self) -> tuple[Schedule, Enough | None]:
+        return self._plan.next(self._state.since, self._state.before)
 
     @torch.no_grad()
     def _make(self, steps: tuple[Schedule, Enough | None]) -> Frames:
@@ -289,7 +292,7 @@ class Session:
             shift=shift_of(pipe.scheduler.config),
             grid=pipe.settings.grid,
             frames=TEMPORAL_STRIDE * pipe.transformer.config["chunk_frames"],
-            thresholds=pipe.settings.agreement,
+            levels=pipe.settings.agreement,
         )
 
     @torch.no_grad()

@@ -1,0 +1,99 @@
+"""``nearstep calibrate``: when an adaptive plan may stop, measured on a model and kept in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.text import table
+from nearstep.errors import NearstepError
+from nearstep.shapes import latent_frames
+from nearstep.stream.folder import INDEX, ModelFolder
+
+if TYPE_CHECKING:
+    from nearstep.evaluate.calibrate import Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Measure when plan "adaptive" may stop a chunk, and write it into the model's folder."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A model folder, whose model_index.json gets the thresholds; of "playground" or a hub id they are only shown."""
+    closeness: Annotated[float, tyro.conf.arg(metavar="COSINE")] = 0.975
+    """How close to what all steps make of it a chunk that stops shall be, on average: more takes more steps."""
+    prompts_file: Annotated[Path | None, optional("FILE", "captions of the playground's world")] = None
+    """Prompts to measure on, one a line."""
+    captions: Annotated[int, tyro.conf.arg(metavar="N")] = 128
+    """How many prompts."""
+    chunks: Annotated[int | None, optional("N", "as many as the model's clips have")] = None
+    """Chunks with thresholds of their own; those after them have the last one's."""
+    seed: int = 0
+    """Names the noise."""
+    batch: int = 16
+    """Streams made at once; does not change the result."""
+    loading: FlatLoading = AS_IT_IS
+    """Which network, where and with what."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments, measure and write."""
+    calibrate(tyro.cli(Calibrate, prog="nearstep calibrate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def calibrate(asked: Calibrate) -> None:
+    """Measure, show and write."""
+    _check(asked)
+    folder = ModelFolder.open(asked.model)
+    prompts = _prompts(asked)
+    pipe = asked.loading.pipeline(folder)
+    length = pipe.transformer.config["chunk_frames"]
+    if not length:
+        raise NearstepError(f"{asked.model}'s {asked.loading.network} is not causal: it has no chunks to stop")
+    for prompt in prompts:
+        pipe.request(prompt, "1")
+    from nearstep.evaluate.calibrate import levels, measure_agreement, thresholds, write_agreement
+
+    chunks = asked.chunks or max(1, latent_frames(pipe.settings.num_frames) // length)
+    measured = measure_agreement(pipe, prompts, chunks=chunks, seed=asked.seed, batch=asked.batch)
+    found = levels(measured, asked.closeness)
+    print("\n".join(_lines(found)))
+    if Path(asked.model).expanduser().is_dir():
+        write_agreement(folder.path, found)
+        print(f"written to {folder.path / INDEX}: plan adaptive uses them")
+    else:
+        print(f'nothing is written, for {asked.model!r} is no folder; "agreement": {thresholds(found)}')
+
+
+def _check(asked: Calibrate) -> None:
+    if not 0 < asked.closeness < 1:
+        raise NearstepError(f"--closeness {asked.closeness}: a cosine between 0 and 1, such as .975")
+    for name in ("captions", "chunks", "batch"):
+        if (value := getattr(asked, name)) is not None and value < 1:
+            raise NearstepError(f"--{name} {value}: at least 1")
+
+
+def _prompts(asked: Calibrate) -> list[str]:
+    if asked.prompts_file is None:
+        from nearstep.evaluate.calibrate import calibration_captions
+
+        return calibration_captions(asked.captions)
+    from nearstep.data.prompts import read_prompts
+
+    return list(read_prompts([asked.prompts_file]).texts[: asked.captions])
+
+
+def _lines(found: Sequence[Sequence[Level]]) -> list[str]:
+    rows = [["chunk", "after step", "agreement enough", "stop there", "their closeness"]]
+    for chunk, row in enumerate(found):
+        for step, level in enumerate(row, 1):
+            close = "-" if level.stopping == 0 else f"{level.closeness:.3f}"
+            rows.append([str(chunk), str(step), f"{level.threshold:.3f}", f"{100 * level.stopping:.0f} %", close])
+        steps = len(row) + 1 - sum((len(row) + 1 - step) * level.stopping for step, level in enumerate(row, 1))
+        rows.append([str(chunk), "mean", f"{steps:.2f} steps", "", ""])
+    return table(rows)

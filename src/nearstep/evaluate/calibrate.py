@@ -1,0 +1,154 @@
+"""Thresholds of an adaptive plan: how much a step must agree with what was known for the rest to be spared.
+
+What is wanted is that a chunk which stops is as close to what all steps would have made of it as asked: the *closeness*
+of step n, the cosine of its x0 and the last step's. What can be seen when it stops is its agreement (flow/live.py). On
+some captions both are measured, and of each chunk and step the threshold is set such that chunks above it are, on
+average, close enough.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from nearstep.evaluate.run import held_out
+from nearstep.evaluate.similarity import Watched
+from nearstep.files import replacing
+from nearstep.flow.live import ADAPTIVE, agreement, ladder
+from nearstep.flow.plan import ChunkPlan
+from nearstep.rollout.rollout import generate
+from nearstep.stream.folder import INDEX, read_json
+from nearstep.stream.pipeline import CausalVideoPipeline
+from nearstep.stream.request import shift_of
+
+CAPTIONS_SEED = 7_500_000
+"""Stream of the captions to calibrate with; neither training nor evaluation draws from it."""
+ALWAYS, NEVER = -1.0, 2.0
+"""Thresholds that every chunk reaches, and none."""
+
+
+class Agreements(NamedTuple):
+    """Both measures of every step but the last of the ladder."""
+
+    seen: Tensor
+    """[captions, chunks, steps - 1] what a step agrees with what was known."""
+    closeness: Tensor
+    """Like it: what it agrees with the last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """What to do after one step of one chunk."""
+
+    threshold: float
+    stopping: float
+    """Share of all chunks that stop here."""
+    closeness: float
+    """Mean of those that stop; nan where none does."""
+
+
+def calibration_captions(count: int) -> list[str]:
+    """Of the playground's world."""
+    return [text for _, text in held_out(count, seed=CAPTIONS_SEED)]
+
+
+@torch.no_grad()
+def measure_agreement(
+    pipe: CausalVideoPipeline, prompts: Sequence[str], *, chunks: int, seed: int = 0, batch: int = 16
+) -> Agreements:
+    """Make the first chunks of each prompt with all steps, and watch.
+
+    Args:
+        pipe: with a causal network.
+        prompts: one stream each.
+        chunks: how many of each.
+        seed: names the noise.
+        batch: streams at once; changes nothing.
+    """
+    parts = [
+        _watch(pipe, prompts[first : first + batch], range(first, min(first + batch, len(prompts))), chunks, seed)
+        for first in range(0, len(prompts), batch)
+    ]
+    return Agreements(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _watch(
+    pipe: CausalVideoPipeline, prompts: Sequence[str], samples: Sequence[int], chunks: int, seed: int
+) -> Agreements:
+    asked = pipe.request(list(prompts), "1", seed=seed, samples=list(samples))
+    length = pipe.transformer.config["chunk_frames"]
+    schedule = ladder(shift=shift_of(pipe.scheduler.config), grid=pipe.settings.grid)
+    plan = ChunkPlan(text=ADAPTIVE, lengths=(length,) * chunks, schedules=(schedule,) * chunks)
+    watched = Watched(pipe.denoiser(asked))
+    generate(watched, plan, shape=asked.clip.shape.frame, seed=asked.seed, samples=asked.samples)
+    made = [steps for _, steps in sorted(watched.seen.items())]
+    befores = [None, *(steps[-1] for steps in made)]
+    rows = [_measures(steps, before) for steps, before in zip(made, befores, strict=False)]
+    return Agreements(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
+
+
+def _measures(steps: Sequence[Tensor], before: Tensor | None) -> tuple[Tensor, Tensor]:
+    # [B, steps - 1] each, of the x0 of one chunk's steps.
+    earlier = [None, *steps]
+    seen = [
+        [_agreement(number, earlier[number - 1], steps[number - 1], before, row) for number in range(1, len(steps))]
+        for row in range(len(steps[0]))
+    ]
+    close = [cosine_similarity(step.flatten(1).float(), steps[-1].flatten(1).float()) for step in steps[:-1]]
+    return torch.tensor(seen), torch.stack(close, dim=1)
+
+
+def _agreement(step: int, earlier: Tensor | None, x0: Tensor, before: Tensor | None, row: int) -> float:
+    one = slice(row, row + 1)
+    return agreement(step, None if earlier is None else earlier[one], x0[one], None if before is None else before[one])
+
+
+def levels(measured: Agreements, closeness: float) -> list[list[Level]]:
+    """``[chunk][step - 1]``: what to do for chunks that stop to be ``closeness`` close to all steps, on average."""
+    found = []
+    for seen, close in zip(measured.seen.unbind(1), measured.closeness.unbind(1), strict=True):
+        going, row = torch.ones(len(seen), dtype=torch.bool), []
+        for column, reached in zip(seen.unbind(1), close.unbind(1), strict=True):
+            threshold = threshold_of(column[going], reached[going], closeness)
+            stops = going & (column >= threshold)
+            row.append(
+                Level(
+                    threshold=threshold,
+                    stopping=float(stops.float().mean()),
+                    closeness=float(reached[stops].mean()),
+                )
+            )
+            going = going & ~stops
+        found.append(row)
+    return found
+
+
+def threshold_of(seen: Tensor, reached: Tensor, closeness: float) -> float:
+    """The least threshold on ``seen`` [N] above which the mean of ``reached`` [N] is at least ``closeness``."""
+    if not len(seen) or float(reached.mean()) >= closeness:
+        return ALWAYS
+    ordered = seen.sort(descending=True)
+    means = reached[ordered.indices].cumsum(0) / torch.arange(1, len(seen) + 1)
+    last = (ordered.values != ordered.values.roll(-1)) | (torch.arange(len(seen)) == len(seen) - 1)  # of equal ones
+    fine = ((means >= closeness) & last).nonzero()
+    return float(ordered.values[fine[-1]]) if len(fine) else NEVER
+
+
+def thresholds(found: Sequence[Sequence[Level]]) -> list[list[float]]:
+    """As Settings.agreement keeps them."""
+    return [[round(level.threshold, 4) for level in row] for row in found]
+
+
+def write_agreement(folder: Path, found: Sequence[Sequence[Level]]) -> None:
+    """Put them into a model folder's index."""
+    index = read_json(folder / INDEX)
+    index.setdefault("nearstep", {})["agreement"] = thresholds(found)
+    with replacing(folder / INDEX) as part:
+        part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

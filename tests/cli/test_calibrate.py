@@ -1,0 +1,66 @@
+"""``nearstep calibrate``, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nearstep.cli.main import main
+from nearstep.stream.folder import INDEX, ModelFolder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a small red ball slides left on snow\nthe large blue square bounces\n")
+    return str(file)
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+def test_thresholds_go_into_the_folder_and_nothing_else_changes(
+    folder: Path, prompts: str, tmp_path: Path, capsys
+) -> None:
+    before = json.loads((folder / INDEX).read_text())
+    assert main(["calibrate", str(folder), "--prompts-file", prompts, "--chunks", "2", "--closeness", ".5"]) == 0
+    after = json.loads((folder / INDEX).read_text())
+    agreement = after["nearstep"].pop("agreement")
+    assert after == before and [len(row) for row in agreement] == [2, 2]
+    assert ModelFolder.open(folder).settings.agreement == agreement
+    shown = capsys.readouterr().out
+    assert "agreement enough" in shown and str(folder / INDEX) in shown
+    take = tmp_path / "take.jsonl"
+    prompt = "a small red ball slides left on snow"
+    video = ["-o", str(tmp_path / "a.mp4"), "--chunks", "1", "--log", str(take)]
+    assert main(["stream", prompt, "--plan", "adaptive", "--model", str(folder), *video]) == 0
+    first = json.loads(take.read_text().splitlines()[1])
+    assert len(first["times"]) in (1, 2, 3)
+
+
+def test_a_model_that_is_no_folder_is_left_alone(prompts: str, capsys) -> None:
+    assert main(["calibrate", "playground", "--chunks", "1", "--prompts-file", prompts, "--captions", "1"]) == 0
+    assert "nothing is written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--closeness", "1.5"], "a cosine between 0 and 1"),
+        (["--captions", "0"], "--captions 0: at least 1"),
+        (["--prompts-file", "none.txt"], "none.txt"),
+        (["--network", "teacher"], "is not causal"),
+        ([], "the model does not know the words"),  # of the playground's captions
+    ],
+)
+def test_misuse_is_one_clear_line(arguments: list[str], said: str, folder: Path, capsys) -> None:
+    before = (folder / INDEX).read_text()
+    assert main(["calibrate", str(folder), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert (folder / INDEX).read_text() == before
