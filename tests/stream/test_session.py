@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import weakref
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from takes import BLUE, RED, equal, take, video
 
 from nearstep.errors import NearstepError
 from nearstep.stream.pipeline import CausalVideoPipeline
@@ -19,32 +19,17 @@ from nearstep.stream.record import Record
 from nearstep.stream.session import Frames, Session
 from nearstep.stream.state import pieces
 
-RED = "a large red ball slides left slowly on snow"
-BLUE = "a small blue ring drifts up quickly in the forest"
-
 
 @pytest.fixture(scope="module")
 def playground() -> CausalVideoPipeline:
     return CausalVideoPipeline.from_pretrained("playground")
 
 
-def take(session: Session, count: int) -> list[Frames]:
-    return list(itertools.islice(session, count))
-
-
-def video(frames: list[Frames]) -> torch.Tensor:
-    return torch.cat([part.video for part in frames], dim=1)
-
-
-def equal(one: list[Frames], other: list[Frames]) -> bool:
-    return len(one) == len(other) and torch.equal(video(one), video(other))
-
-
 def held(session: Session) -> int:
     """Bytes that a session holds."""
     state = session._state
     tensors = [*state.cache.keys, *state.cache.values, *(latents for _, latents in state.clean)]
-    decoded = [part for tile in state.decoder._tiles._caches.values() for part in tile]
+    decoded = [part for tile in state.decoded.result().stream._tiles._caches.values() for part in tile]
     return sum(part.nbytes for part in [*tensors, *decoded] if isinstance(part, torch.Tensor))
 
 
@@ -331,7 +316,7 @@ def test_a_chunk_that_was_broken_off_is_made_anew(playground, monkeypatch) -> No
 def test_a_decoding_that_was_broken_off_is_made_anew(playground, monkeypatch) -> None:
     session, other = (playground.open(RED, "2", seed=3) for _ in range(2))
     take(session, 1), take(other, 1)
-    kind, seen = type(session._state.decoder), []
+    kind, seen = type(session._state.decoded.result().stream), []
     whole = kind._frame
 
     def interrupted(self, *arguments):

@@ -87,13 +87,14 @@ def stream(asked: Stream) -> None:
         pipe.request(prompt, "1")  # unknown words are found now, not an hour into the stream
     given = _given(asked, pipe)
     if asked.replay:
-        session = pipe.replay(asked.replay, asked.plan, **given)
+        session = pipe.replay(asked.replay, asked.plan, ahead=True, **given)
     else:
         assert asked.prompt is not None
         names = ("seed", "height", "width", "window", "sink", "log")
         wishes = {name: getattr(asked, name) for name in names}
         following = False if asked.no_following else None
-        session = pipe.open(asked.prompt, asked.plan, following=following, **given, **wishes)
+        ahead = not asked.at  # else prompts would come a chunk late
+        session = pipe.open(asked.prompt, asked.plan, following=following, ahead=ahead, **given, **wishes)
     with session:
         _write(asked, pipe, session)
 

@@ -45,6 +45,7 @@ def open_session(
     sink: int | None = None,
     following: bool | None = None,
     undo: int = 0,
+    ahead: bool = False,
     log: str | Path | None = None,
     script: Sequence[Mapping[str, Any]] | None = None,
     keep_times: bool = True,
@@ -67,6 +68,7 @@ def open_session(
         sink: first latent frames that it sees in addition.
         following: see the sink as if it lay just before the window; yes, unless the model was trained with a sink.
         undo: so many of the newest chunks can be taken back at once, each for a copy of the cache.
+        ahead: make the next chunk while one is decoded: faster, and changes act one chunk later.
         log: a file that follows the record as it grows.
         script: a record's chunks, to be made again.
         keep_times: whether those get the steps they had.
@@ -120,6 +122,7 @@ def open_session(
         script=script,
         keep_times=keep_times,
         undo=undo,
+        ahead=ahead,
         log=None if log is None else Path(log),
     )
 
@@ -131,6 +134,7 @@ def open_replay(
     *,
     image: Picture | None = None,
     video: Clip | None = None,
+    ahead: bool = False,
 ) -> Session:
     """As CausalVideoPipeline.replay."""
     take = take if isinstance(take, Record) else Record.load(take)
@@ -144,6 +148,7 @@ def open_replay(
         guidance_scale=was["guidance"],
         image=image,
         video=video,
+        ahead=ahead,
         script=script,
         keep_times=plan is None,
         **{name: was[name] for name in names},

@@ -258,7 +258,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Args:
             prompt: what it shows first.
             plan: ``"4,1x"``, ``"adaptive"`` or ``"fps:16"`` (flow/live.py); the model's own by default.
-            wishes: seed, image or video to go on from, size, window, undo, log: see opening.open_session.
+            wishes: seed, image or video to go on from, size, window, undo, ahead, log: see opening.open_session.
         """
         return open_session(self, prompt, plan, **wishes)
 
@@ -268,7 +268,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Args:
             take: a session's record, or its file.
             plan: instead of the steps that each chunk had.
-            given: the ``image`` or ``video`` that it went on from.
+            given: the ``image`` or ``video`` that it went on from; ``ahead`` as for :meth:`open`.
         """
         return open_replay(self, take, plan, **given)
 

@@ -34,9 +34,10 @@ from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import Chunk, Planned, unroll
 from nearstep.shapes import TEMPORAL_STRIDE
+from nearstep.stream.later import Decoding
 from nearstep.stream.record import CHANGES, Record
 from nearstep.stream.request import Request, shift_of
-from nearstep.stream.state import Frames, State, beginning, going_on
+from nearstep.stream.state import Begun, Frames, State, beginning, going_on
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline
@@ -55,6 +56,8 @@ class Session:
         script: chunks of a record to make again; the stream ends with them.
         keep_times: whether those get the steps they had, or what ``plan`` gives.
         undo: so many of the newest chunks can be taken back at once; each costs a copy of the cache.
+        ahead: make the next chunk while one is decoded, from the second on. The frames are the same and come faster;
+            a change acts one chunk later.
         log: a file that follows the record as it grows.
     """
 
@@ -70,12 +73,15 @@ class Session:
         script: Sequence[Mapping[str, Any]] | None = None,
         keep_times: bool = True,
         undo: int = 0,
+        ahead: bool = False,
         log: Path | None = None,
     ) -> None:
         self._pipe, self._reach, self._given, self._log = pipe, reach, given, log
         self._script, self._keep_times = script, keep_times
         self._making, self._closed = threading.Lock(), False
         self._undo: deque[State] = deque(maxlen=undo + 1 if undo else 0)
+        self._ahead, self._decoding = ahead, Decoding(device_of(pipe.vae), beside=ahead)
+        self._waiting: deque[Begun] = deque()
         self.record = Record(opening)
         self._asked = asked
         self._changes: dict[str, Any] = {}
@@ -88,7 +94,7 @@ class Session:
 
     @property
     def index(self) -> int:
-        """Number of the next chunk."""
+        """Number of the chunk that is made next; one that was made ahead and not yet handed out is not it."""
         return len(self.record.chunks)
 
     @property
@@ -118,13 +124,27 @@ class Session:
             NearstepError: if the session is closed, or another thread is making a chunk of it.
         """
         with self._alone():
-            if self._script is None:
-                return self._make(self._next())
-            if self._state.index == len(self._script):
-                raise StopIteration
-            return self._again(self._script[self._state.index], keep_times=self._keep_times)
+            if not self._waiting:
+                self._waiting.append(self._begin())
+            if self._ahead and self._waiting[0].index and len(self._waiting) < 2 and not self._over:
+                self._waiting.append(self._begin())
+            made = self._waiting[0].frames(self._plan)
+            self._waiting.popleft()
+            return made
 
-    def _again(self, entry: Mapping[str, Any], *, keep_times: bool = True) -> Frames:
+    @property
+    def _over(self) -> bool:
+        """Whether all of a script has been begun."""
+        return self._script is not None and self._state.index == len(self._script)
+
+    def _begin(self) -> Begun:
+        if self._script is None:
+            return self._make(self._next())
+        if self._over:
+            raise StopIteration
+        return self._again(self._script[self._state.index], keep_times=self._keep_times)
+
+    def _again(self, entry: Mapping[str, Any], *, keep_times: bool = True) -> Begun:
         """A chunk of a record."""
         self._change({name: entry[name] for name in CHANGES if name in entry})
         return self._make((Schedule(tuple(entry["times"])), None) if keep_times else self._next())
@@ -133,21 +153,19 @@ class Session:
         return self._plan.next(self._state.since, self._state.before)
 
     @torch.no_grad()
-    def _make(self, steps: tuple[Schedule, Enough | None]) -> Frames:
+    def _make(self, steps: tuple[Schedule, Enough | None]) -> Begun:
         state, began = self._state, self._now()
         chunk = self._denoised(Planned(self._pipe.transformer.config["chunk_frames"], *steps))
-        called = self._now()
-        decoder = state.decoder.copy()  # a decoding that is broken off leaves no trace
-        video = decoder.decode(chunk.latents).float()
-        self._plan.made(chunk.steps, called - began, self._now() - called)
-        made = Frames(index=chunk.index, start=state.pixels, video=video, latents=chunk.latents, steps=chunk.steps)
-        self._state = state.made(made, decoder, self._reach)
+        called = self._now() - began
+        decoded = self._decoding.start(state.decoded, chunk.latents)
+        begun = Begun(chunk=chunk, start=state.pixels, calls=called, decoded=decoded)
+        self._state = state.made(chunk.latents, begun.decoded, self._reach)
         if self._undo.maxlen:
             self._undo.append(self._state.copy())
         self.record.chunks.append({"times": [*steps[0].times[: chunk.steps]], **self._changes})
         self._changes = {}
         self._write(last=True)
-        return made
+        return begun
 
     def _denoised(self, planned: Planned) -> Chunk:
         state = self._state
@@ -222,6 +240,7 @@ class Session:
     def _rewind(self, chunk: int) -> None:
         if not 0 <= chunk <= self._state.index:
             raise NearstepError(f"cannot rewind to chunk {chunk}: {self._state.index} were made, so give 0 to that")
+        self._waiting.clear()
         take, kept = self.record.until(chunk), [state for state in self._undo if state.index <= chunk]
         self._undo = deque(kept, maxlen=self._undo.maxlen)
         self.record, self._changes = take.until(kept[-1].index if kept else 0), {}
@@ -231,7 +250,7 @@ class Session:
         self._denoiser = self._bound(self._asked)
         self._state = kept[-1].copy() if kept else self._beginning()
         for entry in take.chunks[self._state.index :]:
-            self._again(entry)
+            self._again(entry).decoded.result()
         self._write()
 
     def fork(self, chunk: int | None = None, **changes: Any) -> Session:
@@ -244,7 +263,8 @@ class Session:
         with self._alone():
             other = copy.copy(self)
             other._making, other._undo = threading.Lock(), deque(maxlen=self._undo.maxlen)
-            other._state, other._changes = self._state.copy(), {**self._changes}
+            other._state, other._changes, other._waiting = self._state.copy(), {**self._changes}, self._waiting.copy()
+            other._decoding = Decoding(device_of(self._pipe.vae), beside=self._ahead)
             other.record, other._script, other._log = self.record.until(self.index), None, None
         if chunk is not None and chunk != other.index:
             other.rewind(chunk)
@@ -257,6 +277,8 @@ class Session:
             with self._alone():
                 self._closed = True
                 self._undo.clear()
+                self._waiting.clear()
+                self._decoding.close()
                 del self._state, self._denoiser, self._given
                 self._pipe.maybe_free_model_hooks()
 
@@ -305,7 +327,7 @@ class Session:
 
     def _now(self) -> float:
         if device_of(self._pipe.transformer).type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
         return time.perf_counter()
 
     def _write(self, *, last: bool = False) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.flow.live import LivePlan
 from nearstep.flow.plan import chunk_lengths
 from nearstep.nets.cache import KVCache
 from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser, LatentStream
-from nearstep.shapes import latent_frames
+from nearstep.rollout.rollout import Chunk
+from nearstep.shapes import latent_frames, pixel_frames
+from nearstep.stream.later import Decoded, Later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +37,43 @@ class Frames:
     """Denoising calls it took."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """A chunk whose pixels may still be in the making."""
+
+    chunk: Chunk
+    start: int
+    """Its first pixel frame."""
+    calls: float
+    """Seconds in the network."""
+    decoded: Later[Decoded]
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+        return self.chunk.index
+
+    def frames(self, plan: LivePlan) -> Frames:
+        """The chunk, once it is decoded; ``plan`` learns what it took."""
+        began = time.perf_counter()
+        video = self.decoded.result().video
+        plan.made(self.chunk.steps, self.calls, time.perf_counter() - began)
+        return Frames(
+            index=self.index, start=self.start, video=video, latents=self.chunk.latents, steps=self.chunk.steps
+        )
+
+
 @dataclass(kw_only=True)
 class State:
     """Where a session is: all that its next chunk depends on, but for what was asked."""
 
     cache: KVCache
-    decoder: LatentStream
+    decoded: Later[Decoded]
+    """What the decoder has made of all before, or will have."""
     index: int = 0
     """Of the next chunk."""
     start: int = 0
     """Its first latent frame."""
-    pixels: int = 0
-    """Its first pixel frame."""
     since: int = 0
     """Chunks since the start, or since prompt or plan changed."""
     before: Tensor | None = None
@@ -53,20 +83,24 @@ class State:
 
     def copy(self) -> State:
         """A state of its own; tensors that are never written to are shared."""
-        return replace(self, cache=self.cache.copy(), decoder=self.decoder.copy(), clean=[*self.clean])
+        return replace(self, cache=self.cache.copy(), clean=[*self.clean])
 
-    def made(self, frames: Frames, decoder: LatentStream, reach: Reach) -> State:
-        """The state after this chunk, and after ``decoder`` has decoded it."""
-        length, start = frames.latents.shape[1], self.start
-        clean = [*self.clean, (start, frames.latents)]
+    @property
+    def pixels(self) -> int:
+        """First pixel frame of the next chunk."""
+        return pixel_frames(self.start) if self.start else 0
+
+    def made(self, latents: Tensor, decoded: Later[Decoded], reach: Reach) -> State:
+        """The state after this chunk [B, F, C, h, w], which ``decoded`` makes pixels of."""
+        length, start = latents.shape[1], self.start
+        clean = [*self.clean, (start, latents)]
         return replace(
             self,
-            decoder=decoder,
+            decoded=decoded,
             index=self.index + 1,
             start=start + length,
-            pixels=self.pixels + frames.video.shape[1],
             since=self.since + 1,
-            before=frames.latents,
+            before=latents,
             clean=[part for part in clean if _in_sight(*part, start + 2 * length, reach)],
         )
 
@@ -82,12 +116,14 @@ class State:
 def beginning(denoiser: CausalDenoiser, decoder: LatentStream, frame: tuple[int, int, int], reach: Reach) -> State:
     """Before the first chunk."""
     _, height, width = frame
-    return State(cache=denoiser.new_cache(1, None, height, width, reach=reach), decoder=decoder)
+    nothing = torch.empty(1, 0, 3, 0, 0)
+    cache = denoiser.new_cache(1, None, height, width, reach=reach)
+    return State(cache=cache, decoded=Later(lambda: Decoded(decoder, nothing)))
 
 
 def going_on(state: State, denoiser: CausalDenoiser, given: Tensor, chunk: int, reach: Reach) -> State:
     """After clean latents ``given`` [1, F, C, h, w], all committed but their last part."""
-    state = replace(state, pixels=state.decoder.decode(given).shape[1])
+    state.decoded.result().stream.decode(given)
     for part in given.split(pieces(given.shape[1], chunk), 1):
         if state.before is not None:
             denoiser.commit(state.before, cache=state.cache, start=state.cache.end)

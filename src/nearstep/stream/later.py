@@ -1,0 +1,81 @@
+"""Decoding, at once or beside the making of the next chunk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from nearstep.protocols import LatentStream
+
+T = TypeVar("T")
+
+
+class Later(Generic[T]):
+    """A value that is made when it is first asked for, or by a thread beside; made again if that broke off.
+
+    Args:
+        make: makes it.
+        beside: starts at once there.
+    """
+
+    def __init__(self, make: Callable[[], T], beside: Executor | None = None) -> None:
+        self._lock, self._make = threading.Lock(), make
+        self._started: Future[T] | None = beside.submit(make) if beside else None
+        self._value: list[T] = []
+
+    def result(self) -> T:
+        """The value, once it is there."""
+        with self._lock:
+            if not self._value:
+                started, self._started = self._started, None
+                self._value.append(started.result() if started else self._make())
+                del self._make  # and with it all that the value was made of
+            return self._value[0]
+
+
+class Decoded(NamedTuple):
+    """What a decoder has made, and where it is now."""
+
+    stream: LatentStream
+    video: Tensor
+    """[B, T, 3, H, W] in [0, 1], float32."""
+
+
+class Decoding:
+    """Decodes chunks in order.
+
+    Args:
+        device: of the decoder.
+        beside: in a thread of its own, on a GPU also in a CUDA stream of its own.
+    """
+
+    def __init__(self, device: torch.device, *, beside: bool) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nearstep-decoding") if beside else None
+        self._cuda = torch.cuda.Stream(device) if beside and device.type == "cuda" else None
+
+    def start(self, before: Later[Decoded], latents: Tensor) -> Later[Decoded]:
+        """The chunk ``latents`` [B, F, C, h, w] after what ``before`` decoded, which stays as it is."""
+        ready = torch.cuda.current_stream(latents.device).record_event() if self._cuda else None
+
+        @torch.no_grad()
+        def decode() -> Decoded:
+            with torch.cuda.stream(self._cuda):  # none: where we are
+                if self._cuda and ready:
+                    self._cuda.wait_event(ready)
+                stream = before.result().stream.copy()  # a decoding that breaks off leaves no trace
+                video = stream.decode(latents).float()
+                if self._cuda:
+                    self._cuda.synchronize()
+            return Decoded(stream, video)
+
+        return Later(decode, self._pool)
+
+    def close(self) -> None:
+        """End the thread; what it has begun is finished."""
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)

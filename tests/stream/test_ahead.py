@@ -1,0 +1,86 @@
+"""Chunks made while others are decoded: the same frames, in the same order, with the same record."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from takes import BLUE, RED, equal, take
+
+from nearstep.stream.later import Later
+from nearstep.stream.pipeline import CausalVideoPipeline
+from nearstep.stream.session import Session
+
+
+@pytest.fixture(scope="module")
+def playground() -> CausalVideoPipeline:
+    return CausalVideoPipeline.from_pretrained("playground")
+
+
+@pytest.fixture
+def both(playground: CausalVideoPipeline):
+    opened: list[Session] = []
+
+    def pair(plan: str, **wishes) -> tuple[Session, Session]:
+        opened.extend(playground.open(RED, plan, seed=3, ahead=ahead, **wishes) for ahead in (False, True))
+        return opened[-2], opened[-1]
+
+    yield pair
+    for session in opened:
+        session.close()
+
+
+@pytest.mark.parametrize("plan", ["2,1x", "adaptive"])
+def test_ahead_makes_the_same_frames_and_a_change_acts_a_chunk_later(both, plan: str) -> None:
+    plain, ahead = both(plan)
+    assert equal(take(plain, 3), first := take(ahead, 3))
+    assert [chunk.index for chunk in first] == [0, 1, 2]
+    assert (plain.index, ahead.index) == (3, 4)  # one is made already
+    ahead.change(prompt=BLUE, seed=5)
+    (late,) = take(plain, 1)
+    plain.change(prompt=BLUE, seed=5)
+    assert equal([late, *take(plain, 3)], take(ahead, 4))
+    assert ahead.record.chunks[:7] == plain.record.chunks
+
+
+def test_takes_of_ahead_are_made_again_taken_back_and_forked_bit_for_bit(playground: CausalVideoPipeline, both) -> None:
+    plain, ahead = both("2,1x", undo=2)
+    made = take(ahead, 5)
+    assert equal(made, take(plain, 5))
+    with ahead.fork() as fork:
+        assert equal(take(fork, 2), take(plain, 2))
+    for chunk in (4, 1):  # from what undo keeps, and anew
+        ahead.rewind(chunk)
+        assert ahead.index == chunk
+        assert equal(take(ahead, 5 - chunk), made[chunk:])
+    script = ahead.record.until(5)
+    for again in (True, False):
+        with playground.replay(script, ahead=again) as session:
+            assert equal(list(session), made)
+
+
+def test_a_session_may_be_closed_with_a_chunk_in_waiting(both) -> None:
+    _, ahead = both("1")
+    take(ahead, 2)
+    ahead.close()
+    assert not any(thread.name.startswith("nearstep-decoding") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_later_is_made_once_and_made_anew_where_it_broke_off(beside: bool) -> None:
+    calls = []
+
+    def make() -> int:
+        calls.append(torch.is_grad_enabled())
+        if len(calls) == 1:
+            raise MemoryError
+        return 7
+
+    with ThreadPoolExecutor(1) as pool:
+        later = Later(make, pool if beside else None)
+        with pytest.raises(MemoryError):
+            later.result()
+        assert [later.result(), later.result()] == [7, 7]
+    assert len(calls) == 2

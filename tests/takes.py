@@ -1,0 +1,24 @@
+"""Prompts and takes of streams, for the tests of sessions."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from nearstep.stream.session import Frames, Session
+
+RED = "a large red ball slides left slowly on snow"
+BLUE = "a small blue ring drifts up quickly in the forest"
+
+
+def take(session: Session, count: int) -> list[Frames]:
+    return list(itertools.islice(session, count))
+
+
+def video(frames: list[Frames]) -> torch.Tensor:
+    return torch.cat([part.video for part in frames], dim=1)
+
+
+def equal(one: list[Frames], other: list[Frames]) -> bool:
+    return len(one) == len(other) and torch.equal(video(one), video(other))
