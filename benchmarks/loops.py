@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from nearstep.rollout.chunk import Renoise
 from nearstep.rollout.rollout import generate
 
 SHIFT, SEED = 5.0, 7
+RESAMPLES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,15 @@ class Size:
             num_layers=self.layers, text_dim=self.text[1], freq_dim=256,
         )  # fmt: skip
 
+
+SIZES = {
+    "small": Size(
+        heads=4, head_dim=64, ffn_dim=1536, layers=6, text=(512, 768), chunk=3, chunks=7, grid=(20, 32), even=(16, 32)
+    ),
+    "tiny": Size(
+        heads=2, head_dim=24, ffn_dim=40, layers=2, text=(8, 24), chunk=2, chunks=3, grid=(8, 8), even=(16, 16)
+    ),
+}  # fmt: skip
 
 Run = Callable[[ChunkPlan], Tensor]
 """Plan -> latents [1, F, C, H, W], text work included."""
@@ -103,6 +113,16 @@ def build(size: Size, grid: tuple[int, int], device: torch.device) -> Given:
 def settle(net: nn.Module, device: torch.device) -> None:
     """Ready to be called."""
     net.to(device).eval().requires_grad_(False)
+
+
+def ratio(own: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
+    """Ratio of the medians of times that were taken in turn, and its 95 % interval: a bootstrap over rounds."""
+    a, b = (torch.tensor(times, dtype=torch.float64) for times in (own, base))
+    draw = torch.Generator().manual_seed(0)
+    rounds = torch.randint(len(a), (RESAMPLES, len(a)), generator=draw)
+    again = a[rounds].quantile(0.5, dim=1) / b[rounds].quantile(0.5, dim=1)
+    low, high = again.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float(a.quantile(0.5) / b.quantile(0.5)), low, high
 
 
 def ours(given: Given, *, fused: bool, renoise: Renoise = "fresh") -> Run:

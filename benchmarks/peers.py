@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import json as jsons
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
-from loops import SHIFT, Given, Run, Size, anyflow, build, ours, recompute, self_forcing
+from loops import SHIFT, SIZES, Given, Run, Size, anyflow, build, ours, ratio, recompute, self_forcing
 from torch import Tensor
 
 from nearstep.errors import NearstepError
@@ -42,19 +43,8 @@ from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.stream.timing import machine, synchronise
 from nearstep.train.stages.shared import compile_blocks
 
-RESAMPLES = 4000
 BASE = ("ours, fused", "4")
 """What every other time is divided by."""
-
-
-SIZES = {
-    "small": Size(
-        heads=4, head_dim=64, ffn_dim=1536, layers=6, text=(512, 768), chunk=3, chunks=7, grid=(20, 32), even=(16, 32)
-    ),
-    "tiny": Size(
-        heads=2, head_dim=24, ffn_dim=40, layers=2, text=(8, 24), chunk=2, chunks=3, grid=(8, 8), even=(16, 16)
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,14 +198,9 @@ def keys(peers: Mapping[str, Run], plans: Sequence[str]) -> list[Key]:
 
 def told(key: Key, seconds: Mapping[Key, Sequence[float]]) -> dict[str, Any]:
     """One row: every time, the median, and the ratio of medians to the base's with its 95 % interval."""
-    own, base = (torch.tensor(seconds[one], dtype=torch.float64) for one in (key, BASE))
-    draw = torch.Generator().manual_seed(0)
-    rounds = torch.randint(len(own), (RESAMPLES, len(own)), generator=draw)
-    again = own[rounds].quantile(0.5, dim=1) / base[rounds].quantile(0.5, dim=1)
-    low, high = again.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    median = float(own.quantile(0.5))
-    ratio = median / float(base.quantile(0.5))
-    return {"peer": key[0], "plan": key[1], "seconds": own.tolist(), "median": median, "ratio": [ratio, low, high]}
+    own = seconds[key]
+    row = {"peer": key[0], "plan": key[1], "seconds": [*own], "median": statistics.median(own)}
+    return {**row, "ratio": ratio(own, seconds[BASE])}
 
 
 def calls(size: Size, peer: str, text: str) -> int:

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.py``, ``peers.py`` and ``drift.py`` from end to end at their smallest sizes, on the CPU."""
+"""Scripts of ``benchmarks/`` from end to end at their smallest sizes, on the CPU."""
 
 from __future__ import annotations
 
@@ -197,3 +197,46 @@ def test_drift_from_end_to_end(drift: ModuleType, tmp_path: Path, capsys) -> Non
     assert picture.stat().st_size > 0
     with pytest.raises(NearstepError, match="multiple of 3"):
         drift.main(chunks=7)
+
+
+# --- gains and adaptive plans ---------------------------------------------------------------------------------------
+
+
+def test_gains_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    gains, out = loaded("gains"), tmp_path / "gains.json"
+    quick = {"size": "tiny", "rounds": 2, "compile": False, "stream_chunks": 2, "stream_plans": ("1",)}
+    assert gains.main(gains.Options(**quick, device="cpu", json=out)) == 0  # the outputs are equal
+    found = json.loads(out.read_text())
+    names = [row["name"] for row in found["clips"] if row["plan"] == "4"]
+    assert len(names) == len({*names}) > 8 and len(found["streams"]) == 1
+    errors = {row["name"]: row["error"] for row in found["clips"]}
+    assert errors[gains.BASE] == errors["the last commit left out"] == 0 < errors["bfloat16"]
+    assert "| 4,1x | without | fused commits |" in capsys.readouterr().out
+
+
+def test_what_gains_takes_away_is_taken_away(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    gains = loaded("gains")
+    given = gains.build(gains.SIZES["tiny"], (8, 8), torch.device("cpu"))
+    calls: list[str] = []
+    text_keys = VideoTransformer.text_keys
+    monkeypatch.setattr(VideoTransformer, "text_keys", lambda *a: (calls.append("text"), text_keys(*a))[1])
+    plan = gains.make_plan("1", frames=6, chunk_frames=2, shift=5.0)
+    for change, expected in ((lambda: gains.text_anew(given.text), 4), (gains.tables_anew, 1)):
+        calls.clear()
+        with torch.inference_mode():
+            gains.under(change, gains.ours(given, fused=True))(plan)
+        assert len(calls) == expected  # once for the session, and once a call
+
+
+def test_adaptive_from_end_to_end(tmp_path: Path, capsys) -> None:
+    adaptive, out, picture = loaded("adaptive"), tmp_path / "adaptive.json", tmp_path / "adaptive.png"
+    quick = {"fixed": ("1", "3,1x"), "closeness": (0.5, 0.999), "captions": 3, "calibrate_on": 4}
+    found = adaptive.main(**quick, out=out, picture=picture)
+    assert json.loads(out.read_text()) == found and picture.stat().st_size > 0
+    fixed, low, high = found["fixed"], found["adaptive"]["0.5"], found["adaptive"]["0.999"]
+    assert [row["steps"] for row in (fixed["1"], fixed["3,1x"], low)] == [3, 5, 3]  # all are close enough at once
+    assert low["clips"] == fixed["1"]["clips"] and low["beside"]["fewer_steps"] == 0
+    assert high["steps"] > 6 and high["by_chunk"][0] == 3
+    assert "0.999  steps" in capsys.readouterr().out
