@@ -41,11 +41,11 @@ from nearstep.nets import blocks, rope
 from nearstep.nets.attention import SelfAttention, joined
 from nearstep.nets.blocks import TransformerBlock
 from nearstep.nets.cache import KVCache, Past
+from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 from nearstep.stream.timing import machine, synchronise
-from nearstep.train.stages.shared import compile_blocks
 
 PROMPT = "a large red ball slides left slowly on snow"
 BASE = "as it is"

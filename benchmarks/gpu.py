@@ -40,6 +40,7 @@ from transformers.utils.logging import disable_progress_bar
 from nearstep.data.prompts import PromptsConfig
 from nearstep.files import replacing
 from nearstep.nets.codec import VideoCodec
+from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.flops import counter
 from nearstep.nets.masks import teacher_forcing
@@ -56,7 +57,6 @@ from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import ranks
 from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.stages.shared import compile_blocks
 from nearstep.train.turns import turn_at
 
 Section = Literal["numerics", "train", "infer"]

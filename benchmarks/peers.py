@@ -40,8 +40,8 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate.report import markdown
 from nearstep.files import replacing
 from nearstep.flow.plan import ChunkPlan, make_plan
+from nearstep.nets.compiling import compile_blocks
 from nearstep.stream.timing import machine, synchronise
-from nearstep.train.stages.shared import compile_blocks
 
 BASE = ("ours, fused", "4")
 """What every other time is divided by."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -330,6 +332,32 @@ def test_a_decoding_that_was_broken_off_is_made_anew(playground, monkeypatch) ->
         next(session)
     monkeypatch.undo()
     torch.testing.assert_close(video(take(session, 2)), video(take(other, 2)), rtol=0, atol=1e-4)
+
+
+WARMED = """
+import itertools, torch, torch._dynamo
+from nearstep import CausalVideoPipeline
+pipe, compiled = CausalVideoPipeline.from_pretrained("playground"), torch._dynamo.utils.counters["stats"]
+torch._dynamo.config.recompile_limit = 64
+for block in pipe.transformer.blocks:
+    block.compile(dynamic=False, backend="eager")
+with pipe.open("a large red ball slides left slowly on snow", "4,1x", seed=3) as session:
+    session.warm_up()
+    print(session.index, compiled["unique_graphs"])
+    list(itertools.islice(session, 6))
+    session.change(prompt="a small blue ring drifts up quickly in the forest", plan="2,1x")
+    list(itertools.islice(session, 4))
+    print(session.index, compiled["unique_graphs"])
+"""
+
+
+@pytest.mark.slow
+def test_after_warming_up_nothing_is_compiled_in_mid_stream() -> None:
+    # In a process of its own: what tests check of types would be compiled, too.
+    done = subprocess.run([sys.executable, "-c", WARMED], capture_output=True, text=True, check=True)
+    (index, before), (made, after) = (map(int, line.split()) for line in done.stdout.splitlines()[-2:])
+    assert (index, made) == (0, 10)
+    assert 8 < before == after
 
 
 def test_a_bidirectional_network_has_no_stream() -> None:

@@ -52,8 +52,6 @@ class Bench:
     """Clips of each plan and way to commit that count, after one to warm up."""
     threads: Annotated[int | None, optional("N", "torch's own choice")] = None
     """Of a CPU. With other work beside this, threads that wait for each other take many times as long: use fewer."""
-    compile: bool = False
-    """Compile the network's blocks first."""
     json: Annotated[Path | None, optional("FILE", "none")] = None
     """Everything measured, as JSON."""
     loading: FlatLoading = AS_IT_IS
@@ -116,17 +114,13 @@ def _measure(asked: Bench, pipe: CausalVideoPipeline, requests: Sequence[Request
 
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    if asked.compile:
-        from nearstep.train.stages.shared import compile_blocks
-
-        compile_blocks(pipe.transformer)
     device, known = pipe.transformer.device, floors(pipe)
     shape, stages = requests[0].clip.shape, dtypes(pipe)
     facts = {
         "model": asked.model,
         "machine": machine(device),
         "dtypes": {stage: _name(dtype) for stage, dtype in stages.items()},
-        "compiled": asked.compile,
+        "compiled": asked.loading.compile,
         "prompt": asked.prompt,
         "latents": [shape.frames, *shape.frame],
     }

@@ -42,6 +42,8 @@ class Loading:
     """Decode in tiles of this size."""
     tiny_decoder: Annotated[Path | None, optional("FILE", "the model's own decoder")] = None
     """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
+    compile: bool = False
+    """Compile the network's blocks: minutes at first, then calls are faster."""
     student: Flat = NO_STUDENT
     """A student in a weights file."""
 
@@ -60,7 +62,7 @@ class Loading:
         from nearstep.stream.pipeline import CausalVideoPipeline
 
         disable_progress_bar()  # of loading a file; ours counts chunks
-        return CausalVideoPipeline.from_pretrained(
+        pipe = CausalVideoPipeline.from_pretrained(
             folder.path,
             transformer=self.network,
             student=self.student.chosen,
@@ -72,6 +74,11 @@ class Loading:
             vae_tile=self.vae_tile,
             tiny_decoder=self.tiny_decoder,
         )
+        if self.compile:
+            from nearstep.nets.compiling import compile_blocks
+
+            compile_blocks(pipe.transformer)
+        return pipe
 
 
 AS_IT_IS = Loading()

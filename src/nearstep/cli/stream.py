@@ -96,6 +96,9 @@ def stream(asked: Stream) -> None:
         ahead = not asked.at  # else prompts would come a chunk late
         session = pipe.open(asked.prompt, asked.plan, following=following, ahead=ahead, **given, **wishes)
     with session:
+        if asked.loading.compile:
+            print("compiling; the stream begins when all that it needs is there", file=sys.stderr)
+            session.warm_up()
         _write(asked, pipe, session)
 
 

@@ -136,6 +136,8 @@ class KVCache:
             raise NearstepError(f"cannot skip to frame {frame}: the cache ends at frame {self.end} already")
         if frame > self.end:
             self.skipped, self.end = (self.end, frame), frame
+            if self.following_sink and self.positions:  # as a commit before `frame` would have
+                self._follow(gap(frame + self.chunk_frames, self.window_frames, self.sink_frames))
 
     def copy(self) -> KVCache:
         """Another cache that holds the same, and shares nothing with this one."""

@@ -226,6 +226,21 @@ class Session:
             self._state.since = 0
         self._changes |= wishes
 
+    def warm_up(self) -> None:
+        """Make and throw away a stream like this one, so that nothing is compiled or allocated first in mid-stream.
+
+        It goes on until calls have the sizes that they keep, and then through a change of prompt.
+        """
+        with self._alone():
+            chunk, reach = self._pipe.transformer.config["chunk_frames"], self._reach
+            chunks = -(-((reach.window or 0) + reach.sink) // chunk) + 1
+            trial = Session(self._pipe, self._asked, self._plan_text, reach, given=self._given, opening={})
+            with trial:
+                for index in range(chunks + 2):
+                    if index == chunks:
+                        trial.change(prompt=self.prompt)
+                    next(trial)
+
     def rewind(self, chunk: int) -> None:
         """Back to where chunk ``chunk`` came next, as it was then, bit for bit.
 

@@ -28,6 +28,7 @@ from nearstep.flow.times import shifted, training_times
 from nearstep.losses.consistency import causal_consistency
 from nearstep.losses.denoising import teacher_forced
 from nearstep.losses.trajectory import trajectory_regression
+from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser
@@ -42,7 +43,6 @@ from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.shared import (
     check_micro,
     check_optimizers,
-    compile_blocks,
     dropped,
     load_network,
     open_model,

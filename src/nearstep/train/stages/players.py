@@ -9,6 +9,7 @@ import torch
 
 from nearstep import rng
 from nearstep.flow.plan import GRID
+from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.discriminator import Discriminator, tap_blocks
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.train.adversary import AdversaryConfig
@@ -19,7 +20,7 @@ from nearstep.train.frozen import Trained, twin
 from nearstep.train.lora import adapt, base, start_from
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks
-from nearstep.train.stages.shared import compile_blocks, load_network
+from nearstep.train.stages.shared import load_network
 
 if TYPE_CHECKING:
     from nearstep.train.stages.distill import DistillConfig

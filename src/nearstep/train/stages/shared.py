@@ -28,7 +28,6 @@ from nearstep.train.parallel import ranks
 from nearstep.train.preview import write_grid
 
 PREVIEWS = 8
-_GRAPHS = 64
 
 
 def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTransformer:
@@ -108,14 +107,6 @@ def check_optimizers(*configs: OptimConfig) -> None:
 def dropped(captions: Sequence[str], gone: Tensor) -> list[str]:
     """The captions, emptied where ``gone``."""
     return ["" if empty else text for text, empty in zip(captions, gone.tolist(), strict=True)]
-
-
-def compile_blocks(network: VideoTransformer) -> None:
-    """Compile every block in place; parameter names stay as they are."""
-    # One graph per shape, per mode of gradients and per length of the past: a distillation has some twenty.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
-    for block in network.blocks:
-        block.compile(dynamic=False)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
 from nearstep.nets.codec import VideoCodec
+from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.shapes import latent_frames
@@ -33,7 +34,7 @@ from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.phases import Phase, check_phases, phase_at
-from nearstep.train.stages.shared import codec_name, compile_blocks, dropped, show, stratified
+from nearstep.train.stages.shared import codec_name, dropped, show, stratified
 
 
 @dataclass(frozen=True, kw_only=True)
