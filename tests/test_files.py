@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nearstep import files
 from nearstep.errors import NearstepError
-from nearstep.files import keep_folder
+from nearstep.files import keep_folder, open_to_readers
 
 NAME = "model.safetensors"
 
@@ -87,3 +87,18 @@ def test_a_full_disk_leaves_what_was_there(source: Path, tmp_path: Path, monkeyp
         keep_folder(source, target)
     assert {path.name for path in target.iterdir()} == {NAME, "config.json"}
     assert not list(tmp_path.glob(".*"))
+
+
+def test_weights_are_for_whoever_reads_the_rest(tmp_path: Path) -> None:
+    index, private = tmp_path / "model" / "model_index.json", tmp_path / "private.safetensors"
+    own, linked = (tmp_path / "model" / name / "model.safetensors" for name in ("vae", "transformer"))
+    for file in (index, private, own, linked.parent / "config.json"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    for file in (private, own):
+        file.chmod(0o600)
+    linked.hardlink_to(private)
+    index.chmod(0o640)
+    open_to_readers(index.parent, index)
+    assert own.stat().st_mode & 0o777 == 0o640
+    assert linked.stat().st_mode & 0o777 == 0o600  # elsewhere, and not ours to open

@@ -118,3 +118,14 @@ def link_or_copy(source: Path, target: Path) -> None:
             target.hardlink_to(source.resolve())  # resolved: the hub's cache is made of symbolic links
             return
     shutil.copyfile(source, target)
+
+
+def open_to_readers(folder: Path, like: Path) -> None:
+    """Let whoever may read the file ``like`` read the weights in this new folder, too.
+
+    safetensors writes files that only their owner may read. A file that is linked from elsewhere keeps its mode.
+    """
+    mode = like.stat().st_mode
+    for file in folder.rglob("*.safetensors"):
+        if file.stat().st_nlink == 1:
+            file.chmod(mode)

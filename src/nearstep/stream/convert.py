@@ -23,7 +23,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 import nearstep
 from nearstep.card import LIBRARIES, Card, model_index, write_card
 from nearstep.errors import NearstepError
-from nearstep.files import link_or_copy, replacing_folder
+from nearstep.files import link_or_copy, open_to_readers, replacing_folder
 from nearstep.flow.plan import make_plan
 from nearstep.nets.wan import official_name
 from nearstep.stream.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings, read_header, weight_files
@@ -63,6 +63,7 @@ def convert(parts: Parts, folder: Path, *, to: str, card: Card, dtype: torch.dty
         )
     with replacing_folder(folder) as part:
         WRITERS[to](parts, part, card)
+        open_to_readers(part, part / "README.md")
 
 
 def with_causality(parts: Parts, network: Mapping[str, Any], settings: Mapping[str, Any], shift: float | None) -> Parts:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from nearstep.card import Card, write_card
 from nearstep.errors import NearstepError
+from nearstep.files import open_to_readers
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
 from nearstep.nets.codec import VideoCodec
@@ -37,7 +38,7 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk, rollout
 from nearstep.stream import request as requests
-from nearstep.stream.folder import ModelFolder, Settings
+from nearstep.stream.folder import INDEX, ModelFolder, Settings
 from nearstep.stream.loading import load_component, load_student, load_tiny_decoder, load_tokenizer, tile_codec
 from nearstep.stream.opening import open_replay, open_session
 from nearstep.stream.output import pixels
@@ -193,6 +194,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         super().save_pretrained(folder, **options)
         plan = self.settings.default_plan if config["chunk_frames"] else None
         write_card(folder, card or Card(), config=config, plan=plan, library="nearstep")
+        open_to_readers(folder, folder / INDEX)
 
     @property
     def codec(self) -> VideoCodec:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import nearstep
 from nearstep.card import Card, model_index, write_card
-from nearstep.files import keep_folder
+from nearstep.files import keep_folder, open_to_readers
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
@@ -121,6 +121,7 @@ def _close(
     write_card(folder, card, config=main, plan=plan, library="nearstep")
     index = model_index([*configs, *also], settings, nearstep.__version__)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    open_to_readers(folder, folder / "model_index.json")
 
 
 def _in_dtype(module: Any, dtype: torch.dtype) -> Any:
