@@ -121,6 +121,12 @@ def ranks() -> Ranks:
     return Ranks(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
 
 
+def check_alone(what: str) -> None:
+    """Refuse several processes where ``what`` would do the same work in each, and write to the same folder."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise NearstepError(f"{what} is trained by one process, and torchrun started {count}; start it by itself")
+
+
 def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     fully_shard(module, mesh=mesh, mp_policy=policy)
     if hasattr(module, "text_keys"):  # called before forward, and needs the weights as well

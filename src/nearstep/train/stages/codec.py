@@ -30,6 +30,7 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
+from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.preview import write_grid
 
@@ -116,6 +117,7 @@ class CodecStage:
     """The codec's step, preview and export."""
 
     def __init__(self, config: CodecConfig) -> None:
+        check_alone("a codec")
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("codec weights", config.seed))

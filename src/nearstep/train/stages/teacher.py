@@ -33,6 +33,7 @@ from nearstep.train.ema import Ema
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
+from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.stages.shared import codec_name, dropped, show, stratified
 
@@ -104,6 +105,7 @@ class TeacherStage:
     """The teacher's step, preview and export."""
 
     def __init__(self, config: TeacherConfig) -> None:
+        check_alone("a teacher")
         self.config = config
         self.codec = VideoCodec.from_pretrained(config.codec).eval().requires_grad_(False)
         self.clips = load_latents(config.latents, self.codec, codec_name(self.codec))
