@@ -25,6 +25,7 @@ from nearstep.evaluate.calibrate import Agreements, calibration_captions, levels
 from nearstep.evaluate.judge import judge
 from nearstep.evaluate.pooled import difference
 from nearstep.evaluate.run import held_out, summarise
+from nearstep.evaluate.statistics import rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.live import ADAPTIVE
 from nearstep.flow.plan import chunk_lengths
@@ -80,6 +81,21 @@ def beside(one: Mapping[str, Any], fixed: Mapping[str, Mapping[str, Any]]) -> di
     }
 
 
+def foretold(pipe: CausalVideoPipeline, texts: Sequence[str], chunks: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step that was spared would have gained, and whether the agreement before it tells (rank correlation)."""
+    seen = measure_agreement(pipe, texts, chunks=chunks).seen
+    found = {}
+    for what, fewer, more, told in (
+        ("a third step in the first chunk", "2,1x", "3,1x", -seen[:, 0, 1]),
+        ("a second step in later chunks", "3,1x", "3,2x", -seen[:, 1:, 0].mean(1)),
+    ):
+        if fewer in fixed and more in fixed:
+            gain = torch.tensor(fixed[more]["clips"]) - torch.tensor(fixed[fewer]["clips"])
+            spread = {"mean": gain.mean().item(), "deviation": gain.std().item()}
+            found[what] = {**spread, "correlation": rank_correlation(told, gain)}
+    return found
+
+
 def draw(path: Path, fixed: Mapping[str, Mapping[str, Any]], adaptive: Mapping[str, Mapping[str, Any]]) -> None:
     """Total against steps."""
     figure = new_figure(7.5, 4.4)
@@ -130,6 +146,7 @@ def main(
     texts = [text for _, text in held_out(captions)]
     found: dict[str, Any] = {"model": model, "captions": captions, "calibrated_on": calibrate_on}
     found["fixed"] = {plan: clips(pipe, plan, texts, chunks, plan) for plan in fixed}
+    found["foretold"] = foretold(pipe, texts, chunks, found["fixed"])
     measured = measure_agreement(pipe, calibration_captions(calibrate_on), chunks=chunks)
     found["adaptive"] = {}
     for wanted in closeness:
@@ -138,6 +155,8 @@ def main(
         found["adaptive"][str(wanted)] = {**one, "agreement": limits, "beside": beside(one, found["fixed"])}
     for name, row in [*found["fixed"].items(), *found["adaptive"].items()]:
         print(f"{name:>6}  steps {row['steps']:5.2f}  total {100 * row['total']['value']:.2f}  {row.get('beside', '')}")
+    for what, row in found["foretold"].items():
+        print(f"{what}: {row}")
     with replacing(out) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
     if picture:

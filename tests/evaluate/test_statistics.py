@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate.statistics import counts, mean, mean_rows, paired, statistic
+from nearstep.evaluate.statistics import counts, mean, mean_rows, paired, rank_correlation, statistic
 from nearstep.rng import generator
 
 
@@ -75,3 +75,12 @@ def test_a_statistic_of_rows_lies_inside_its_interval():
     found = statistic(rows, lambda part: float(part.std(dim=0).sum()))
     assert found.value == float(rows.std(dim=0).sum())
     assert found.low < found.value < found.high
+
+
+def test_rank_correlation_sees_order_alone_and_shares_ties():
+    values = torch.tensor([3.0, 1.0, 2.0, 5.0])
+    assert rank_correlation(values, values.exp()) == pytest.approx(1.0)
+    assert rank_correlation(values, -values) == pytest.approx(-1.0)
+    # Ranks 2, 2, 2, 4 and 1, 2, 3, 4: covariance 3, variances 3 and 5.
+    tied = rank_correlation(torch.tensor([1.0, 1.0, 1.0, 9.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert tied == pytest.approx(3 / (3 * 5) ** 0.5)

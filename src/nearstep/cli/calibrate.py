@@ -25,7 +25,7 @@ class Calibrate:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A model folder, whose model_index.json gets the thresholds; of "playground" or a hub id they are only shown."""
-    closeness: Annotated[float, tyro.conf.arg(metavar="COSINE")] = 0.975
+    closeness: Annotated[float, tyro.conf.arg(metavar="COSINE")] = 0.98
     """How close to what all steps make of it a chunk that stops shall be, on average: more takes more steps."""
     prompts_file: Annotated[Path | None, optional("FILE", "captions of the playground's world")] = None
     """Prompts to measure on, one a line."""
@@ -72,7 +72,7 @@ def calibrate(asked: Calibrate) -> None:
 
 def _check(asked: Calibrate) -> None:
     if not 0 < asked.closeness < 1:
-        raise NearstepError(f"--closeness {asked.closeness}: a cosine between 0 and 1, such as .975")
+        raise NearstepError(f"--closeness {asked.closeness}: a cosine between 0 and 1, such as .98")
     for name in ("captions", "chunks", "batch"):
         if (value := getattr(asked, name)) is not None and value < 1:
             raise NearstepError(f"--{name} {value}: at least 1")
@@ -89,11 +89,14 @@ def _prompts(asked: Calibrate) -> list[str]:
 
 
 def _lines(found: Sequence[Sequence[Level]]) -> list[str]:
+    from nearstep.evaluate.calibrate import ALWAYS, NEVER
+
     rows = [["chunk", "after step", "agreement enough", "stop there", "their closeness"]]
     for chunk, row in enumerate(found):
         for step, level in enumerate(row, 1):
             close = "-" if level.stopping == 0 else f"{level.closeness:.3f}"
-            rows.append([str(chunk), str(step), f"{level.threshold:.3f}", f"{100 * level.stopping:.0f} %", close])
+            enough = {ALWAYS: "any", NEVER: "none"}.get(level.threshold, f"{level.threshold:.3f}")
+            rows.append([str(chunk), str(step), enough, f"{100 * level.stopping:.0f} %", close])
         steps = len(row) + 1 - sum((len(row) + 1 - step) * level.stopping for step, level in enumerate(row, 1))
         rows.append([str(chunk), "mean", f"{steps:.2f} steps", "", ""])
     return table(rows)

@@ -90,3 +90,14 @@ def tails(values: Tensor, level: float = LEVEL) -> tuple[Tensor, Tensor]:
     tail = (1 - level) / 2
     low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype), dim=0)
     return low, high
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's: the correlation of the ranks of two vectors [N]; equal values share their mean rank."""
+    return float(torch.corrcoef(torch.stack([_ranks(first), _ranks(second)]))[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    ends = count.cumsum(0).double()
+    return (ends - (count - 1) / 2)[place]
