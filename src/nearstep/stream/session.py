@@ -94,7 +94,7 @@ class Session:
 
     @property
     def index(self) -> int:
-        """Number of the chunk that is made next; one that was made ahead and not yet handed out is not it."""
+        """Number of the chunk that comes next."""
         return len(self.record.chunks)
 
     @property
@@ -128,9 +128,16 @@ class Session:
                 self._waiting.append(self._begin())
             if self._ahead and self._waiting[0].index and len(self._waiting) < 2 and not self._over:
                 self._waiting.append(self._begin())
-            made = self._waiting[0].frames(self._plan)
+            made = self._finish(self._waiting[0])
             self._waiting.popleft()
             return made
+
+    def _finish(self, begun: Begun) -> Frames:
+        """Decoded, and in the record."""
+        made = begun.frames(self._plan)
+        self.record.chunks.append(begun.entry)
+        self._write(last=True)
+        return made
 
     @property
     def _over(self) -> bool:
@@ -158,13 +165,11 @@ class Session:
         chunk = self._denoised(Planned(self._pipe.transformer.config["chunk_frames"], *steps))
         called = self._now() - began
         decoded = self._decoding.start(state.decoded, chunk.latents)
-        begun = Begun(chunk=chunk, start=state.pixels, calls=called, decoded=decoded)
+        entry, self._changes = {"times": [*steps[0].times[: chunk.steps]], **self._changes}, {}
+        begun = Begun(chunk=chunk, start=state.pixels, calls=called, decoded=decoded, entry=entry)
         self._state = state.made(chunk.latents, begun.decoded, self._reach)
         if self._undo.maxlen:
             self._undo.append(self._state.copy())
-        self.record.chunks.append({"times": [*steps[0].times[: chunk.steps]], **self._changes})
-        self._changes = {}
-        self._write(last=True)
         return begun
 
     def _denoised(self, planned: Planned) -> Chunk:
@@ -253,8 +258,8 @@ class Session:
             self._rewind(chunk)
 
     def _rewind(self, chunk: int) -> None:
-        if not 0 <= chunk <= self._state.index:
-            raise NearstepError(f"cannot rewind to chunk {chunk}: {self._state.index} were made, so give 0 to that")
+        if not 0 <= chunk <= self.index:
+            raise NearstepError(f"cannot rewind to chunk {chunk}: {self.index} were made, so give 0 to that")
         self._waiting.clear()
         take, kept = self.record.until(chunk), [state for state in self._undo if state.index <= chunk]
         self._undo = deque(kept, maxlen=self._undo.maxlen)
@@ -265,7 +270,7 @@ class Session:
         self._denoiser = self._bound(self._asked)
         self._state = kept[-1].copy() if kept else self._beginning()
         for entry in take.chunks[self._state.index :]:
-            self._again(entry).decoded.result()
+            self._finish(self._again(entry))
         self._write()
 
     def fork(self, chunk: int | None = None, **changes: Any) -> Session:

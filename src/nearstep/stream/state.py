@@ -47,6 +47,8 @@ class Begun:
     calls: float
     """Seconds in the network."""
     decoded: Later[Decoded]
+    entry: Mapping[str, Any]
+    """Its line in the record."""
 
     @property
     def index(self) -> int:
