@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.nets import denoiser as denoisers
 from nearstep.nets.cache import KVCache
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import Reach, block_causal, teacher_forcing
@@ -136,6 +137,18 @@ def test_a_fused_commit_is_a_commit_and_a_call(
         again = denoiser(part, times, cache=fused, start=start)  # what was committed is what a commit writes
         torch.testing.assert_close(again, expected, rtol=0, atol=1e-10)
         before = part
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("largest", "calls"), [(10**6, 1), (1, 2)])
+def test_a_large_commit_is_a_call_of_its_own_on_a_cpu(monkeypatch, largest: int, calls: int) -> None:
+    monkeypatch.setattr(denoisers, "_LARGEST_FUSED", largest)
+    net, made = network(), []
+    x, t, text = clip(4)
+    cache, bound = net.new_cache(2, 4, HEIGHT, WIDTH), TextDenoiser(net, text)
+    net.register_forward_hook(lambda *_: made.append(1))
+    bound.commit_then(x[:, :2], x[:, 2:], t[:, 2:], cache=cache, start=2)
+    assert len(made) == calls and cache.end == 2
 
 
 @torch.no_grad()

@@ -11,6 +11,10 @@ from nearstep.nets.cache import KVCache
 from nearstep.nets.masks import Reach, block_causal
 from nearstep.nets.transformer import TextKeys, VideoTransformer
 
+_LARGEST_FUSED = 256
+"""Tokens of a chunk up to which a CPU gains by fusing its commit: above, what a call works on no longer stays in the
+processor's caches, and two calls are faster than one of twice the size (benchmarks/gains.py)."""
+
 
 class TextDenoiser:
     """Binds a network to a batch of prompts.
@@ -52,8 +56,14 @@ class TextDenoiser:
         cache: KVCache,
         start: int,
     ) -> Float[Tensor, "B F C H W"]:
-        """`commit` of the clean frames before `start`, and then the call on x, as one network call (method.md 10)."""
+        """`commit` of the clean frames before `start`, and then the call on x (method.md 10).
+
+        One network call, unless two are faster.
+        """
         before = clean.shape[1]
+        if clean.device.type == "cpu" and before * cache.tokens_per_frame > _LARGEST_FUSED:
+            self.commit(clean, cache=cache, start=start - before)
+            return self(x, t, cache=cache, start=start)
         with torch.no_grad():
             return self.net(
                 torch.cat([clean, x], dim=1),

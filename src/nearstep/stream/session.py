@@ -128,16 +128,14 @@ class Session:
                 self._waiting.append(self._begin())
             if self._ahead and self._waiting[0].index and len(self._waiting) < 2 and not self._over:
                 self._waiting.append(self._begin())
-            made = self._finish(self._waiting[0])
-            self._waiting.popleft()
+            made = self._waiting[0].frames(self._plan)
+            self._note(self._waiting.popleft())
             return made
 
-    def _finish(self, begun: Begun) -> Frames:
-        """Decoded, and in the record."""
-        made = begun.frames(self._plan)
+    def _note(self, begun: Begun) -> None:
+        """Into the record."""
         self.record.chunks.append(begun.entry)
         self._write(last=True)
-        return made
 
     @property
     def _over(self) -> bool:
@@ -270,7 +268,9 @@ class Session:
         self._denoiser = self._bound(self._asked)
         self._state = kept[-1].copy() if kept else self._beginning()
         for entry in take.chunks[self._state.index :]:
-            self._finish(self._again(entry))
+            begun = self._again(entry)
+            begun.decoded.result()
+            self._note(begun)
         self._write()
 
     def fork(self, chunk: int | None = None, **changes: Any) -> Session:
