@@ -17,11 +17,12 @@ from torch import Tensor
 
 from nearstep.data.captions import caption
 from nearstep.data.order import rows_after
-from nearstep.data.playground import FPS, render, sample_scenes
+from nearstep.data.playground import FPS, FRAMES, render, sample_scenes
 from nearstep.data.shards import INDEX, PLAYGROUND, Index, Shards, add_shard, check_same, read_index
 from nearstep.errors import NearstepError
 from nearstep.files import sweep
 from nearstep.protocols import Codec
+from nearstep.shapes import latent_frames
 
 SHARD = 512
 _ENCODED_TOGETHER = 16
@@ -37,8 +38,11 @@ class LatentsConfig:
     """How many; None is all of a prepared folder. A folder of the playground that holds fewer is extended."""
     seed: int = 0
     """Of the order, and of the playground's scenes."""
+    frames: int = FRAMES
+    """Pixel frames of a clip that is made here, 4n + 1; clips of ``nearstep prepare`` are as long as they are."""
 
     def __post_init__(self) -> None:
+        latent_frames(self.frames)
         if self.clips is not None and self.clips < 1:
             raise NearstepError(f"clips={self.clips}; at least 1, or None for all of a prepared folder")
 
@@ -138,7 +142,8 @@ def _extended(config: LatentsConfig, found: Index | None, count: int, codec: Cod
     """The index once the folder holds ``count`` clips (a killed run goes on after its last whole shard)."""
     from tqdm import tqdm
 
-    shape = found.shape if found else _clip_shape(codec)
+    sides = found.shape[1:] if found else _encode(config, range(1), codec).shape[2:]
+    shape = (latent_frames(config.frames), *sides)
     made_from = {"kind": PLAYGROUND, "seed": config.seed}
     index = Index(codec=source, shape=shape, dtype="float16", fps=FPS, made_from=made_from)
     if found:
@@ -148,21 +153,17 @@ def _extended(config: LatentsConfig, found: Index | None, count: int, codec: Cod
         while index.clips < count:
             sweep(config.folder)
             first = index.clips
-            index = add_shard(config.folder, index, _encode(config.seed, range(first, first + SHARD), codec))
+            index = add_shard(config.folder, index, _encode(config, range(first, first + SHARD), codec))
             bar.update(index.clips - first)
     return index
 
 
-def _clip_shape(codec: Codec) -> tuple[int, int, int, int]:
-    frames, channels, height, width = _encode(0, range(1), codec).shape[1:]
-    return frames, channels, height, width
-
-
 @torch.no_grad()
-def _encode(seed: int, indices: range, codec: Codec) -> Tensor:
+def _encode(config: LatentsConfig, indices: range, codec: Codec) -> Tensor:
     parts = []
     for first in range(indices.start, indices.stop, _ENCODED_TOGETHER):
-        video = render(sample_scenes(seed, range(first, min(first + _ENCODED_TOGETHER, indices.stop))))
+        scenes = sample_scenes(config.seed, indices[first - indices.start :][:_ENCODED_TOGETHER])
+        video = render(scenes, config.frames)
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(codec.encode(video).half())
     return torch.cat(parts)

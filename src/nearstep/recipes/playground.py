@@ -32,9 +32,12 @@ from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 _RUNS = Path("runs")
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288)
 _FEW_LATENTS = replace(_LATENTS, clips=4_096)
+_LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, frames=69)
 FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
 """Step counts to draw from, in which one step comes up in half of all draws."""
 _SHIFT = 3.0
+_WINDOW = 9
+"""Latent frames of FRAMES pixel frames."""
 _SETTINGS: dict[str, Any] = {
     "fps": FPS,
     "num_frames": FRAMES,
@@ -176,6 +179,27 @@ def causvid() -> DistillConfig:
 def one_forcing() -> DistillConfig:
     """An adversary against clips in place of adjacent steps (One-Forcing, DMD2)."""
     return replace(_rival("one_forcing"), adversary=AdversaryConfig(reference="data", backbone="joint"), alone=15)
+
+
+def stream_forcing() -> CausalConfig:
+    """For streams: the causal many-step network goes on with clips twice as long as the window it is to see."""
+    return replace(
+        forcing(),
+        loop=LoopConfig(folder=_RUNS / "stream_forcing", steps=300, save_every=100),
+        optim=OptimConfig(lr=4e-4, warmup=20, muon=True, weight_decay=0.01),
+        model=ModelFolder.open(EMBEDDED).path,
+        source="causal",
+        latents=_LONG_LATENTS,
+        window_frames=_WINDOW,
+        batch=8,
+        ema=0.98,
+    )
+
+
+def stream_distill() -> DistillConfig:
+    """For streams: ``distill`` from the network of ``stream_forcing``."""
+    model = stream_forcing().loop.folder / "model"
+    return replace(distill(), loop=_rival("stream_distill").loop, model=model, source="transformer")
 
 
 def _rival(name: str) -> DistillConfig:

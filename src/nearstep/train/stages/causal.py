@@ -68,6 +68,9 @@ class CausalConfig(LoraFields):
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     chunk_frames: int = 3
+    window_frames: int | None = None
+    """Newest frames, its own included, that a chunk sees from now on; None: as the network was made. Clips that are
+    longer show it what most of a stream is: windows that do not begin with the video's first frame."""
     batch: int = 16
     """Clips of an update, over all processes."""
     shift: float = 3.0
@@ -93,6 +96,10 @@ class CausalConfig(LoraFields):
         super().__post_init__()
         if self.cells % GRID:
             raise NearstepError(f"cells={self.cells} is no multiple of {GRID}, the student's grid; use 24 or 48")
+        if self.window_frames is not None and self.window_frames < self.chunk_frames:
+            raise NearstepError(
+                f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames}; give at least that"
+            )
         check_micro(self.micro, self.batch)
 
     def run(self) -> Path:
@@ -135,7 +142,8 @@ class CausalStage:
         self.config, self.here, self.rows = config, here, here.share(config.batch)
         self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
-        self.visibility = teacher_forcing(self.lengths)
+        self.reach = (network.config["window_frames"], network.config["sink_frames"])
+        self.visibility = teacher_forcing(self.lengths, *self.reach)
         self.network, self.ema = network, ema
         self.many_step: Any = many_step  # None for forcing, which follows clips
 
@@ -198,7 +206,7 @@ class CausalStage:
         # Each chunk at one of the times that the few-step student will be called at.
         cell = self._per_frame(_cell(u, GRID) * (self.config.cells // GRID))
         rows, frames = torch.meshgrid(torch.arange(x0.shape[0]), torch.arange(x0.shape[1]), indexing="ij")
-        student = _denoiser(self.network, text, block_causal(self.lengths))
+        student = _denoiser(self.network, text, block_causal(self.lengths, *self.reach))
         return trajectory_regression(
             student, points[cell, rows, frames], torch.tensor(grid, device=x0.device)[cell], points[-1]
         )
@@ -243,6 +251,8 @@ class CausalStage:
 def _network(config: CausalConfig) -> VideoTransformer:
     network = load_network(config.model / config.source)
     network.register_to_config(chunk_frames=config.chunk_frames)
+    if config.window_frames is not None:
+        network.register_to_config(window_frames=config.window_frames)
     if config.lora_rank is None:
         return network
     base(network, getattr(torch, config.base_dtype or "float32"))
