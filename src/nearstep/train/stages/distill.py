@@ -265,7 +265,8 @@ class DistillStage:
                 return self._from_data(plan.schedules[0].times[-1], batch, eps)
             denoiser = TextDenoiser(self.student, batch.text)
             size, (frames, *shape) = len(batch.rows), self.clips.shape
-            cache = denoiser.new_cache(size, sum(lengths), *shape[1:], append_only=True)
+            longest = frames + config.later * config.chunk_frames  # always: a compiled graph is for one size of cache
+            cache = denoiser.new_cache(size, longest, *shape[1:], append_only=True)
             first = index * config.batch
             samples = range(first + batch.rows.start, first + batch.rows.stop)
             seed = rng.key("distill", name, config.seed)
