@@ -169,8 +169,8 @@ def _extended(config: LatentsConfig, found: Index | None, count: int, codec: Cod
     """The index once the folder holds ``count`` clips (a killed run goes on after its last whole shard)."""
     from tqdm import tqdm
 
-    sides = found.shape[1:] if found else _encode(config, range(1), codec).shape[2:]
-    shape = (latent_frames(config.frames), *sides)
+    channels, height, width = found.shape[1:] if found else _encode(config, range(1), codec).shape[2:]
+    shape = (latent_frames(config.frames), channels, height, width)
     made_from = {"kind": PLAYGROUND, "seed": config.seed}
     index = Index(codec=source, shape=shape, dtype="float16", fps=FPS, made_from=made_from)
     if found:
