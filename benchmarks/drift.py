@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "window 6, no sink": {"window": 6, "sink": 0},
 }
 """Name -> how far back a stream looks; the first is what the others are compared with."""
+DEFAULT = next(iter(SETTINGS))
 KEPT = ("shape", "colour", "size", "background")
 CEILING = "renderer"
 WINDOW = 3  # chunks
@@ -166,6 +167,7 @@ def main(
     plan: str = "4,1x",
     chunks: int = 51,
     captions: int = 32,
+    settings: tuple[str, ...] = tuple(SETTINGS),
     threads: int = 1,
     out: Path = Path("drift.json"),
     picture: Path | None = None,
@@ -178,6 +180,7 @@ def main(
         plan: of every stream.
         chunks: of a stream, a multiple of three.
         captions: one stream for each, on the same noise under every setting.
+        settings: which ways to look back; a model that was trained with a window needs but the first.
         threads: of the CPU.
         out: where the numbers go.
         picture: a plot of them.
@@ -185,19 +188,21 @@ def main(
     """
     if chunks < 2 * WINDOW or chunks % WINDOW:
         raise NearstepError(f"--chunks {chunks}; give a multiple of {WINDOW}, at least {2 * WINDOW}")
+    if settings[:1] != (DEFAULT,) or not set(settings) <= set(SETTINGS):
+        raise NearstepError(f"--settings {' '.join(settings)}; give {DEFAULT}, and then any of {', '.join(SETTINGS)}")
     torch.set_num_threads(threads)
     pipe, pairs = CausalVideoPipeline.from_pretrained(model), scenes_that_stay(captions)
     ceiling = drawn(pairs, pipe.transformer.config["chunk_frames"], chunks)
-    measured, settings = {}, {}
-    for name, wishes in SETTINGS.items():
-        measured[name], glimpses = streamed(pipe, pairs, plan, chunks, wishes)
-        settings[name] = summary(measured[name], None if name == "default" else measured["default"])
-        print(f"{name}: {line(settings[name])}", flush=True)
+    measured, results = {}, {}
+    for name in settings:
+        measured[name], glimpses = streamed(pipe, pairs, plan, chunks, SETTINGS[name])
+        results[name] = summary(measured[name], None if name == DEFAULT else measured[DEFAULT])
+        print(f"{name}: {line(results[name])}", flush=True)
         if sheets:
             show(sheets / f"{name.replace(',', '').replace(' ', '-')}.png", pairs, glimpses)
-    settings[CEILING] = summary(ceiling, None)
-    print(f"{CEILING}: {line(settings[CEILING])}")
-    found = {"model": model, "plan": plan, "chunks": chunks, "captions": captions, "settings": settings}
+    results[CEILING] = summary(ceiling, None)
+    print(f"{CEILING}: {line(results[CEILING])}")
+    found = {"model": model, "plan": plan, "chunks": chunks, "captions": captions, "settings": results}
     with replacing(out) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
     if picture:

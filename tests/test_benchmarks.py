@@ -186,6 +186,11 @@ def test_where_a_stream_is_lost(drift: ModuleType) -> None:
     assert found["look"]["lower_from_chunk"] == 3 * drift.WINDOW
 
 
+def test_drift_refuses_settings_without_the_one_to_compare_with(drift: ModuleType) -> None:
+    with pytest.raises(NearstepError, match="give default, and then any of"):
+        drift.main(settings=("fixed sink",))
+
+
 def test_drift_from_end_to_end(drift: ModuleType, tmp_path: Path, capsys) -> None:
     out, picture = tmp_path / "drift.json", tmp_path / "drift.png"
     found = drift.main(chunks=6, captions=1, plan="1", out=out, picture=picture, sheets=tmp_path / "sheets")

@@ -14,10 +14,11 @@ from transformers import UMT5EncoderModel
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.playground import SIZE
 from nearstep.errors import NearstepError
+from nearstep.nets.masks import teacher_forcing
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase
-from nearstep.train.stages.causal import CausalConfig
+from nearstep.train.stages.causal import CausalConfig, CausalStage
 from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase, difference_error
 from nearstep.train.stages.shared import open_model, stratified
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
@@ -122,6 +123,33 @@ def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latent
         video = pipe("a red ball slides left", plan=plan, seed=0, output_type="pt").frames
         assert video.shape == (1, 33, 3, SIZE, SIZE)
         assert torch.isfinite(video).all()
+
+
+def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Path, tmp_path: Path):
+    from nearstep import CausalVideoPipeline
+
+    recipe = replace(tiny_causal(playground.forcing(), teacher, tmp_path / "run", tmp_path), window_frames=6)
+    long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, frames=45))
+    stage = CausalStage(long)
+    assert stage.lengths == (3, 3, 3, 3)
+    assert stage.visibility == teacher_forcing(stage.lengths, 6)
+    pipe = CausalVideoPipeline.from_pretrained(long.run())
+    with pipe.open("a red ball slides left", "1", seed=0) as session:
+        assert {name: session.record.opening[name] for name in ("window", "sink")} == {"window": 6, "sink": 0}
+    with pytest.raises(NearstepError, match="window_frames=2 is shorter than a chunk of 3"):
+        replace(long, window_frames=2)
+
+
+def test_a_bidirectional_network_goes_on_with_parts_of_clips(teacher: Path, latents: Path, tmp_path: Path):
+    recipe = replace(tiny_causal(playground.forcing(), teacher, tmp_path / "run", latents), chunk_frames=None)
+    parts = replace(recipe, latents=replace(recipe.latents, part=5))
+    assert CausalStage(parts).lengths == (5,)
+    model = parts.run()
+    assert json.loads((model / "transformer" / "config.json").read_text())["chunk_frames"] is None
+    with pytest.raises(NearstepError, match="consistency makes a causal network"):
+        replace(parts, objective="consistency")
+    with pytest.raises(NearstepError, match="shorter than a chunk of all"):
+        replace(parts, window_frames=9)
 
 
 def test_trajectory_regression_trains_and_resumes(teacher: Path, latents: Path, tmp_path: Path):

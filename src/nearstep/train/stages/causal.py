@@ -26,7 +26,7 @@ from nearstep.flow.ode import ode_path
 from nearstep.flow.plan import GRID, chunk_lengths, make_plan, respaced
 from nearstep.flow.times import shifted, training_times
 from nearstep.losses.consistency import causal_consistency
-from nearstep.losses.denoising import teacher_forced
+from nearstep.losses.denoising import flow_matching, teacher_forced
 from nearstep.losses.trajectory import trajectory_regression
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
@@ -67,7 +67,11 @@ class CausalConfig(LoraFields):
     latents: LatentsConfig
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
-    chunk_frames: int = 3
+    chunk_frames: int | None = 3
+    """None: all frames of a clip, which makes ``forcing`` that of a bidirectional network."""
+    window_frames: int | None = None
+    """Newest frames, its own included, that a chunk sees from now on; None: as the network was made. Clips that are
+    longer show it what most of a stream is: windows that do not begin with the video's first frame."""
     batch: int = 16
     """Clips of an update, over all processes."""
     shift: float = 3.0
@@ -93,6 +97,13 @@ class CausalConfig(LoraFields):
         super().__post_init__()
         if self.cells % GRID:
             raise NearstepError(f"cells={self.cells} is no multiple of {GRID}, the student's grid; use 24 or 48")
+        if self.chunk_frames is None and self.objective != "forcing":
+            raise NearstepError(f"{self.objective} makes a causal network, chunk by chunk; set chunk_frames")
+        if self.window_frames is not None and self.window_frames < (self.chunk_frames or self.window_frames + 1):
+            raise NearstepError(
+                f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames or 'all'} frames; "
+                "give at least that, or None"
+            )
         check_micro(self.micro, self.batch)
 
     def run(self) -> Path:
@@ -135,7 +146,8 @@ class CausalStage:
         self.config, self.here, self.rows = config, here, here.share(config.batch)
         self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
-        self.visibility = teacher_forcing(self.lengths)
+        self.reach = (network.config["window_frames"], network.config["sink_frames"])
+        self.visibility = teacher_forcing(self.lengths, *self.reach)
         self.network, self.ema = network, ema
         self.many_step: Any = many_step  # None for forcing, which follows clips
 
@@ -171,6 +183,8 @@ class CausalStage:
 
     def _forcing(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
         t = self._per_frame(training_times(u, shift=self.config.shift))
+        if self.config.chunk_frames is None:
+            return flow_matching(partial(self.network, text=self.text(captions)), x0, eps, t)
         return teacher_forced(_denoiser(self.network, self.text(captions), self.visibility), x0, eps, t)
 
     def _consistency(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
@@ -198,7 +212,7 @@ class CausalStage:
         # Each chunk at one of the times that the few-step student will be called at.
         cell = self._per_frame(_cell(u, GRID) * (self.config.cells // GRID))
         rows, frames = torch.meshgrid(torch.arange(x0.shape[0]), torch.arange(x0.shape[1]), indexing="ij")
-        student = _denoiser(self.network, text, block_causal(self.lengths))
+        student = _denoiser(self.network, text, block_causal(self.lengths, *self.reach))
         return trajectory_regression(
             student, points[cell, rows, frames], torch.tensor(grid, device=x0.device)[cell], points[-1]
         )
@@ -243,6 +257,8 @@ class CausalStage:
 def _network(config: CausalConfig) -> VideoTransformer:
     network = load_network(config.model / config.source)
     network.register_to_config(chunk_frames=config.chunk_frames)
+    if config.window_frames is not None:
+        network.register_to_config(window_frames=config.window_frames)
     if config.lora_rank is None:
         return network
     base(network, getattr(torch, config.base_dtype or "float32"))
