@@ -47,7 +47,7 @@ class Begun:
     calls: float
     """Seconds in the network."""
     decoded: Later[Decoded]
-    entry: Mapping[str, Any]
+    entry: dict[str, Any]
     """Its line in the record."""
 
     @property
