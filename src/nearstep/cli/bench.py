@@ -96,7 +96,7 @@ def _check(asked: Bench) -> Sequence[str | None]:
             raise NearstepError(f"cannot write {asked.json}: {error.strerror}") from error
     if asked.plans:
         return asked.plans
-    config = ModelFolder.open(asked.model).config(asked.loading.network)
+    config = ModelFolder.open(asked.model).config(asked.loading.name)
     causal = asked.loading.student.chosen is not None or config.get("chunk_frames")
     return PLANS if causal else (None,)
 

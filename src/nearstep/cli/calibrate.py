@@ -54,7 +54,7 @@ def calibrate(asked: Calibrate) -> None:
     pipe = asked.loading.pipeline(folder)
     length = pipe.transformer.config["chunk_frames"]
     if not length:
-        raise NearstepError(f"{asked.model}'s {asked.loading.network} is not causal: it has no chunks to stop")
+        raise NearstepError(f"{asked.model}'s {asked.loading.name} is not causal: it has no chunks to stop")
     for prompt in prompts:
         pipe.request(prompt, "1")
     from nearstep.evaluate.calibrate import levels, measure_agreement, thresholds, write_agreement

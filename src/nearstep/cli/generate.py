@@ -164,7 +164,7 @@ def _origin(asked: Generate) -> dict[str, Any]:
     loading = asked.loading
     student = {"student": named(loading.student.chosen)} if loading.student.chosen else {}
     tiny = {"tiny_decoder": loading.tiny_decoder.name} if loading.tiny_decoder else {}
-    return {"model": asked.model, "network": loading.network, **student, **tiny}
+    return {"model": asked.model, "network": loading.name, **student, **tiny}
 
 
 def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: int) -> Request:

@@ -26,8 +26,8 @@ def optional(metavar: str, otherwise: str = "the model's own") -> Any:
 class Loading:
     """Which network of a model runs, where, and with what."""
 
-    network: Annotated[str, tyro.conf.arg(metavar="NAME")] = "transformer"
-    """The model's network to use: transformer (the causal student) or teacher (bidirectional, many steps)."""
+    network: Annotated[str | None, optional("NAME", "transformer; of a stream stream, where there is one")] = None
+    """The model's network to use, such as transformer (the causal student) or teacher (bidirectional, many steps)."""
     device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
     """Where to run, such as cuda."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
@@ -47,11 +47,16 @@ class Loading:
     student: Flat = NO_STUDENT
     """A student in a weights file."""
 
+    @property
+    def name(self) -> str:
+        """Of the network."""
+        return self.network or "transformer"
+
     def clip(self, folder: ModelFolder, **wishes: Any) -> Clip:
         """The clip that is wished for, checked against the model's configurations: weights may take minutes to load."""
         from nearstep.stream.request import plan_clip
 
-        configs = configs_of(folder, self.network, self.student.chosen)
+        configs = configs_of(folder, self.name, self.student.chosen)
         return plan_clip(configs.transformer, configs.vae, configs.scheduler, configs.settings, **wishes)
 
     def pipeline(self, folder: ModelFolder) -> CausalVideoPipeline:
@@ -64,7 +69,7 @@ class Loading:
         disable_progress_bar()  # of loading a file; ours counts chunks
         pipe = CausalVideoPipeline.from_pretrained(
             folder.path,
-            transformer=self.network,
+            transformer=self.name,
             student=self.student.chosen,
             torch_dtype=getattr(torch, self.dtype) if self.dtype else None,
             device=self.device,

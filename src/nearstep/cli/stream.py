@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ import tyro
 from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.stream.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.stream.output import check_writable, growing_mp4, pixels
 from nearstep.stream.record import Record
 
@@ -82,7 +82,10 @@ def run(arguments: Sequence[str]) -> None:
 def stream(asked: Stream) -> None:
     """Make what is asked, after checking all of it."""
     _check(asked)
-    pipe = asked.loading.pipeline(ModelFolder.open(asked.model))
+    folder, loading = ModelFolder.open(asked.model), asked.loading
+    if loading.network is None and loading.student.chosen is None and STREAM in folder.networks():
+        loading = replace(loading, network=STREAM)
+    pipe = loading.pipeline(folder)
     for _, prompt in asked.at:
         pipe.request(prompt, "1")  # unknown words are found now, not an hour into the stream
     given = _given(asked, pipe)

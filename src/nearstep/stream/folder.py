@@ -21,6 +21,8 @@ from nearstep.errors import NearstepError
 
 EMBEDDED = "playground"
 """The model inside this package, by name."""
+STREAM = "stream"
+"""Sub-folder of a student that was trained for streams, where a model has one."""
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
