@@ -175,24 +175,6 @@ def test_clips_of_the_playground_may_be_longer_and_keep_to_their_folder(tmp_path
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_parts_of_clips_begin_at_the_start_half_of_the_times_and_else_anywhere(tmp_path: Path):
-    config = LatentsConfig(folder=tmp_path, clips=4, frames=17)
-    whole, parts = (load_latents(one, Means(), "means") for one in (config, replace(config, part=2)))
-    assert whole.shape[0] == 5 and parts.shape == (2, *whole.shape[1:])
-    (clips, texts), (seen, words) = whole.batch(8, 400), parts.batch(8, 400)
-    assert words == texts
-    starts = [
-        next(s for s in range(4) if torch.equal(clip[s : s + 2], part)) for clip, part in zip(clips, seen, strict=True)
-    ]
-    assert [starts.count(start) / 400 for start in range(4)] == pytest.approx([1 / 2, 1 / 6, 1 / 6, 1 / 6], abs=0.05)
-    assert torch.equal(parts.batch(100, 4)[0], seen[92:96])
-    with pytest.raises(NearstepError, match="part=6: the clips have 5 latent frames"):
-        load_latents(replace(config, part=6), Means(), "means")
-    with pytest.raises(NearstepError, match="part=0"):
-        replace(config, part=0)
-
-
-@pytest.mark.usefixtures("small_shards")
 def test_a_folder_of_before_the_format_is_read_as_it_is(tmp_path: Path):
     new, old = tmp_path / "new", tmp_path / "old"
     data = load_latents(LatentsConfig(folder=new, clips=8), Means(), "means")

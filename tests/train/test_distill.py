@@ -127,26 +127,6 @@ def test_micro_batches_add_up_to_the_whole_batch(config: DistillConfig, penalty)
         assert all(torch.allclose(a, b, atol=2e-4) for a, b in pairs), name
 
 
-def test_a_later_part_of_a_rollout_is_judged(config: DistillConfig):
-    stage = DistillStage(replace(config, later=2))
-    late = replace(turn(2), first=2)
-    batch = stage._batch(late, 0, range(4))
-    whole = stage._batch(turn(2), 0, range(4))
-    assert batch.fewer.shape == batch.more.shape == whole.fewer.shape
-    assert torch.equal(whole.fewer[:, 6:], batch.fewer[:, :3])  # chunk 2 of the same rollout, which goes on
-    stage._student(late, batch, noise(stage))
-    assert all(have_gradients(p for name, p in stage.student.named_parameters() if "blocks" in name))
-    stage.step(0)
-
-
-def test_later_parts_have_no_clips_to_be_held_against(config: DistillConfig):
-    for change in ({"adversary": AdversaryConfig(reference="data")}, {"sampling": "data"}):
-        with pytest.raises(NearstepError, match="later=1: .* begin a video"):
-            replace(config, later=1, **change)
-    with pytest.raises(NearstepError, match="later=-1"):
-        replace(config, later=-1)
-
-
 def test_the_students_turn_reaches_the_student_alone(config: DistillConfig):
     stage = DistillStage(config)
     batch = stage._batch(turn(2), 0, range(4))

@@ -140,18 +140,6 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
         replace(long, window_frames=2)
 
 
-def test_a_bidirectional_network_goes_on_with_parts_of_clips(teacher: Path, latents: Path, tmp_path: Path):
-    recipe = replace(tiny_causal(playground.forcing(), teacher, tmp_path / "run", latents), chunk_frames=None)
-    parts = replace(recipe, latents=replace(recipe.latents, part=5))
-    assert CausalStage(parts).lengths == (5,)
-    model = parts.run()
-    assert json.loads((model / "transformer" / "config.json").read_text())["chunk_frames"] is None
-    with pytest.raises(NearstepError, match="consistency makes a causal network"):
-        replace(parts, objective="consistency")
-    with pytest.raises(NearstepError, match="shorter than a chunk of all"):
-        replace(parts, window_frames=9)
-
-
 def test_trajectory_regression_trains_and_resumes(teacher: Path, latents: Path, tmp_path: Path):
     whole, halved = (
         replace(tiny_causal(playground.trajectory(), teacher, tmp_path / name, latents), cells=8)

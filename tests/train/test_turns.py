@@ -33,14 +33,6 @@ def test_step_counts_are_equally_likely():
     assert max(counts.values()) / min(counts.values()) < 1.1
 
 
-def test_half_of_all_turns_judge_the_beginning_and_step_counts_stay():
-    usual, later = ([turn_at(step, **OPTIONS, later=later) for step in range(4_000)] for later in (0, 3))
-    assert {turn.first for turn in usual} == {0}
-    assert [turn.steps for turn in later] == [turn.steps for turn in usual]
-    counts = Counter(turn.first for turn in later)
-    assert [round(counts[first] / 4_000, 1) for first in range(4)] == [0.5, 0.2, 0.2, 0.2]
-
-
 def test_kinds_of_schedules():
     draw = rng.generator("test")
     for steps in (1, 2, 3, 4):

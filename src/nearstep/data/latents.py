@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nearstep import rng
 from nearstep.data.captions import caption
 from nearstep.data.order import rows_after
 from nearstep.data.playground import FPS, FRAMES, render, sample_scenes
@@ -41,14 +40,9 @@ class LatentsConfig:
     """Of the order, and of the playground's scenes."""
     frames: int = FRAMES
     """Pixel frames of a clip that is made here, 4n + 1; clips of ``nearstep prepare`` are as long as they are."""
-    part: int | None = None
-    """Latent frames that are seen of a clip at a time: half of the times its first ones, else any later ones, whose
-    first codes as many pixel frames as the others do. None: the whole clip."""
 
     def __post_init__(self) -> None:
         latent_frames(self.frames)
-        if self.part is not None and self.part < 1:
-            raise NearstepError(f"part={self.part}; at least 1 latent frame, or None for whole clips")
         if self.clips is not None and self.clips < 1:
             raise NearstepError(f"clips={self.clips}; at least 1, or None for all of a prepared folder")
 
@@ -62,10 +56,6 @@ class LatentClips:
         seed: of the order.
         captions: (row, epoch) -> caption.
         examples: how many -> prompts to look at while training.
-        part: frames of a clip that are seen at a time.
-
-    Raises:
-        NearstepError: if the clips are shorter than that.
     """
 
     def __init__(
@@ -76,35 +66,20 @@ class LatentClips:
         seed: int,
         captions: Callable[[int, int], str],
         examples: Callable[[int], list[str]],
-        part: int | None = None,
     ) -> None:
         self.latents, self.count, self.seed, self.captions = latents, count, seed, captions
         self.examples = examples
-        whole = latents.shape[1]
-        self.frames, self.later = part or whole, whole - (part or whole)
-        if self.later < 0:
-            raise NearstepError(
-                f"part={part}: the clips have {whole} latent frames; give at most that, or longer clips"
-            )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[F, C, H, W] of what is seen of a clip."""
-        return self.frames, *self.latents.shape[2:]
+        """[F, C, H, W] of a clip."""
+        return tuple(self.latents.shape[1:])
 
     def batch(self, first: int, size: int) -> tuple[Tensor, list[str]]:
         """Latents [size, F, C, H, W] in float32 and captions of the clips that come after the first ``first``."""
         rows = rows_after(first, size, count=self.count, seed=self.seed)
         latents = self.latents.rows([row for _, row in rows])
-        if self.later:
-            starts = [self._start(place) for place in range(first, first + size)]
-            parts = [clip[start : start + self.frames] for clip, start in zip(latents, starts, strict=True)]
-            latents = torch.stack(parts)
         return latents, [self.captions(row, epoch) for epoch, row in rows]
-
-    def _start(self, place: int) -> int:
-        draw = rng.generator("part", self.seed, place)
-        return max(0, int(torch.randint(2 * self.later, (), generator=draw)) + 1 - self.later)
 
 
 def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClips:
@@ -144,7 +119,6 @@ def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
         seed=config.seed,
         captions=lambda row, _: captions[row],
         examples=lambda count: captions[:count],
-        part=config.part,
     )
 
 
@@ -156,8 +130,7 @@ def _playground(config: LatentsConfig, found: Index | None, codec: Codec, source
     def words(row: int, epoch: int) -> str:
         return caption(scenes[row], seed=epoch, index=row, complete=False)
 
-    shards = Shards(config.folder, index)
-    return LatentClips(shards, count, seed=config.seed, captions=words, examples=_held_out, part=config.part)
+    return LatentClips(Shards(config.folder, index), count, seed=config.seed, captions=words, examples=_held_out)
 
 
 def _held_out(count: int) -> list[str]:

@@ -8,6 +8,8 @@ nearstep train playground.distill
 
 Rivals of the last, each a run of its own from the same student: ``self_forcing`` (and retrained for exactly 1 or 2
 steps), ``causvid``, ``one_forcing``. Consistency alone is the third run's result.
+
+For streams whose objects keep moving: ``stream_forcing``, then ``stream_student``, from what is in the package.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase
 from nearstep.train.stages.distill import DistillConfig
+from nearstep.train.stages.graft import GraftConfig
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
@@ -35,7 +38,6 @@ _FEW_LATENTS = replace(_LATENTS, clips=4_096)
 _WINDOW = 9
 """Latent frames of FRAMES pixel frames."""
 _LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, frames=69)
-_PARTS = replace(_LONG_LATENTS, part=_WINDOW)
 FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
 """Step counts to draw from, in which one step comes up in half of all draws."""
 _SHIFT = 3.0
@@ -186,46 +188,27 @@ def stream_forcing() -> CausalConfig:
     """For streams 1: the causal many-step network goes on with clips twice as long as the window it is to see."""
     return replace(
         forcing(),
-        loop=LoopConfig(folder=_RUNS / "stream_forcing", steps=300),
-        optim=OptimConfig(lr=4e-4, warmup=20, muon=True, weight_decay=0.01),
+        loop=LoopConfig(folder=_RUNS / "stream_forcing", steps=800),
+        optim=OptimConfig(lr=6e-4, warmup=20, muon=True, weight_decay=0.01),
         model=ModelFolder.open(EMBEDDED).path,
         source="causal",
         latents=_LONG_LATENTS,
         window_frames=_WINDOW,
         batch=8,
-        ema=0.98,
+        ema=0.985,
     )
 
 
-def stream_teacher() -> CausalConfig:
-    """For streams 2: the teacher goes on with parts of those clips, most of which do not begin a video."""
+def stream_student() -> GraftConfig:
+    """For streams 2: what ``stream_forcing`` learnt, given to the shipped student (seconds)."""
     recipe = stream_forcing()
-    return replace(
-        recipe,
-        loop=LoopConfig(folder=_RUNS / "stream_teacher", steps=900),
-        optim=replace(recipe.optim, lr=8e-4),
-        model=recipe.loop.folder / "model",
-        source="teacher",
-        teacher="transformer",
-        latents=_PARTS,
-        chunk_frames=None,
-        window_frames=None,
-        batch=16,
-        ema=0.99,
-    )
-
-
-def stream_distill() -> DistillConfig:
-    """For streams 3: ``distill``, half of whose updates judge a later part of a longer rollout."""
-    recipe = _rival("stream_distill")
-    return replace(
-        distill(),
-        loop=replace(recipe.loop, steps=400),
-        model=stream_teacher().loop.folder / "model",
-        source="teacher",  # the run before trained the teacher, and kept what it was to keep as ``teacher``
-        teacher="transformer",
-        latents=_PARTS,
-        later=6,
+    return GraftConfig(
+        folder=_RUNS / "stream_student",
+        model=recipe.model,
+        before=recipe.source,
+        after=recipe.loop.folder / "model" / "transformer",
+        shift=_SHIFT,
+        settings=_SETTINGS,
     )
 
 

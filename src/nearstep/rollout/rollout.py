@@ -6,7 +6,7 @@ plan with one chunk of all frames and the implied noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ def unroll(
     start: int = 0,
     before: Tensor | None = None,
     renoise: Renoise = "fresh",
-    graph: Container[int] = (),
+    graph: bool = False,
     fused: bool = False,
 ) -> Iterator[Chunk]:
     """The loop itself: ``chunks`` may be without end, and each is asked for only when its turn comes.
@@ -107,7 +107,7 @@ def unroll(
         start: absolute index of its first latent frame.
         before: clean frames [B, f, C, H, W] just before ``start`` that are not in the cache yet.
         renoise: see chunk.Renoise.
-        graph: which chunks' last steps are kept differentiable. What is committed is detached, so a chunk's loss never
+        graph: keep each chunk's last step differentiable. What is committed is detached, so a chunk's loss never
             reaches earlier chunks (in-place cache writes under grad leak; method.md section 3).
         fused: commit a chunk and call for the next in one network call, where no graph is asked for.
 
@@ -116,7 +116,7 @@ def unroll(
         committed.
     """
     for index, (frames, schedule, enough) in enumerate(chunks, first):
-        if before is not None and (index in graph or not fused):
+        if before is not None and (graph or not fused):
             with torch.no_grad():
                 denoiser.commit(before, cache=cache, start=start - before.shape[1])
             before = None
@@ -129,7 +129,7 @@ def unroll(
             before=before,
             enough=enough,
             renoise=renoise,
-            graph=index in graph,
+            graph=graph,
         )
         yield Chunk(index=index, start=start, latents=latents, steps=steps)
         before, start = latents.detach(), start + frames

@@ -196,7 +196,7 @@ def _learn(stage: _Rehearsal, scene: _Scene) -> None:
     size = config.micro or len(stage.rows)
     again, rows = len(stage.rows) > size, range(size)
     steps = min(config.counts)  # fewer steps keep as much as more do, and take less time
-    noise, turn = stage._noise("rehearsal"), Turn(steps=steps, adversarial=True, heard=True, first=config.later)
+    noise, turn = stage._noise("rehearsal"), Turn(steps=steps, adversarial=True, heard=True)
     if config.match == "largest":
         turn = replace(turn, steps=max(config.counts))
     with phase("student: rollout"):

@@ -14,8 +14,6 @@ from nearstep.flow.plan import GRID, ChunkPlan, Schedule, prefix, respaced, subs
 ScheduleKind = Literal["prefix", "respaced", "subset"]
 """How n steps lie on the grid: its first n entries (the reference's exit), spread evenly as at inference, or any n
 entries that begin with noise."""
-TURN = ("seed", "counts", "warmup", "alone", "later")
-"""What of a distillation's config its turns depend on: arguments of ``turn_at``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +26,9 @@ class Turn:
     """Whether the discriminator learns."""
     heard: bool
     """Whether the student listens to it."""
-    first: int = 0
-    """Chunk of a rollout from which on its samples are judged."""
 
 
-def turn_at(step: int, *, seed: int, counts: Sequence[int], warmup: int, alone: int = 0, later: int = 0) -> Turn:
+def turn_at(step: int, *, seed: int, counts: Sequence[int], warmup: int, alone: int = 0) -> Turn:
     """The turn of step ``step``.
 
     Args:
@@ -41,13 +37,9 @@ def turn_at(step: int, *, seed: int, counts: Sequence[int], warmup: int, alone: 
         counts: step counts n to draw from, each as likely.
         warmup: steps of distribution matching alone.
         alone: steps after them in which the discriminator learns unheard, so that it does not mislead at first.
-        later: the latest chunk of a rollout that its judged part may begin with. Half of all turns judge the beginning,
-            as half of what the teacher of a stream learns from is; the others begin anywhere after it.
     """
-    draw = rng.generator("turn", seed, step)
-    steps, place = (int(torch.randint(size, (), generator=draw)) for size in (len(counts), max(1, 2 * later)))
-    first = max(0, place + 1 - later) if later else 0
-    return Turn(steps=counts[steps], adversarial=step >= warmup, heard=step >= warmup + alone, first=first)
+    draw = torch.randint(len(counts), (), generator=rng.generator("turn", seed, step))
+    return Turn(steps=counts[int(draw)], adversarial=step >= warmup, heard=step >= warmup + alone)
 
 
 def schedule_of(steps: int, kind: ScheduleKind, *, shift: float, draw: torch.Generator, grid: int = GRID) -> Schedule:

@@ -26,7 +26,7 @@ from nearstep.flow.ode import ode_path
 from nearstep.flow.plan import GRID, chunk_lengths, make_plan, respaced
 from nearstep.flow.times import shifted, training_times
 from nearstep.losses.consistency import causal_consistency
-from nearstep.losses.denoising import flow_matching, teacher_forced
+from nearstep.losses.denoising import teacher_forced
 from nearstep.losses.trajectory import trajectory_regression
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
@@ -67,8 +67,7 @@ class CausalConfig(LoraFields):
     latents: LatentsConfig
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
-    chunk_frames: int | None = 3
-    """None: all frames of a clip, which makes ``forcing`` that of a bidirectional network."""
+    chunk_frames: int = 3
     window_frames: int | None = None
     """Newest frames, its own included, that a chunk sees from now on; None: as the network was made. Clips that are
     longer show it what most of a stream is: windows that do not begin with the video's first frame."""
@@ -97,12 +96,9 @@ class CausalConfig(LoraFields):
         super().__post_init__()
         if self.cells % GRID:
             raise NearstepError(f"cells={self.cells} is no multiple of {GRID}, the student's grid; use 24 or 48")
-        if self.chunk_frames is None and self.objective != "forcing":
-            raise NearstepError(f"{self.objective} makes a causal network, chunk by chunk; set chunk_frames")
-        if self.window_frames is not None and self.window_frames < (self.chunk_frames or self.window_frames + 1):
+        if self.window_frames is not None and self.window_frames < self.chunk_frames:
             raise NearstepError(
-                f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames or 'all'} frames; "
-                "give at least that, or None"
+                f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames}; give at least that"
             )
         check_micro(self.micro, self.batch)
 
@@ -183,8 +179,6 @@ class CausalStage:
 
     def _forcing(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
         t = self._per_frame(training_times(u, shift=self.config.shift))
-        if self.config.chunk_frames is None:
-            return flow_matching(partial(self.network, text=self.text(captions)), x0, eps, t)
         return teacher_forced(_denoiser(self.network, self.text(captions), self.visibility), x0, eps, t)
 
     def _consistency(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.players import Players, players
 from nearstep.train.stages.shared import check_micro, check_optimizers, open_model, show
-from nearstep.train.turns import TURN, ScheduleKind, Turn, training_plan, turn_at
+from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
 
@@ -75,9 +75,6 @@ class DistillConfig(LoraFields):
     """Steps of the first chunk, where it has its own list while training."""
     sampling: Literal["rollout", "data"] = "rollout"
     """``data``: samples come from one call on noised clips in place of a rollout (CausVid)."""
-    later: int = 0
-    """Samples may be judged from a chunk up to this one on; what the student makes before is rolled out unjudged. For
-    streams: the teacher has to know clips that go on from something."""
     match: Literal["every", "largest"] = "every"
     """Which n distribution matching acts on."""
     ratio: int = 5
@@ -125,8 +122,6 @@ class DistillConfig(LoraFields):
         reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
         if reads_data and isinstance(self.latents, PromptsConfig):
             raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")
-        if self.later < 0 or (self.later and reads_data):
-            raise NearstepError(f"later={self.later}: 0, or more without clips, which begin a video, to go by")
         judges = self.adversary is not None and self.adversary.backbone == "teacher"
         if judges and self.teacher_dtype != "float32" and not self.on_teacher:  # a base computes in float32
             raise NearstepError("the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32")
@@ -187,7 +182,7 @@ class DistillStage:
     def step(self, index: int) -> dict[str, Tensor]:
         """One update of the student, then those of assistant and discriminator on its samples."""
         config = self.config
-        turn = turn_at(index, **{name: getattr(config, name) for name in TURN})
+        turn = turn_at(index, seed=config.seed, counts=config.counts, warmup=config.warmup, alone=config.alone)
         size = config.micro or len(self.rows)
         logged: list[dict[str, Tensor]] = []
         batches: list[Batch] = []
@@ -249,15 +244,14 @@ class DistillStage:
         data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
         data = None if data is None else data.to(self.here.device)
         batch = Batch(text=self.text(captions), data=data, rows=rows, fewer=torch.empty(0))
-        fewer = self._samples(turn, turn.steps, batch, index, "fewer", graph=True)
+        fewer = self._samples(turn.steps, batch, index, "fewer", graph=True)
         return replace(batch, fewer=fewer, more=self._reference(turn, batch, index))
 
-    def _samples(self, turn: Turn, steps: int, batch: Batch, index: int, name: str, *, graph: bool) -> Tensor:
+    def _samples(self, steps: int, batch: Batch, index: int, name: str, *, graph: bool) -> Tensor:
         """``steps``-step samples of the student [B, F, C, H, W], float32."""
         config = self.config
         draw = rng.generator("schedule", config.seed, index, steps)
-        lengths = (*self.lengths[:1] * turn.first, *self.lengths)
-        make = partial(training_plan, kind=config.schedule, lengths=lengths, shift=config.shift, draw=draw)
+        make = partial(training_plan, kind=config.schedule, lengths=self.lengths, shift=config.shift, draw=draw)
         plan = make(steps, first=config.first_steps)
         with torch.set_grad_enabled(graph):
             if config.sampling == "data":
@@ -265,16 +259,14 @@ class DistillStage:
                 return self._from_data(plan.schedules[0].times[-1], batch, eps)
             denoiser = TextDenoiser(self.student, batch.text)
             size, (frames, *shape) = len(batch.rows), self.clips.shape
-            longest = frames + config.later * config.chunk_frames  # always: a compiled graph is for one size of cache
-            cache = denoiser.new_cache(size, longest, *shape[1:], append_only=True)
+            cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
             first = index * config.batch
             samples = range(first + batch.rows.start, first + batch.rows.stop)
             seed = rng.key("distill", name, config.seed)
             device = self.here.device
-            judged = range(turn.first, len(lengths)) if graph else ()
             return generate(
-                denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=judged, device=device
-            )[:, -frames:]
+                denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph, device=device
+            )
 
     def _from_data(self, time: float, batch: Batch, eps: Tensor) -> Tensor:
         assert batch.data is not None
@@ -289,7 +281,7 @@ class DistillStage:
             return None
         if adversary.against_data(turn.steps, GRID):
             return batch.data
-        return self._samples(turn, turn.steps + 1, batch, index, "more", graph=False)
+        return self._samples(turn.steps + 1, batch, index, "more", graph=False)
 
     # --- turns -----------------------------------------------------------------------------------------------------
 

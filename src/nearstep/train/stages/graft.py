@@ -1,0 +1,78 @@
+"""What one network learnt, given to another that started from the same weights: no training, seconds.
+
+A few-step student and a causal many-step network that went on with longer clips both started from the same causal
+network. To the student's weights is added what the other changed: student + weight (after - before). It keeps its few
+steps and gains the other's window (Ilharco et al. 2023, "Editing models with task arithmetic").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+from nearstep.train.export import export_student
+from nearstep.train.lora import LoraFields
+from nearstep.train.stages.shared import load_network
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftConfig:
+    """A graft."""
+
+    folder: Path
+    """Where the model folder goes: into its ``model/``."""
+    model: Path
+    """Model folder of the student and of what both networks started from; all else is kept from it."""
+    after: Path
+    """Folder of the network that went on, whose configuration the student gets."""
+    source: str = "transformer"
+    """Sub-folder of the student."""
+    before: str = "causal"
+    """Sub-folder of what both started from."""
+    teacher: str = "teacher"
+    """Sub-folder of the teacher that is kept."""
+    weight: float = 1.0
+    """Of what was learnt."""
+    shift: float = 3.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self) -> Path:
+        """Write the model folder, and return it.
+
+        Raises:
+            NearstepError: if a network is not there, or they do not have the same weights.
+        """
+        after = load_network(self.after)
+        student, before = (load_network(self.model / name) for name in (self.source, self.before))
+        state = grafted(student.state_dict(), before.state_dict(), after.state_dict(), self.weight)
+        export_student(
+            self.folder / "model",
+            model=self.model,
+            kept={"teacher": self.teacher},
+            networks={"transformer": (after.config, state)},
+            fields=LoraFields(),
+            shift=self.shift,
+            settings=self.settings,
+        )
+        return self.folder / "model"
+
+
+def grafted(student: State, before: State, after: State, weight: float) -> dict[str, Tensor]:
+    """student + weight (after - before), tensor by tensor.
+
+    Raises:
+        NearstepError: naming the first weight that one of them lacks, or has in another shape.
+    """
+    shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (student, before, after)]
+    for name in {**shapes[0], **shapes[1], **shapes[2]}:
+        if len(set(found := [shape.get(name) for shape in shapes])) > 1:
+            told = ", ".join(f"{who} {shape}" for who, shape in zip(("student", "before", "after"), found, strict=True))
+            raise NearstepError(f"{name} differs ({told}); a graft needs networks that started from the same weights")
+    return {name: value + weight * (after[name] - before[name]) for name, value in student.items()}
