@@ -72,6 +72,17 @@ def test_a_sink_stays_where_it_was(model_folder: Path, tmp_path: Path) -> None:
         assert Record.load(log).opening["following"] is following
 
 
+def test_a_model_streams_with_the_student_it_has_for_streams(tmp_path: Path) -> None:
+    log, seen = tmp_path / "take.jsonl", []
+    for network in ([], ["--network", "stream"], ["--network", "transformer"]):
+        asked = [RED, "-o", str(tmp_path / "a.mp4"), "--log", str(log), "--chunks", "1", "--plan", "1", "--seed", "1"]
+        assert main(["stream", *asked, *network]) == 0
+        opening = Record.load(log).opening
+        seen.append((opening["weights"], opening["window"], opening["sink"]))
+    assert seen[0] == seen[1] != seen[2]
+    assert (seen[0][1:], seen[2][1:]) == ((9, 0), (6, 3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
