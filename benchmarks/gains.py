@@ -214,7 +214,9 @@ def in_int8(given: Given) -> Given:
     from torch.ao.quantization import quantize_dynamic
 
     net = copy.deepcopy(given.net)
-    with warnings.catch_warnings(action="ignore"):  # it moves to torchao, and does the same there
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # deprecated: torchao takes its place, and was slower here when tried
         net.blocks = quantize_dynamic(net.blocks, {nn.Linear}, dtype=torch.qint8)
     return replace(given, net=net)
 

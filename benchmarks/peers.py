@@ -41,6 +41,7 @@ from nearstep.evaluate.report import markdown
 from nearstep.files import replacing
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.nets.compiling import compile_blocks
+from nearstep.nets.denoiser import fuses
 from nearstep.stream.timing import machine, synchronise
 
 BASE = ("ours, fused", "4")
@@ -85,7 +86,7 @@ def main(options: Options) -> int:
     except NearstepError as error:
         print(error, file=sys.stderr)
         return 2
-    times = [{**told(key, seconds), "calls": calls(size, *key)} for key in seconds]
+    times = [{**told(key, seconds), "calls": calls(given, *key)} for key in seconds]
     found = {
         "machine": machine(device),
         "size": {"name": options.size, **asdict(size)},
@@ -203,10 +204,11 @@ def told(key: Key, seconds: Mapping[Key, Sequence[float]]) -> dict[str, Any]:
     return {**row, "ratio": ratio(own, seconds[BASE])}
 
 
-def calls(size: Size, peer: str, text: str) -> int:
+def calls(given: Given, peer: str, text: str) -> int:
     """Network calls: steps, and commits where they are calls."""
-    plan = plan_of(size, text)
-    commits = {"ours, fused": 0, "ours, compiled": 0, "recompute": 0, "self-forcing": len(plan.lengths)}
+    plan = plan_of(given.size, text)
+    own = 0 if fuses(given.size.chunk * given.tokens, given.device) else plan.commits
+    commits = {"ours, fused": own, "ours, compiled": own, "recompute": 0, "self-forcing": len(plan.lengths)}
     return plan.steps + commits.get(peer, plan.commits)
 
 

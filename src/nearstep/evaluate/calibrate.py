@@ -21,7 +21,7 @@ from torch.nn.functional import cosine_similarity
 from nearstep.evaluate.run import held_out
 from nearstep.evaluate.similarity import Watched
 from nearstep.files import replacing
-from nearstep.flow.live import ADAPTIVE, agreement, ladder
+from nearstep.flow.live import ADAPTIVE, agreements, ladder
 from nearstep.flow.plan import ChunkPlan
 from nearstep.rollout.rollout import generate
 from nearstep.stream.folder import INDEX, read_json
@@ -96,18 +96,10 @@ def _watch(
 
 def _measures(steps: Sequence[Tensor], before: Tensor | None) -> tuple[Tensor, Tensor]:
     # [B, steps - 1] each, of the x0 of one chunk's steps.
-    earlier = [None, *steps]
-    seen = [
-        [_agreement(number, earlier[number - 1], steps[number - 1], before, row) for number in range(1, len(steps))]
-        for row in range(len(steps[0]))
-    ]
+    pairs = enumerate(zip([None, *steps], steps[:-1], strict=False), 1)
+    seen = [agreements(number, earlier, x0, before) for number, (earlier, x0) in pairs]
     close = [cosine_similarity(step.flatten(1).float(), steps[-1].flatten(1).float()) for step in steps[:-1]]
-    return torch.tensor(seen), torch.stack(close, dim=1)
-
-
-def _agreement(step: int, earlier: Tensor | None, x0: Tensor, before: Tensor | None, row: int) -> float:
-    one = slice(row, row + 1)
-    return agreement(step, None if earlier is None else earlier[one], x0[one], None if before is None else before[one])
+    return torch.stack(seen, dim=1), torch.stack(close, dim=1)
 
 
 def levels(measured: Agreements, closeness: float) -> list[list[Level]]:

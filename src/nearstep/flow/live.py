@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -125,16 +126,20 @@ def ladder(*, shift: float, grid: int) -> Schedule:
 
 
 def agreement(step: int, earlier: Tensor | None, x0: Tensor, before: Tensor | None) -> float:
-    """How little a step said that was not known: the least cosine over the batch, in [-1, 1].
+    """How little a step said that was not known: the least of ``agreements`` over the batch."""
+    return float(agreements(step, earlier, x0, before).min())
 
-    Of x0 [B, F, C, H, W] and that of the step before; after the first step, of its first frame and the last of
-    ``before``, and -1 where nothing came before.
+
+def agreements(step: int, earlier: Tensor | None, x0: Tensor, before: Tensor | None) -> Tensor:
+    """Cosine of each sample [B]: of x0 [B, F, C, H, W] and that of the step before.
+
+    After the first step, of its first frame and the last of ``before``, and -1 where nothing came before.
     """
     if earlier is None or step == 1:
         if before is None:
-            return -1.0
+            return x0.new_full(x0.shape[:1], -1.0, dtype=torch.float32)
         earlier, x0 = before[:, -1:], x0[:, :1]
-    return float(cosine_similarity(earlier.flatten(1).float(), x0.flatten(1).float()).min())
+    return cosine_similarity(earlier.flatten(1).float(), x0.flatten(1).float())
 
 
 def live_plan(text: str, *, shift: float, grid: int, frames: int, levels: Levels = ()) -> LivePlan:

@@ -61,7 +61,7 @@ class TextDenoiser:
         One network call, unless two are faster.
         """
         before = clean.shape[1]
-        if clean.device.type == "cpu" and before * cache.tokens_per_frame > _LARGEST_FUSED:
+        if not fuses(before * cache.tokens_per_frame, clean.device):
             self.commit(clean, cache=cache, start=start - before)
             return self(x, t, cache=cache, start=start)
         with torch.no_grad():
@@ -91,3 +91,8 @@ class TextDenoiser:
         if batch != self.text.batch:
             raise NearstepError(f"a cache for batch {batch} needs {batch} prompts, not {self.text.batch}")
         return self.net.new_cache(batch, frames, height, width, reach=reach, append_only=append_only)
+
+
+def fuses(tokens: int, device: torch.device) -> bool:
+    """Whether the commit of a chunk of so many tokens is one network call with the call after it."""
+    return device.type != "cpu" or tokens <= _LARGEST_FUSED
