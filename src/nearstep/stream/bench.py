@@ -104,7 +104,12 @@ def _decoded_beside(
 
 
 def measure(
-    pipe: CausalVideoPipeline, asked: Request, *, repeats: int, floors: Mapping[torch.dtype, Floor] | None = None
+    pipe: CausalVideoPipeline,
+    asked: Request,
+    *,
+    repeats: int,
+    floors: Mapping[torch.dtype, Floor] | None = None,
+    file: bool = True,
 ) -> dict[str, Any]:
     """Everything about one request, as plain data.
 
@@ -117,6 +122,7 @@ def measure(
         asked: the request.
         repeats: timed clips of each kind.
         floors: of the dtypes that network and decoder compute in (:func:`dtypes`); without them no share is given.
+        file: write an mp4, too, and time that.
     """
     device = device_of(cast(VideoTransformer, pipe.transformer))
     clock, plan = Clock(device), asked.clip.plan
@@ -124,7 +130,7 @@ def measure(
     beside = pipe.codec if pipe.tiny_decoder is not None else None
     began = time.perf_counter()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"file": Path(folder) / "clip.mp4", "beside": beside}
+        options: dict[str, Any] = {"file": Path(folder) / "clip.mp4" if file else None, "beside": beside}
         for fused in kinds.values():
             take(pipe, asked, clock, fused=fused, **options)
         clock.wait()
