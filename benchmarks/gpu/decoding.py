@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.numerics import tf32
 from benchmarks.gpu.sizes import SIZES, Size, codec, pipeline, prompt, text_encoder, tiny_decoder
-from benchmarks.gpu.task import NARROW, Task, relative
+from benchmarks.gpu.task import NARROW, Task, relative, tf32
 from nearstep.nets.flops import decode_flops
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.stream.timing import peak_memory, synchronise

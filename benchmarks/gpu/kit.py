@@ -149,11 +149,12 @@ class Runs:
                 _kill(aside.process)
 
     def _start(self, name: str, seconds: float) -> Run:
-        options = ["--size", self.options.size, "--device", self.device, "--lines", str(self.lines.resolve())]
+        device = "cpu" if name == ASIDE.name else self.device
+        options = ["--size", self.options.size, "--device", device, "--lines", str(self.lines.resolve())]
         options += ["--out", str(self.options.out.resolve()), "--seconds", f"{seconds:.1f}"]
         options += ["--skip", *self.options.skip] if self.options.skip else []
         # Training takes a GPU where it sees one.
-        hidden = {} if self.device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}
+        hidden = {} if device.startswith("cuda") else {"CUDA_VISIBLE_DEVICES": ""}
         said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by _ended
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu.part", name, *options],

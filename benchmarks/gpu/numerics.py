@@ -6,8 +6,7 @@ and fused commits against separate ones. Errors are relative, of the norms, each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.gpu import update
 from benchmarks.gpu.sizes import SIZES, Size, codec, network, placed
-from benchmarks.gpu.task import NARROW, Record, Task, relative
+from benchmarks.gpu.task import NARROW, Record, Task, relative, tf32
 from nearstep.flow.plan import make_plan
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
@@ -185,15 +184,3 @@ def _update(checks: Checks, task: Task) -> None:
     for kind, (made, truth, allowed) in kinds.items():
         for who, gradient in made.items():
             checks(f"update, {who}'s gradient, {kind}", gradient, truth[who], UPDATE[allowed])
-
-
-@contextmanager
-def tf32() -> Iterator[None]:
-    """Products and convolutions of float32 numbers in TensorFloat-32."""
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False

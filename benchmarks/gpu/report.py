@@ -37,7 +37,7 @@ def told(found: Mapping[str, Any]) -> list[str]:
         rows = [row for row in found["rows"] if row["part"] == name and row["name"] != MACHINE]
         lines.append(f"{name}: {ended['status']} after {ended['seconds']:.0f} s, {len(rows)} rows")
         lines += [f"  {line}" for line in ended.get("error", "").splitlines()]
-        lines += [f"  {line(row)}" for row in chosen(rows)]
+        lines += [f"  {sentence(row)}" for row in chosen(rows)]
     return shortened(lines)
 
 
@@ -47,7 +47,7 @@ def chosen(rows: Sequence[Row]) -> Sequence[Row]:
     return [*rows[:MOST_ROWS], *wrong]
 
 
-def line(row: Row) -> str:
+def sentence(row: Row) -> str:
     """A row as it is read."""
     if "skipped" in row:
         return f"{row['name']}: skipped, {row['skipped']}"

@@ -77,7 +77,7 @@ SIZES = {
     "1.3B": Size(
         network=WAN["1.3B"], codec={}, tiny={}, chunk=3, frames=81, height=480, width=832, prompt=120,
         text=dict(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64),
-        windows=(9, 12, 21), compiled=("4,1x", "1", "4", "4,2x"), small=(16, 26), layers=3, ratio=5,
+        windows=(9, 12, 21), compiled=("4,1x", "1", "4", "4,2x"), small=(12, 20), layers=3, ratio=5,
     ),
     "tiny": Size(
         network=dict(num_attention_heads=2, attention_head_dim=24, text_dim=24, freq_dim=32, ffn_dim=40, num_layers=2),

@@ -74,18 +74,21 @@ def _updates(task: Task, size: Size, name: str, counts: Sequence[int], rate: flo
     for method, part in PARTS.items():
         setattr(stage, method, clock.timed(part, getattr(stage, method)))
     for steps in counts:
-        index, began = first_of(steps, settings), time.perf_counter()
-        with counter() as counted, peak_memory(task.device) as memory:
-            stage.step(index)
+        index, what, began = first_of(steps, settings), f"{name}, n = {steps}", time.perf_counter()
+        flops = None
+        with task.record.trying(f"{what}, first update"):  # the second goes on if only the counting fails
+            with counter() as counted, peak_memory(task.device) as memory:
+                stage.step(index)
+            flops = counted.get_total_flops()
+            seconds = time.perf_counter() - began
+            task.record(f"{what}, first update", seconds=seconds, flops=flops, peak_bytes=memory[0].peak)
         clock.take()
-        first, flops = time.perf_counter() - began, counted.get_total_flops()
-        task.record(f"{name}, n = {steps}, first update", seconds=first, flops=flops, peak_bytes=memory[0].peak)
-        if not task.enough(first, f"{name}, n = {steps}"):
+        if not task.enough(time.perf_counter() - began, what):
             continue
         with peak_memory(task.device) as memory, clock.stage(ELSE):
             stage.step(index)
         task.record(
-            f"{name}, n = {steps}", n=steps, recipe=name, **spent(clock.take(), flops, rate),
+            what, n=steps, recipe=name, **spent(clock.take(), flops, rate),
             peak_bytes=memory[0].peak, peak_by=memory[0].by, **loading,
         )  # fmt: skip
     del stage
@@ -98,8 +101,9 @@ def first_of(steps: int, config: DistillConfig) -> int:
     return next(i for i in count() if turn_at(i, seed=config.seed, counts=config.counts, warmup=0).steps == steps)
 
 
-def spent(spans: Sequence[Span], flops: int, rate: float) -> dict[str, Any]:
+def spent(spans: Sequence[Span], flops: int | None, rate: float) -> dict[str, Any]:
     """Seconds by part, FLOPs, and the part of the time in which they would be done at this rate."""
     parts = {part: sum(span.seconds for span in spans if span.stage == part) for part in (*PARTS.values(), ELSE)}
     seconds = sum(parts.values())
-    return {"seconds": seconds, "parts": parts, "flops": flops, "share_of_floor": flops / rate / seconds}
+    share = None if flops is None else flops / rate / seconds
+    return {"seconds": seconds, "parts": parts, "flops": flops, "share_of_floor": share}
