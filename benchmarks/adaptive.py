@@ -27,7 +27,7 @@ from nearstep.evaluate.pooled import difference
 from nearstep.evaluate.run import held_out, summarise
 from nearstep.evaluate.statistics import rank_correlation
 from nearstep.files import replacing
-from nearstep.flow.live import ADAPTIVE
+from nearstep.flow.live_plan import ADAPTIVE
 from nearstep.flow.plan import chunk_lengths
 from nearstep.plots import new_figure
 from nearstep.shapes import latent_frames

@@ -45,7 +45,7 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.flops import counter
 from nearstep.nets.masks import teacher_forcing
 from nearstep.nets.text import PromptEncoder, build_tokenizer
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.nets.wan import SIZES as WAN
 from nearstep.recipes import wan

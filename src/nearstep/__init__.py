@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nearstep.flow.plan import ChunkPlan, make_plan
     from nearstep.nets.codec import VideoCodec
     from nearstep.nets.text import PromptEncoder
-    from nearstep.nets.tiny import TinyDecoder
+    from nearstep.nets.tiny_decoder import TinyDecoder
     from nearstep.nets.transformer import VideoTransformer
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
@@ -25,7 +25,7 @@ _HOMES = {
     "NearstepError": "nearstep.errors",
     "PromptEncoder": "nearstep.nets.text",
     "Student": "nearstep.stream.student",
-    "TinyDecoder": "nearstep.nets.tiny",
+    "TinyDecoder": "nearstep.nets.tiny_decoder",
     "VideoCodec": "nearstep.nets.codec",
     "VideoTransformer": "nearstep.nets.transformer",
     "contact_sheet": "nearstep.stream.output",

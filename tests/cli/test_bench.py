@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from nearstep.cli.main import main
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.stream import pipeline, timing
 
 STAGES = {"text", "cache", "step", "commit + step", "decode", "mp4"}

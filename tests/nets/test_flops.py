@@ -11,7 +11,7 @@ from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.flops import call_flops, counter, decode_flops, on_meta, text_encoder_flops, text_keys_flops
 from nearstep.nets.masks import Reach
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.nets.wan import SIZES
 

@@ -10,7 +10,7 @@ import torch
 
 from nearstep import CausalVideoPipeline
 from nearstep.nets.flops import counter
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.stream import timing
 from nearstep.stream.bench import flops, measure, play_timed, take

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.masks import Reach, block_causal
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 
 EVERYTHING = Reach()
 """A chunk sees all before it."""

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nearstep.errors import NearstepError
 from nearstep.nets.tiles import Tiling
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.shapes import spatial_stride
 from nearstep.stream.folder import CONFIG, ModelFolder, first_line

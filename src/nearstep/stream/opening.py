@@ -55,7 +55,7 @@ def open_session(
     Args:
         pipe: with a causal student.
         prompt: what it shows first.
-        plan: what each chunk gets (flow/live.py); the model's own by default.
+        plan: what each chunk gets (flow/live_plan.py); the model's own by default.
         seed: names all noise; a random one by default (it is in the record).
         sample: which sample of the seed.
         negative_prompt: what guidance leads away from.

@@ -33,7 +33,7 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.devices import device_of
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk, rollout
@@ -259,7 +259,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         Args:
             prompt: what it shows first.
-            plan: ``"4,1x"``, ``"adaptive"`` or ``"fps:16"`` (flow/live.py); the model's own by default.
+            plan: ``"4,1x"``, ``"adaptive"`` or ``"fps:16"`` (flow/live_plan.py); the model's own by default.
             wishes: seed, image or video to go on from, size, window, undo, ahead, log: see opening.open_session.
         """
         return open_session(self, prompt, plan, **wishes)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.flow.live import Enough, LivePlan, live_plan
+from nearstep.flow.live_plan import Enough, LivePlan, live_plan
 from nearstep.flow.plan import Schedule
 from nearstep.nets.devices import device_of
 from nearstep.nets.masks import Reach
@@ -49,7 +49,7 @@ class Session:
     Args:
         pipe: the model.
         asked: prompt, size, guidance and seed, checked.
-        plan: what each chunk gets (flow/live.py).
+        plan: what each chunk gets (flow/live_plan.py).
         reach: how far back chunks look.
         given: latents [1, F, C, h, w] of a picture or a clip to go on from.
         opening: what a record begins with.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.flow.live import LivePlan
+from nearstep.flow.live_plan import LivePlan
 from nearstep.flow.plan import chunk_lengths
 from nearstep.nets.cache import KVCache
 from nearstep.nets.masks import Reach

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.flow.live import Levels, LivePlan, agreement, ladder, live_plan
+from nearstep.flow.live_plan import Levels, LivePlan, agreement, ladder, live_plan
 from nearstep.flow.plan import respaced, subset
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, relu
 
 from nearstep.errors import NearstepError
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 
 SIZES = dict(channels=4, widths=(12, 8, 6, 6))
 PLACES = (3, 4, 5, 9, 10, 11, 15, 16, 17)  # of the memory blocks in the published file
