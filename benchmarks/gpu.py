@@ -39,6 +39,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from nearstep.data.prompts import PromptsConfig
 from nearstep.files import replacing
+from nearstep.models.wan import SIZES as WAN
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
@@ -47,7 +48,6 @@ from nearstep.nets.masks import teacher_forcing
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.nets.wan import SIZES as WAN
 from nearstep.recipes import wan
 from nearstep.shapes import latent_frames
 from nearstep.stream.bench import floors, measure

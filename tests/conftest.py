@@ -40,6 +40,27 @@ def reference() -> dict:
     return torch.load(REFERENCE, weights_only=True)
 
 
+TINY = dict(
+    patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=10,
+    freq_dim=16, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def sizes() -> dict:
+    """Arguments of a network of two blocks with the shape of Wan."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def net(sizes: dict):
+    """A random network of these sizes."""
+    from nearstep.nets.transformer import VideoTransformer
+
+    torch.manual_seed(0)
+    return VideoTransformer(**sizes).eval()
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory):
     """A whole model in the on-disk format, tiny and untrained: causal student, bidirectional teacher, codec, text."""

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nearstep.errors import NearstepError
     from nearstep.flow.plan import ChunkPlan, make_plan
+    from nearstep.models.student import Student
     from nearstep.nets.codec import VideoCodec
     from nearstep.nets.text import PromptEncoder
     from nearstep.nets.tiny_decoder import TinyDecoder
     from nearstep.nets.transformer import VideoTransformer
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
-    from nearstep.stream.student import Student
 
 _HOMES = {
     "CausalVideoPipeline": "nearstep.stream.pipeline",
     "ChunkPlan": "nearstep.flow.plan",
     "NearstepError": "nearstep.errors",
     "PromptEncoder": "nearstep.nets.text",
-    "Student": "nearstep.stream.student",
+    "Student": "nearstep.models.student",
     "TinyDecoder": "nearstep.nets.tiny_decoder",
     "VideoCodec": "nearstep.nets.codec",
     "VideoTransformer": "nearstep.nets.transformer",

@@ -7,13 +7,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
+from nearstep.models.wan import SIZES
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.flops import call_flops, counter, decode_flops, on_meta, text_encoder_flops, text_keys_flops
 from nearstep.nets.masks import Reach
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.nets.wan import SIZES
 
 HEIGHT, WIDTH, TEXT = 4, 6, 5
 WAN = dict(height=60, width=104, text=512)

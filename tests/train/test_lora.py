@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nearstep.errors import NearstepError
-from nearstep.nets.lora import updates_in
+from nearstep.models.lora import updates_in
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.train import lora
 from nearstep.train.ema import Ema

@@ -17,9 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nearstep.cli.main import main
+from nearstep.models.wan import SIZES
 from nearstep.nets.cache import KVCache
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.nets.wan import SIZES
 from nearstep.recipes import playground
 from nearstep.train import flops, rehearsal
 from nearstep.train.adversary import AdversaryConfig

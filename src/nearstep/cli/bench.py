@@ -15,7 +15,7 @@ from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
 from nearstep.files import beside, replacing
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline, Request

@@ -14,9 +14,9 @@ import tyro
 
 from nearstep.cli.student import NO_STUDENT, Flat
 from nearstep.errors import NearstepError
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.student import configs_of
 from nearstep.stream.output import check_writable, safe_name, side_by_side, write_sheet, write_video
-from nearstep.stream.student import configs_of
 
 SHEET = "sheet.png"
 

@@ -13,8 +13,8 @@ import tyro
 
 from nearstep.cli.student import NO_STUDENT, Flat
 from nearstep.cli.text import short, table
-from nearstep.stream.folder import EMBEDDED, ModelFolder
-from nearstep.stream.student import Configs, Student, configs_of
+from nearstep.models.folder import EMBEDDED, ModelFolder, shift_of
+from nearstep.models.student import Configs, Student, configs_of
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
 
@@ -71,7 +71,7 @@ def _count(shape: Sequence[int]) -> int:
 
 
 def _student(student: Student) -> dict[str, Any]:
-    from nearstep.stream.weights import open_network
+    from nearstep.models.weights import open_network
 
     tensors = [*open_network(Path(student.path), student.role).values()]
     return {
@@ -83,7 +83,7 @@ def _student(student: Student) -> dict[str, Any]:
 
 
 def _network(has: Configs) -> dict[str, Any]:
-    from nearstep.stream.request import plan_clip, shift_of
+    from nearstep.stream.request import plan_clip
 
     config, settings = has.transformer, has.settings
     configs = (config, has.vae, has.scheduler)

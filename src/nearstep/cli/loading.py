@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.cli.student import NO_STUDENT, Flat
-from nearstep.stream.folder import ModelFolder
-from nearstep.stream.student import configs_of
+from nearstep.models.folder import ModelFolder
+from nearstep.models.student import configs_of
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline

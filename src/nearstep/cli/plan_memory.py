@@ -15,7 +15,7 @@ from nearstep.cli.text import table
 from nearstep.cli.train import configured
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
-from nearstep.stream.folder import CONFIG, read_json
+from nearstep.models.folder import CONFIG, read_json
 
 if TYPE_CHECKING:
     from nearstep.train.fitting import Trial
@@ -104,7 +104,7 @@ def sizes_of(config: Config, asked: PlanMemory, *, wan: bool) -> tuple[Sizes, st
     Raises:
         NearstepError: if the folder is not there and nothing says which size to take.
     """
-    from nearstep.nets.wan import SIZES
+    from nearstep.models.wan import SIZES
     from nearstep.train.sizes import UMT5_XXL, Sizes
 
     model = config.model
@@ -145,8 +145,8 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
     """[F, C, H, W]: the prompts' sizes, the prepared latents', or what the recipe's settings say."""
     from nearstep.data.prompts import PromptsConfig
     from nearstep.data.shards import read_index
+    from nearstep.models.folder import Settings
     from nearstep.shapes import latent_frames, spatial_stride
-    from nearstep.stream.folder import Settings
 
     latents = config.latents
     if isinstance(latents, PromptsConfig):

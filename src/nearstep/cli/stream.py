@@ -15,8 +15,8 @@ import tyro
 
 from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
+from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.stream.output import check_writable, growing_mp4, pixels
 from nearstep.stream.record import Record
 

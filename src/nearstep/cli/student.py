@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from nearstep.errors import NearstepError
-from nearstep.stream.student import Student
+from nearstep.models.student import Student
 
 _DEFAULTS = {field.name: field.default for field in fields(Student)}
 

@@ -21,7 +21,7 @@ from typing import Any
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.playground import FPS, FRAMES, SIZE
 from nearstep.evaluate.train_features import FeaturesConfig
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.train.adversary import AdversaryConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig

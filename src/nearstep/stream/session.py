@@ -29,6 +29,7 @@ from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.flow.live_plan import Enough, LivePlan, live_plan
 from nearstep.flow.plan import Schedule
+from nearstep.models.folder import shift_of
 from nearstep.nets.devices import device_of
 from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser
@@ -36,7 +37,7 @@ from nearstep.rollout.rollout import Chunk, Planned, unroll
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.later import Decoding
 from nearstep.stream.record import CHANGES, Record
-from nearstep.stream.request import Request, shift_of
+from nearstep.stream.request import Request
 from nearstep.stream.state import Begun, Frames, State, beginning, going_on
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
-from nearstep.nets.lora import Update, updates_in
+from nearstep.models.lora import Update, updates_in
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.train.frozen import hold
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nearstep.models.empty import empty_codec, empty_network
 from nearstep.nets.discriminator import Discriminator
 from nearstep.train import flops, rehearsal
 from nearstep.train.optim import OptimConfig, is_hidden_matrix
@@ -20,8 +21,6 @@ from nearstep.train.sizes import (
     Sizes,
     count_encoder,
     count_network,
-    empty_codec,
-    empty_network,
     parameters,
 )
 from nearstep.train.stages.causal import CausalConfig

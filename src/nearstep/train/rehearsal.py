@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nearstep.data.prompts import PromptsConfig
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import GRID, make_plan
+from nearstep.models.empty import empty_codec, empty_network
 from nearstep.nets.attention import fused
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
@@ -35,7 +36,7 @@ from nearstep.train.balance import Balance
 from nearstep.train.ema import Ema
 from nearstep.train.ledger import Ledger, without_numbers
 from nearstep.train.parallel import Ranks
-from nearstep.train.sizes import SINGLE, Sizes, empty_codec, empty_network
+from nearstep.train.sizes import SINGLE, Sizes
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 from nearstep.train.stages.distill import DistillConfig, DistillStage
 from nearstep.train.stages.players import Players, make_discriminator

@@ -8,13 +8,11 @@ from functools import cache
 from math import prod
 from typing import Any
 
-import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
-from transformers import UMT5Config, UMT5EncoderModel
 
+from nearstep.models.empty import empty_network, empty_text_encoder
+from nearstep.models.wan import SIZES
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.nets.wan import SIZES
 
 UMT5_XXL: Mapping[str, Any] = {
     "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
@@ -53,21 +51,8 @@ class Sizes:
 
 
 def wan(student: str, teacher: str) -> Sizes:
-    """Wan2.1 at two of its sizes (nets/wan.py SIZES)."""
+    """Wan2.1 at two of its sizes (models/wan.py SIZES)."""
     return Sizes(student=SIZES[student], teacher=SIZES[teacher], codec={}, encoder=UMT5_XXL)
-
-
-def empty_network(config: Mapping[str, Any], layers: int | None = None) -> VideoTransformer:
-    """A network on the meta device, with another number of layers if asked."""
-    given = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.device("meta"):
-        return VideoTransformer(**{**given, **({} if layers is None else {"num_layers": layers})})
-
-
-def empty_codec(config: Mapping[str, Any]) -> AutoencoderKLWan:
-    """A codec on the meta device."""
-    with torch.device("meta"):
-        return AutoencoderKLWan(**{key: value for key, value in config.items() if not key.startswith("_")})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +85,7 @@ def _count_network(config: tuple[tuple[str, Any], ...]) -> Count:
 
 def count_encoder(config: Mapping[str, Any]) -> int:
     """Parameters of a text encoder."""
-    with torch.device("meta"):
-        return parameters(UMT5EncoderModel(UMT5Config(**config)))
+    return parameters(empty_text_encoder(config))
 
 
 def parameters(module: nn.Module) -> int:

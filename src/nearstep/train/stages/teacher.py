@@ -91,7 +91,7 @@ class TeacherConfig:
     """bfloat16 matrix products."""
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Defaults for using the model (stream/folder.py Settings)."""
+    """Defaults for using the model (models/folder.py Settings)."""
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)

@@ -18,18 +18,16 @@ import diffusers
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
 
-import nearstep
-from nearstep.card import LIBRARIES, Card, model_index, write_card
 from nearstep.errors import NearstepError
 from nearstep.files import link_or_copy, open_to_readers, replacing_folder
 from nearstep.flow.plan import make_plan
-from nearstep.nets.wan import official_name
-from nearstep.stream.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings, read_header, weight_files
-from nearstep.stream.loading import empty_network, shapes_of
-from nearstep.stream.parts import SHIFT, Part, Parts
-from nearstep.stream.weights import Weights, open_updates
+from nearstep.models.card import LIBRARIES, Card, model_index, write_card
+from nearstep.models.empty import arguments_of, empty_codec, empty_network, empty_text_encoder, shapes_of
+from nearstep.models.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings, read_header, weight_files
+from nearstep.models.layouts import SHIFT, Part, Parts
+from nearstep.models.wan import official_name
+from nearstep.models.weights import Weights, open_updates
 
 SHARD_BYTES = 2 * 1024**3
 _CAUSAL = ("chunk_frames", "window_frames", "sink_frames")
@@ -100,7 +98,7 @@ def _nearstep(parts: Parts, folder: Path, card: Card) -> None:
     causal = config.get("chunk_frames") is not None
     plan = settings.get("default_plan", Settings.default_plan) if causal else None
     write_card(folder, card, config=config, plan=plan, library="nearstep")
-    _write_json(folder / INDEX, model_index(["transformer"], settings, nearstep.__version__))
+    _write_json(folder / INDEX, model_index(["transformer"], settings))
 
 
 def _diffusers(parts: Parts, folder: Path, card: Card) -> None:
@@ -133,13 +131,13 @@ WRITERS: Mapping[str, Callable[[Parts, Path, Card], None]] = {
 def _components(parts: Parts, folder: Path, kind: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Everything but the index; returns the network's configuration."""
     config, _ = _of(parts.transformer)
-    config = _whole(empty_network(_network_arguments(config)), config)
+    config = _whole(empty_network(config), config)
     config = {"_class_name": kind, **{k: v for k, v in config.items() if k not in (*without, "_class_name")}}
     assert parts.transformer is not None
     _component(folder, "transformer", replace(parts.transformer, config=config))
     codec, _ = _of(parts.vae)
     assert parts.vae is not None
-    _component(folder, "vae", replace(parts.vae, config=_whole(_empty_codec(codec), codec)))
+    _component(folder, "vae", replace(parts.vae, config=_whole(empty_codec(codec), codec)))
     assert parts.text_encoder is not None
     _component(folder, "text_encoder", parts.text_encoder)
     assert parts.tokenizer is not None
@@ -155,7 +153,7 @@ def _components(parts: Parts, folder: Path, kind: str, without: tuple[str, ...] 
 
 def _whole(built: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with the defaults that it leaves out: a folder is read without its classes too."""
-    return {**{key: value for key, value in built.config.items() if not key.startswith("_")}, **given}
+    return {**arguments_of(built.config), **given}
 
 
 def _component(folder: Path, name: str, part: Part) -> None:
@@ -199,7 +197,7 @@ def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
 def _check(parts: Parts, needed: list[str]) -> None:
     """Weights against the networks that their configurations build, without building their numbers."""
     config, weights = _of(parts.transformer)
-    weights.check(shapes_of(empty_network(_network_arguments(config))), "its configuration")
+    weights.check(shapes_of(empty_network(config)), "its configuration")
     for name in ("vae", "text_encoder"):
         if name in needed:
             config, weights = _of(getattr(parts, name))
@@ -209,21 +207,10 @@ def _check(parts: Parts, needed: list[str]) -> None:
             weights.check(shapes, f"the {name.replace('_', ' ')} of its configuration")
 
 
-def _empty_codec(config: Mapping[str, Any]) -> nn.Module:
-    with torch.device("meta"):
-        return diffusers.AutoencoderKLWan.from_config(dict(config))  # type: ignore[return-value]
-
-
-def _empty_text(config: Mapping[str, Any]) -> nn.Module:
-    with torch.device("meta"):
-        return UMT5EncoderModel(UMT5Config.from_dict(dict(config)))  # type: ignore[arg-type]
-
-
-_EMPTY: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {"vae": _empty_codec, "text_encoder": _empty_text}
-
-
-def _network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+_EMPTY: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "vae": empty_codec,
+    "text_encoder": empty_text_encoder,
+}
 
 
 def _official_config(config: Mapping[str, Any]) -> dict[str, Any]:

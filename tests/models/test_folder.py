@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nearstep import CausalVideoPipeline, NearstepError
-from nearstep.stream.folder import ModelFolder, Settings, read_header
+from nearstep.models.folder import ModelFolder, Settings, read_header
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.nets.official import Shapes, codec_config, codec_name, text_config, text_name
-from nearstep.nets.wan import sizes_of
-from nearstep.stream.folder import CONFIG, INDEX, ModelFolder, read_json, weight_files
-from nearstep.stream.request import shift_of
-from nearstep.stream.weights import Weights, open_network, open_weights
+from nearstep.models.folder import CONFIG, INDEX, ModelFolder, read_json, shift_of, weight_files
+from nearstep.models.official import Shapes, codec_config, codec_name, text_config, text_name
+from nearstep.models.wan import sizes_of
+from nearstep.models.weights import Weights, open_network, open_weights
 
 OFFICIAL_TEXT, OFFICIAL_CODEC = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"
 OFFICIAL_TOKENIZER = Path("google") / "umt5-xxl"

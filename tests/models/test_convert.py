@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from nearstep import CausalVideoPipeline, VideoTransformer
 from nearstep.cli.main import main
-from nearstep.nets.wan import to_official
-from nearstep.stream import convert as work
+from nearstep.models import convert as work
+from nearstep.models.wan import to_official
 
 FILE = "diffusion_pytorch_model.safetensors"
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from nearstep.errors import NearstepError
+from nearstep.models.wan import SIZES, from_official, to_official, unwrapped, weights_in
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.nets.wan import SIZES, from_official, to_official, unwrapped, weights_in
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from torch.nn.functional import linear, softmax
 from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep.errors import NearstepError
-from nearstep.nets.lora import Update, updates_in
-from nearstep.nets.official import codec_config, codec_name, text_config, text_name
+from nearstep.models.lora import Update, updates_in
+from nearstep.models.official import codec_config, codec_name, text_config, text_name
 
 HEADS, BUCKETS = 4, 32
 

@@ -15,9 +15,9 @@ from layouts import LAYOUTS, other, prefixed
 from safetensors.torch import save_file
 
 from nearstep import CausalVideoPipeline, NearstepError, Student, VideoTransformer
+from nearstep.models.wan import from_official, sizes_of, to_official
+from nearstep.models.weights import open_network
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.wan import from_official, sizes_of, to_official
-from nearstep.stream.weights import open_network
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.nets.wan import bare, is_official, our_name
+from nearstep.models.wan import bare, is_official, our_name
 
 ROLE = "generator_lora"
 _DOWN, _UP = (".lora_A.weight", ".lora_B.weight")

@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nearstep.errors import NearstepError
+from nearstep.models.empty import empty_network, shapes_of
+from nearstep.models.folder import CONFIG, ModelFolder, first_line
+from nearstep.models.student import Student
+from nearstep.models.weights import Weights, open_network
 from nearstep.nets.tiles import Tiling
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.shapes import spatial_stride
-from nearstep.stream.folder import CONFIG, ModelFolder, first_line
-from nearstep.stream.student import Student
-from nearstep.stream.weights import Weights, open_network
 
 Model = TypeVar("Model")
 
@@ -71,17 +72,6 @@ def load_student(
     weights.check(shapes_of(network), "the base's transformer/config.json")
     network.load_state_dict({name: _in_type(name, weights, torch_dtype) for name in weights}, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def empty_network(config: Mapping[str, Any]) -> VideoTransformer:
-    """A network with names and shapes, and no numbers."""
-    with torch.device("meta"):
-        return VideoTransformer.from_config(dict(config))  # type: ignore[return-value]
-
-
-def shapes_of(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight."""
-    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
 
 def _in_type(name: str, weights: Weights, dtype: torch.dtype | None) -> Tensor:

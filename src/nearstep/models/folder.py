@@ -225,3 +225,11 @@ def _download(name: str) -> Path:
 def first_line(error: Exception) -> str:
     """What a library's error says first, for a one-line error of ours."""
     return str(error).strip().partition("\n")[0]
+
+
+def shift_of(scheduler: Mapping[str, Any]) -> float:
+    """The shift k of a saved scheduler: FlowMatchEuler calls it ``shift``, Wan's UniPC ``flow_shift``."""
+    for name in ("flow_shift", "shift"):
+        if name in scheduler:
+            return float(scheduler[name])
+    raise NearstepError("the scheduler's config has neither shift nor flow_shift; a flow-matching scheduler is needed")

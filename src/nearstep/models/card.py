@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,11 @@ class Card:
     """A JSON file of `nearstep evaluate`."""
 
 
-def model_index(networks: Sequence[str], settings: Mapping[str, Any], version: str) -> dict[str, Any]:
-    """model_index.json of a folder in our layout."""
+def model_index(networks: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The model_index.json of a folder in our layout."""
     return {
         "_class_name": "CausalVideoPipeline",
-        "_nearstep_version": version,
+        "_nearstep_version": version("nearstep"),
         **{name: ("nearstep", "VideoTransformer") for name in networks},
         **LIBRARIES,
         "nearstep": dict(settings),

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.nets.lora import ROLE, Update, is_lora, updates_in
-from nearstep.nets.wan import bare, is_official, our_name, weights_in
-from nearstep.stream.folder import read_header, weight_files
+from nearstep.models.folder import read_header, weight_files
+from nearstep.models.lora import ROLE, Update, is_lora, updates_in
+from nearstep.models.wan import bare, is_official, our_name, weights_in
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SHOWN = 3  # names in an error
@@ -110,7 +110,7 @@ def open_network(path: Path, role: str | None = None) -> Weights:
 
 
 def open_updates(path: Path, *, alpha: float | None = None) -> dict[str, Update]:
-    """Low-rank updates from a LoRA file (nets/lora.py), by our names of the weights they change."""
+    """Low-rank updates from a LoRA file (models/lora.py), by our names of the weights they change."""
     roles = (ROLE,) if path.suffix != ".safetensors" and ROLE in _whole(path) else ()
     weights = open_weights(path, *roles)
     try:

@@ -16,9 +16,6 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 
-TICKS = 1000.0
-"""Wan networks are fed 1000 t; everywhere else t lies in [0, 1]."""
-
 _COMMON = {
     "patch_size": (1, 2, 2),
     "attention_head_dim": 128,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.stream.folder import ModelFolder, Settings
+from nearstep.models.folder import ModelFolder, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
