@@ -21,12 +21,12 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline, rng
 from nearstep.errors import NearstepError
-from nearstep.evaluate.judge import judge
 from nearstep.evaluate.pooled import pooled
 from nearstep.evaluate.run import held_out
 from nearstep.evaluate.statistics import rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.path import noised
+from nearstep.playground.judge.judge import judge
 from nearstep.recipes import playground
 from nearstep.train.adversary import critic
 from nearstep.train.checkpoint import latest, load

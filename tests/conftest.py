@@ -17,6 +17,8 @@ from jaxtyping import install_import_hook
 # The tower lets an int stand for a float, as everywhere else in Python's typing.
 install_import_hook("nearstep", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+pytest_plugins = ["clips"]  # real clips of the playground
+
 torch.set_num_threads(1)  # pytest-xdist has one worker per core
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)

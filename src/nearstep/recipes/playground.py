@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.data.latents import LatentsConfig
-from nearstep.data.playground import FPS, FRAMES, SIZE
-from nearstep.evaluate.train_features import FeaturesConfig
 from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.playground.train_features import FeaturesConfig
+from nearstep.playground.world import FPS, FRAMES, SIZE
 from nearstep.train.adversary import AdversaryConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig

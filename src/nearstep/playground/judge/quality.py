@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.data.playground import SIZE, SPEEDS
-from nearstep.evaluate.fit import Fit
-from nearstep.evaluate.redraw import Redrawn
-from nearstep.evaluate.segment import Sight
+from nearstep.playground.judge.redraw import Redrawn
+from nearstep.playground.judge.segment import Sight
+from nearstep.playground.judge.shapes import Fit
+from nearstep.playground.world import SIZE, SPEEDS
 
 FIGURES = ("sharpness", "fidelity", "steadiness", "identity", "constancy", "smoothness", "pace")
 

@@ -11,8 +11,8 @@ import random
 import re
 
 from nearstep import rng
-from nearstep.data.playground import Scene
 from nearstep.errors import NearstepError
+from nearstep.playground.world import Scene
 
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.data.playground import SIZE
+from nearstep.playground.world import SIZE
 
 CONTRAST = 0.2
 """Distance in rgb beyond which a pixel is no background; about half of the faintest colour on its background."""

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nearstep.data.captions import parse
-from nearstep.data.playground import BACKGROUNDS, COLOURS, SIZE, SIZES, SPEEDS, background
 from nearstep.errors import NearstepError
-from nearstep.evaluate.fit import NAMES, Fit, fit
-from nearstep.evaluate.motion import Motion, fit_motion
-from nearstep.evaluate.quality import FIGURES, half_at, measure_quality, pace, per_chunk
-from nearstep.evaluate.redraw import redraw
-from nearstep.evaluate.segment import Sight, look
+from nearstep.playground.captions import parse
+from nearstep.playground.judge.motion import Motion, fit_motion
+from nearstep.playground.judge.quality import FIGURES, half_at, measure_quality, pace, per_chunk
+from nearstep.playground.judge.redraw import redraw
+from nearstep.playground.judge.segment import Sight, look
+from nearstep.playground.judge.shapes import NAMES, Fit, fit
+from nearstep.playground.world import BACKGROUNDS, COLOURS, SIZE, SIZES, SPEEDS, background
 from nearstep.shapes import TEMPORAL_STRIDE
 
 ATTRIBUTES = ("count", "shape", "colour", "size", "motion", "direction", "speed", "background")

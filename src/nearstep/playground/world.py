@@ -1,9 +1,9 @@
 """The playground world: what a clip shows, exactly, and how it is drawn.
 
 One object on a graded background, seen for 33 frames. Every clip is a pure function of ``(seed, index)``; positions,
-sizes and speeds are exact numbers, so a judge needs no learned net (evaluate/judge.py). What makes it hard for few
-steps: sharp edges, shapes that differ in detail, continuous start positions and speeds, and motion that later chunks
-must continue. Captions live in data/captions.py.
+sizes and speeds are exact numbers, so a judge needs no learned net (playground/judge/judge.py). What makes it hard for
+few steps: sharp edges, shapes that differ in detail, continuous start positions and speeds, and motion that later
+chunks must continue. Captions live in playground/captions.py.
 
 Coordinates are pixels, x to the right, y down, and (0, 0) is the centre of the top left pixel. Times are pixel frames.
 """

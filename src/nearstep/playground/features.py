@@ -2,8 +2,8 @@
 
 It looks at every fourth frame, points at places in each, and tells all attributes of the scene from what is at these
 places and from their course over time. Features are the first layer's mean (edges: it feels blur and noise), the
-appearance and the course, each number scaled to unit variance on real clips. Trained by evaluate/train_features.py; the
-weights are part of the package.
+appearance and the course, each number scaled to unit variance on real clips. Trained by playground/train_features.py;
+the weights are part of the package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nearstep.data.playground import AXES, BACKGROUNDS, COLOURS, DIRECTIONS, FRAMES, MOTIONS, SHAPES, SIZES, SPEEDS
+from nearstep.playground.world import AXES, BACKGROUNDS, COLOURS, DIRECTIONS, FRAMES, MOTIONS, SHAPES, SIZES, SPEEDS
 from nearstep.shapes import TEMPORAL_STRIDE
 
 CLASSES: dict[str, tuple[str | None, ...]] = {

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.data.playground import FRAMES, Scene, render, sample_scenes
-from nearstep.evaluate.features import CLASSES, FeatureNet, split_names
+from nearstep.playground.features import CLASSES, FeatureNet, split_names
+from nearstep.playground.world import FRAMES, Scene, render, sample_scenes
 from nearstep.shapes import TEMPORAL_STRIDE
 
 _DRAWN = 32

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nearstep.data import captions
-from nearstep.data.playground import (
+from nearstep.errors import NearstepError
+from nearstep.playground import captions
+from nearstep.playground.world import (
     BACKGROUNDS,
     COLOURS,
     FRAMES,
@@ -24,7 +25,6 @@ from nearstep.data.playground import (
     sample_scenes,
     shape_mask,
 )
-from nearstep.errors import NearstepError
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.data.captions import caption
-from nearstep.data.playground import Scene, render, sample_scenes
+from nearstep.playground.captions import caption
+from nearstep.playground.world import Scene, render, sample_scenes
 
 SEED = 7_100_000
 

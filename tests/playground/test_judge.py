@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nearstep.data.playground import COLOURS, SHAPES, SIZE, background, positions, render, shape_mask
 from nearstep.errors import NearstepError
-from nearstep.evaluate.judge import ATTRIBUTES, Verdict, chunk_frames, judge
-from nearstep.evaluate.quality import FIGURES
+from nearstep.playground.judge.judge import ATTRIBUTES, Verdict, chunk_frames, judge
+from nearstep.playground.judge.quality import FIGURES
+from nearstep.playground.world import COLOURS, SHAPES, SIZE, background, positions, render, shape_mask
 from nearstep.rng import generator
 
 HALF = 17

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.data.playground import SIZE, shading
-from nearstep.evaluate.fit import Fit, draw_masks, spread
-from nearstep.evaluate.segment import WINDOW, Sight
+from nearstep.playground.judge.segment import WINDOW, Sight
+from nearstep.playground.judge.shapes import Fit, draw_masks, spread
+from nearstep.playground.world import SIZE, shading
 
 _EDGE_SHARE = 1e-3
 """Weight of the edge in the object's colour, so that an object without a core has one."""

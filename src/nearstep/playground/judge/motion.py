@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nearstep.data.playground import AXES, DIRECTIONS, FRAMES, SPEEDS
+from nearstep.playground.world import AXES, DIRECTIONS, FRAMES, SPEEDS
 
 STILL_BELOW = min(SPEEDS.values()) / 2
 """Pixels per frame below which the nearest speed is rest."""

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.data.playground import REACH, SHAPES, SIZES, shape_mask
-from nearstep.evaluate.segment import WINDOW, Sight
+from nearstep.playground.judge.segment import WINDOW, Sight
+from nearstep.playground.world import REACH, SHAPES, SIZES, shape_mask
 
 PORTRAIT = 33
 """Side of a portrait in pixels: the largest object from corner to corner."""
