@@ -18,7 +18,7 @@ from nearstep.errors import NearstepError
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.output import check_writable, growing_mp4, pixels
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline

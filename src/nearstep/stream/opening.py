@@ -15,7 +15,7 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.nets.devices import device_of
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 from nearstep.stream.session import Session
 from nearstep.stream.state import digest, reach_of
 

@@ -43,7 +43,7 @@ from nearstep.rollout.rollout import Chunk, rollout
 from nearstep.stream import request as requests
 from nearstep.stream.opening import open_replay, open_session
 from nearstep.stream.output import pixels
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 from nearstep.stream.request import Request
 from nearstep.stream.session import Session
 from nearstep.stream.state import Frames

@@ -35,8 +35,8 @@ from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import Chunk, Planned, unroll
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.later import Decoding
-from nearstep.stream.record import CHANGES, Record
+from nearstep.stream.decoding import Decoding
+from nearstep.stream.recording import CHANGES, Record
 from nearstep.stream.request import Request
 from nearstep.stream.state import Begun, Frames, State, beginning, going_on
 

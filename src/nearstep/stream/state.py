@@ -19,7 +19,7 @@ from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk
 from nearstep.shapes import latent_frames, pixel_frames
-from nearstep.stream.later import Decoded, Later
+from nearstep.stream.decoding import Decoded, Later
 
 
 @dataclass(frozen=True, kw_only=True)
