@@ -14,7 +14,7 @@ infer     nearstep bench's measurement of plans 4, 4,2x, 4,1x and 1, as it is an
           text is skipped.
 
 Time, memory and FLOPs do not depend on what the weights are. The floor is measured here: the fastest product of square
-matrices in the same dtype (stream/timing.py).
+matrices in the same dtype (cost/clock.py).
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
+from nearstep.cost.bench import floors, measure
+from nearstep.cost.clock import Clock, Span, machine, matmul_floor, peak_memory
+from nearstep.cost.flops import counter
 from nearstep.data.prompts import PromptsConfig
 from nearstep.files import replacing
 from nearstep.models.wan import SIZES as WAN
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.flops import counter
 from nearstep.nets.masks import teacher_forcing
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import wan
 from nearstep.shapes import latent_frames
-from nearstep.stream.bench import floors, measure
 from nearstep.stream.pipeline import CausalVideoPipeline
-from nearstep.stream.timing import Clock, Span, machine, matmul_floor, peak_memory
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import ranks

@@ -109,8 +109,8 @@ def _measure(asked: Bench, pipe: CausalVideoPipeline, requests: Sequence[Request
     """Measure each request, and print it at once."""
     import torch
 
-    from nearstep.stream.bench import dtypes, floors, measure
-    from nearstep.stream.timing import machine
+    from nearstep.cost.bench import dtypes, floors, measure
+    from nearstep.cost.clock import machine
 
     if asked.threads:
         torch.set_num_threads(asked.threads)

@@ -1,7 +1,7 @@
 """What a process of a run will hold at most, and what an update costs, before anything is loaded.
 
-Weights, moments and averages are counted from shapes (train/sizes.py) and shared out among processes; what a step keeps
-beside them comes from a rehearsal (train/rehearsal.py); operations from formulas (train/flops.py). Tests hold both
+Weights, moments and averages are counted from shapes (cost/sizes.py) and shared out among processes; what a step keeps
+beside them comes from a rehearsal (cost/fake_step.py); operations from formulas (cost/update_flops.py). Tests hold both
 against real steps on a CPU. Not measured: what FSDP gathers, what CUDA and its allocator take.
 """
 
@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nearstep.models.empty import empty_codec, empty_network
-from nearstep.nets.discriminator import Discriminator
-from nearstep.train import flops, rehearsal
-from nearstep.train.optim import OptimConfig, is_hidden_matrix
-from nearstep.train.sizes import (
+from nearstep.cost import fake_step as rehearsal
+from nearstep.cost import update_flops as flops
+from nearstep.cost.sizes import (
     SINGLE,
     Count,
     Sizes,
@@ -23,6 +21,9 @@ from nearstep.train.sizes import (
     count_network,
     parameters,
 )
+from nearstep.models.empty import empty_codec, empty_network
+from nearstep.nets.discriminator import Discriminator
+from nearstep.train.optim import OptimConfig, is_hidden_matrix
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.distill import DistillConfig
 from nearstep.train.stages.players import make_discriminator

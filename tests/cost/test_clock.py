@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from nearstep import CausalVideoPipeline
-from nearstep.nets.flops import counter
+from nearstep.cost import clock as timing
+from nearstep.cost.bench import flops, measure, play_timed, take
+from nearstep.cost.clock import Clock, Floor, Span, Timed, matmul_floor, peak_memory
+from nearstep.cost.flops import counter
+from nearstep.cost.rates import CALLS, COMMIT, DECODE, FUSED, STEP, TEXT, ChunkTime, quantile, rates
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.protocols import CausalDenoiser, LatentStream
-from nearstep.stream import timing
-from nearstep.stream.bench import flops, measure, play_timed, take
-from nearstep.stream.rates import CALLS, COMMIT, DECODE, FUSED, STEP, TEXT, ChunkTime, quantile, rates
-from nearstep.stream.timing import Clock, Floor, Span, Timed, matmul_floor, peak_memory
 
 PROMPT = "a small red ball slides left"
 

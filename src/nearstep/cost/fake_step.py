@@ -2,10 +2,10 @@
 
 What a step keeps, for how long, and what it computes again is decided in some ten files; a formula for it would be a
 second copy of them. So the stages themselves run, micro-batch by micro-batch as they do in training, on torch's fake
-tensors, and a ledger (train/ledger.py) counts what lives. Depth costs the same again with each layer, so two shallow
+tensors, and a ledger (cost/live_bytes.py) counts what lives. Depth costs the same again with each layer, so two shallow
 networks are run and the line through them is followed.
 
-Slices of sharded networks are counted as slices; what FSDP gathers beside is train/memory.py's. Attention keeps what
+Slices of sharded networks are counted as slices; what FSDP gathers beside is cost/memory.py's. Attention keeps what
 fused kernels keep.
 """
 
@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nearstep.cost.live_bytes import Ledger, without_numbers
+from nearstep.cost.sizes import SINGLE, Sizes
 from nearstep.data.prompts import PromptsConfig
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import GRID, make_plan
@@ -34,9 +36,7 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 from nearstep.train.balance import Balance
 from nearstep.train.ema import Ema
-from nearstep.train.ledger import Ledger, without_numbers
 from nearstep.train.parallel import Ranks
-from nearstep.train.sizes import SINGLE, Sizes
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 from nearstep.train.stages.distill import DistillConfig, DistillStage
 from nearstep.train.stages.players import Players, make_discriminator

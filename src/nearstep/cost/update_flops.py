@@ -13,10 +13,10 @@ from functools import partial
 from math import prod
 from typing import Any
 
+from nearstep.cost.sizes import Sizes
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.nets.discriminator import tap_blocks
 from nearstep.train.adversary import AdversaryConfig
-from nearstep.train.sizes import Sizes
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.distill import DistillConfig
 

@@ -1,7 +1,7 @@
 """Floating-point operations, from shapes alone: 2 for a multiply-add, products of matrices and convolutions counted.
 
 A network call is counted in closed form, block by block as nets/transformer.py makes it, so that a whole plan is known
-before anything runs. Equal to what torch's counter sees (tests/nets/test_flops.py). Decoders are many small
+before anything runs. Equal to what torch's counter sees (tests/cost/test_flops.py). Decoders are many small
 convolutions: those are counted by running them on the meta device, where nothing is computed.
 """
 

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nearstep.train.memory import Config, Estimate, estimate
-from nearstep.train.rehearsal import preview
-from nearstep.train.sizes import Sizes
+from nearstep.cost.fake_step import preview
+from nearstep.cost.memory import Config, Estimate, estimate
+from nearstep.cost.sizes import Sizes
 
 
 @dataclass(frozen=True)

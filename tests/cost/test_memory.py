@@ -17,19 +17,20 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nearstep.cli.main import main
+from nearstep.cost import fake_step as rehearsal
+from nearstep.cost import update_flops as flops
+from nearstep.cost.advice import trials
+from nearstep.cost.live_bytes import Ledger
+from nearstep.cost.memory import estimate
+from nearstep.cost.sizes import Sizes, count_network
 from nearstep.models.wan import SIZES
 from nearstep.nets.cache import KVCache
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import playground
-from nearstep.train import flops, rehearsal
 from nearstep.train.adversary import AdversaryConfig
 from nearstep.train.balance import Balance
 from nearstep.train.ema import Ema
-from nearstep.train.fitting import trials
-from nearstep.train.ledger import Ledger
-from nearstep.train.memory import estimate
 from nearstep.train.parallel import Ranks
-from nearstep.train.sizes import Sizes, count_network
 from nearstep.train.stages.causal import CausalStage
 from nearstep.train.stages.distill import DistillConfig, DistillStage
 from nearstep.train.stages.players import Players, make_discriminator

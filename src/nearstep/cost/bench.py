@@ -1,6 +1,6 @@
 """What a clip costs: stages, frame rates as different systems count them, memory, and the distance to the floor.
 
-The pipeline runs as it always does, its parts under a clock (stream/timing.py); what it makes is the same bit for bit.
+The pipeline runs as it always does, its parts under a clock (cost/clock.py); what it makes is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from nearstep.cost.clock import Clock, Floor, Memory, Timed, matmul_floor, peak_memory
+from nearstep.cost.flops import call_flops, decode_flops, text_encoder_flops, text_keys_flops
+from nearstep.cost.rates import CALLS, CODEC, DECODE, FILE, TEXT, ChunkTime, rates, summary
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import device_of
-from nearstep.nets.flops import call_flops, decode_flops, text_encoder_flops, text_keys_flops
 from nearstep.nets.masks import Reach
 from nearstep.nets.text import text_length, tokens
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.stream.output import write_video
 from nearstep.stream.pipeline import CausalVideoPipeline, Frames
-from nearstep.stream.rates import CALLS, CODEC, DECODE, FILE, TEXT, ChunkTime, rates, summary
 from nearstep.stream.request import Request
-from nearstep.stream.timing import Clock, Floor, Memory, Timed, matmul_floor, peak_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ def _stage_floors(pipe: CausalVideoPipeline, floors: Mapping[torch.dtype, Floor]
 
 
 def flops(pipe: CausalVideoPipeline, asked: Request, *, fused: bool) -> list[dict[str, int]]:
-    """FLOPs of each chunk's stages, in closed form but for the decoder (nets/flops.py)."""
+    """FLOPs of each chunk's stages, in closed form but for the decoder (cost/flops.py)."""
     network, clip, count = cast(VideoTransformer, pipe.transformer), asked.clip, len(asked.prompts)
     config, shape, batch = network.config, clip.shape, count * (1 if asked.guidance == 1 else 2)
     size = {"height": shape.height, "width": shape.width}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nearstep.stream.timing import Span
+from nearstep.cost.clock import Span
 
 TEXT, DECODE, CODEC, FILE = "text", "decode", "codec decode", "mp4"
 STEP, COMMIT, FUSED, CACHE = "step", "commit", "commit + step", "cache"

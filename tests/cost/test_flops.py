@@ -7,10 +7,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import UMT5Config, UMT5EncoderModel
 
+from nearstep.cost.flops import call_flops, counter, decode_flops, on_meta, text_encoder_flops, text_keys_flops
 from nearstep.models.wan import SIZES
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.flops import call_flops, counter, decode_flops, on_meta, text_encoder_flops, text_keys_flops
 from nearstep.nets.masks import Reach
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
