@@ -19,7 +19,7 @@ import tyro
 
 from nearstep.evaluate.report import markdown
 from nearstep.recipes import playground
-from nearstep.train.stages.distill import DistillConfig, DistillStage
+from nearstep.train.distill.stage import DistillConfig, DistillStage
 
 PARTS = {
     "_samples fewer": "n-step rollout",

@@ -53,11 +53,11 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import wan
 from nearstep.shapes import latent_frames
 from nearstep.stream.pipeline import CausalVideoPipeline
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import turn_at
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import ranks
-from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.turns import turn_at
 
 Section = Literal["numerics", "train", "infer"]
 WORDS = "a small red ball slides left on the snow and stops".split()

@@ -28,11 +28,11 @@ from nearstep.files import replacing
 from nearstep.flow.path import noised
 from nearstep.playground.judge.judge import judge
 from nearstep.recipes import playground
-from nearstep.train.adversary import critic
 from nearstep.train.checkpoint import latest, load
+from nearstep.train.distill.adversary import critic
+from nearstep.train.distill.stage import DistillStage
 from nearstep.train.loop import recipe_of
 from nearstep.train.parallel import ranks
-from nearstep.train.stages.distill import DistillStage
 
 TIMES = (0.05, 0.15, 0.3, 0.5, 0.7)
 """Of Psi's noise."""

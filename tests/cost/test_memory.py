@@ -27,14 +27,14 @@ from nearstep.models.wan import SIZES
 from nearstep.nets.cache import KVCache
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import playground
-from nearstep.train.adversary import AdversaryConfig
-from nearstep.train.balance import Balance
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.balance import Balance
+from nearstep.train.distill.networks import Players, make_discriminator
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import Turn
 from nearstep.train.ema import Ema
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.causal import CausalStage
-from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.stages.players import Players, make_discriminator
-from nearstep.train.turns import Turn
 
 GIB = 2**30
 LAYERS = 3

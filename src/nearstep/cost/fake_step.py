@@ -34,13 +34,13 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.rope import forget_tables
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
-from nearstep.train.balance import Balance
+from nearstep.train.distill.balance import Balance
+from nearstep.train.distill.networks import Players, make_discriminator
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import Turn
 from nearstep.train.ema import Ema
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.causal import CausalConfig, CausalStage
-from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.stages.players import Players, make_discriminator
-from nearstep.train.turns import Turn
 
 Peaks = dict[str, float]
 """Phase -> most bytes at once, without weights, moments and averages."""

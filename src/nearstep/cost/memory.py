@@ -23,10 +23,10 @@ from nearstep.cost.sizes import (
 )
 from nearstep.models.empty import empty_codec, empty_network
 from nearstep.nets.discriminator import Discriminator
+from nearstep.train.distill.networks import make_discriminator
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.optim import OptimConfig, is_hidden_matrix
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.distill import DistillConfig
-from nearstep.train.stages.players import make_discriminator
 
 Config = DistillConfig | CausalConfig
 SHARE = 0.92

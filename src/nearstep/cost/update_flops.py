@@ -16,9 +16,9 @@ from typing import Any
 from nearstep.cost.sizes import Sizes
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.nets.discriminator import tap_blocks
-from nearstep.train.adversary import AdversaryConfig
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.distill import DistillConfig
 
 FUSED_BACKWARD = 2.5
 _TIME_WIDTH = 64

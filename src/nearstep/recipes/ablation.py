@@ -23,8 +23,8 @@ from nearstep.files import replacing
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
-from nearstep.train.stages.distill import DistillConfig
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
 

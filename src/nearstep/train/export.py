@@ -19,8 +19,8 @@ from nearstep.models.folder import INDEX
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.train import lora
-from nearstep.train.lora import LoraFields
+from nearstep.train import adapters
+from nearstep.train.adapters import LoraFields
 
 KEPT = ("vae", "text_encoder", "tokenizer")
 """What a causal run or a distillation does not change."""
@@ -86,8 +86,8 @@ def export_student(
         keep_folder(model / source, folder / name)
     for name, (config, state) in networks.items():
         _write_network(folder / name, config, state, dtype, fields)
-    if lora.adapted_layers(state := networks["transformer"][1]):
-        lora.write_adapter(state, fields, folder / lora.FOLDER)
+    if adapters.adapted_layers(state := networks["transformer"][1]):
+        adapters.write_adapter(state, fields, folder / lora.FOLDER)
     _close(folder, {name: config for name, (config, _) in networks.items()}, shift, settings, Card(), also=[*kept])
 
 
@@ -98,8 +98,8 @@ def _write_network(
     dtype: torch.dtype,
     fields: LoraFields | None = None,
 ) -> None:
-    if fields is not None and lora.adapted_layers(state):
-        state = lora.merged(state, fields)
+    if fields is not None and adapters.adapted_layers(state):
+        state = adapters.merged(state, fields)
     network = empty_network(config)  # a second one in float32 would be in the way
     network.load_state_dict({name: value.detach().to("cpu", dtype) for name, value in state.items()}, assign=True)
     network.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business

@@ -8,7 +8,7 @@ import torch
 
 from nearstep import rng
 from nearstep.flow.plan import prefix, respaced
-from nearstep.train.turns import schedule_of, training_plan, turn_at
+from nearstep.train.distill.steps import schedule_of, training_plan, turn_at
 
 OPTIONS = {"seed": 3, "counts": (1, 2, 3, 4), "warmup": 20, "alone": 5}
 

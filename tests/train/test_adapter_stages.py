@@ -15,16 +15,18 @@ from nearstep import CausalVideoPipeline, VideoTransformer
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
 from nearstep.recipes import playground, wan
-from nearstep.train import checkpoint, lora
-from nearstep.train.adversary import AdversaryConfig
+from nearstep.train import adapters as lora
+from nearstep.train import checkpoint
+from nearstep.train.distill import networks as players
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import Turn
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig, recipe_of
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks
-from nearstep.train.stages import players, shared
+from nearstep.train.stages import shared
 from nearstep.train.stages.causal import CausalConfig, CausalStage
-from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.turns import Turn
 
 LOSSES = ("dmd", "dmd_norm", "asd", "asd_norm", "assistant", "discriminator", "r1", "r2", "motion_2")
 

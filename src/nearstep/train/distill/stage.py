@@ -32,16 +32,23 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
-from nearstep.train.adversary import AdversaryConfig, Pair, critic, discriminator_turn, out_of_graph, student_turn
+from nearstep.train.adapters import LoraFields
+from nearstep.train.distill.adversary import (
+    AdversaryConfig,
+    Pair,
+    critic,
+    discriminator_turn,
+    out_of_graph,
+    student_turn,
+)
+from nearstep.train.distill.networks import Players, players
+from nearstep.train.distill.noise import Noise
+from nearstep.train.distill.steps import ScheduleKind, Turn, training_plan, turn_at
 from nearstep.train.export import export_student
 from nearstep.train.loop import LoopConfig, recipe_of, run
-from nearstep.train.lora import LoraFields
-from nearstep.train.noise import Noise
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks, ranks
-from nearstep.train.stages.players import Players, players
 from nearstep.train.stages.shared import check_micro, check_optimizers, open_model, show
-from nearstep.train.turns import ScheduleKind, Turn, training_plan, turn_at
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
 

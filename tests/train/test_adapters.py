@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from nearstep.errors import NearstepError
 from nearstep.models.lora import updates_in
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.train import lora
+from nearstep.train import adapters as lora
+from nearstep.train.adapters import LoraFields, adapt, adapted_layers, base, merged, start_from, write_adapter
 from nearstep.train.ema import Ema
 from nearstep.train.frozen import Trained, twin, view
-from nearstep.train.lora import LoraFields, adapt, adapted_layers, base, merged, start_from, write_adapter
 from nearstep.train.optim import OptimConfig, Optimizer
 
 SIZES = dict(num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=16, freq_dim=16,

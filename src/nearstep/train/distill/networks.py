@@ -12,18 +12,18 @@ from nearstep.flow.plan import GRID
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.discriminator import Discriminator, tap_blocks
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.train.adversary import AdversaryConfig
-from nearstep.train.balance import Balance
+from nearstep.train.adapters import adapt, base, start_from
 from nearstep.train.checkpoint import TrainState
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.balance import Balance
 from nearstep.train.ema import Ema
 from nearstep.train.frozen import Trained, twin
-from nearstep.train.lora import adapt, base, start_from
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.shared import load_network
 
 if TYPE_CHECKING:
-    from nearstep.train.stages.distill import DistillConfig
+    from nearstep.train.distill.stage import DistillConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
 from nearstep.recipes import playground
-from nearstep.train.adversary import AdversaryConfig, out_of_graph
-from nearstep.train.balance import Balance
+from nearstep.train.distill.adversary import AdversaryConfig, out_of_graph
+from nearstep.train.distill.balance import Balance
+from nearstep.train.distill.noise import Noise
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import Turn
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
-from nearstep.train.noise import Noise
 from nearstep.train.optim import NonFiniteError, OptimConfig
-from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.turns import Turn
 
 RIVALS = ("self_forcing", "distill", "self_forcing_1", "self_forcing_2", "causvid", "one_forcing")
 
