@@ -13,8 +13,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from nearstep.evaluate.report import details, table
 from nearstep.evaluate.run import CAPTIONS_SEED, measure
+from nearstep.evaluate.tables import details, table
 from nearstep.playground.world import render, sample_scenes
 from nearstep.stream.pipeline import CausalVideoPipeline
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from nearstep.evaluate.report import markdown
+from nearstep.evaluate.tables import markdown
 from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 

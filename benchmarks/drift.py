@@ -22,8 +22,8 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline
 from nearstep.errors import NearstepError
-from nearstep.evaluate.pooled import difference, pooled
 from nearstep.evaluate.run import held_out
+from nearstep.evaluate.statistics import difference, pooled
 from nearstep.files import replacing
 from nearstep.playground.judge.judge import Verdict, judge
 from nearstep.playground.world import FRAMES, Scene, render

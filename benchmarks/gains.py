@@ -36,7 +36,7 @@ from torch.nn.functional import linear
 
 from nearstep import CausalVideoPipeline
 from nearstep.cost.clock import machine, synchronise
-from nearstep.evaluate.report import markdown
+from nearstep.evaluate.tables import markdown
 from nearstep.files import replacing
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.nets import blocks, denoiser, rope

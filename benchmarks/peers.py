@@ -38,7 +38,7 @@ from torch import Tensor
 
 from nearstep.cost.clock import machine, synchronise
 from nearstep.errors import NearstepError
-from nearstep.evaluate.report import markdown
+from nearstep.evaluate.tables import markdown
 from nearstep.files import replacing
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.nets.compiling import compile_blocks

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline, rng
 from nearstep.errors import NearstepError
-from nearstep.evaluate.pooled import pooled
 from nearstep.evaluate.run import held_out
-from nearstep.evaluate.statistics import rank_correlation
+from nearstep.evaluate.statistics import pooled, rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.path import noised
 from nearstep.playground.judge.judge import judge

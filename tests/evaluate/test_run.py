@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate import report
+from nearstep.evaluate import tables as report
 from nearstep.evaluate.run import held_out, measure
 from nearstep.playground.captions import parse
 from nearstep.playground.train_features import FeaturesConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
 from nearstep.files import beside, replacing

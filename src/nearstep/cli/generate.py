@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.student import named

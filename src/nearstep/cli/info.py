@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nearstep.cli.student import NO_STUDENT, Flat
+from nearstep.cli.options import NO_STUDENT, FlatStudent
 from nearstep.cli.text import short, table
 from nearstep.models.folder import EMBEDDED, ModelFolder, shift_of
 from nearstep.models.student import Configs, Student, configs_of
@@ -27,7 +27,7 @@ class Info:
     """"playground" (inside this package), a model folder, or a hub id."""
     json: bool = False
     """Print JSON."""
-    student: Flat = NO_STUDENT
+    student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
 
 

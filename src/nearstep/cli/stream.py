@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.shapes import TEMPORAL_STRIDE

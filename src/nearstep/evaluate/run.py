@@ -20,7 +20,7 @@ from tqdm import tqdm
 from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
 from nearstep.evaluate.frechet import gaussian, gaussian_distance
-from nearstep.evaluate.report import table
+from nearstep.evaluate.tables import table
 from nearstep.files import replacing
 from nearstep.playground.captions import caption
 from nearstep.playground.features import feature_net

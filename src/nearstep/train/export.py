@@ -87,7 +87,7 @@ def export_student(
     for name, (config, state) in networks.items():
         _write_network(folder / name, config, state, dtype, fields)
     if adapters.adapted_layers(state := networks["transformer"][1]):
-        adapters.write_adapter(state, fields, folder / lora.FOLDER)
+        adapters.write_adapter(state, fields, folder / adapters.FOLDER)
     _close(folder, {name: config for name, (config, _) in networks.items()}, shift, settings, Card(), also=[*kept])
 
 

@@ -11,7 +11,8 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.figures import draw_totals
-from nearstep.evaluate.pooled import clips, difference, difference_table, pooled, pooled_table
+from nearstep.evaluate.statistics import difference, pooled
+from nearstep.evaluate.tables import clips, difference_table, pooled_table
 from nearstep.recipes.ablation import CELLS, NETWORKS, AblationConfig
 from nearstep.recipes.tables import ABLATION, LADDER, PAPER_ABLATION, SYSTEMS, read_cells, write_tables
 from nearstep.rng import generator

@@ -1,16 +1,20 @@
-"""Tables in markdown from the results of evaluate/run.py."""
+"""Tables in markdown from the results of evaluate/run.py: of one model, of two, and of several seeds of recipes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate.statistics import paired
+from nearstep.evaluate.statistics import Interval, difference, paired, pooled
 
-_HEADS = ("total", "quality", "semantic", "correct", "frechet")
+HEADS = ("total", "quality", "semantic")
+_HEADS = (*HEADS, "correct", "frechet")
+Results = dict[str, Any]
+"""What evaluate.run.measure wrote."""
 
 
 def table(results: dict[str, Any]) -> str:
@@ -61,3 +65,47 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def clips(results: Sequence[Results], plan: str, head: str) -> Tensor:
+    """Values of every seed and clip, [S, N].
+
+    Raises:
+        NearstepError: where the seeds were not measured on the same captions.
+    """
+    rows = [result["plans"][plan]["clips"][head] for result in results]
+    if len({len(row) for row in rows}) > 1:
+        sizes = sorted({len(row) for row in rows})
+        raise NearstepError(f"results on {sizes} captions cannot be pooled; measure all seeds alike")
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def pooled_table(cells: Mapping[str, Sequence[Results]]) -> str:
+    """One row a recipe and plan: totals in points of a hundred with intervals, Fréchet distance as a mean of seeds."""
+    rows = []
+    for name, results in cells.items():
+        for plan in results[0]["plans"]:
+            found = [result["plans"][plan] for result in results]
+            marks = [points(pooled(clips(results, plan, head))) for head in HEADS]
+            distance = sum(entry["frechet"]["value"] for entry in found) / len(found)
+            rows.append([name, len(results), plan, found[0]["calls"], *marks, f"{distance:.2f}"])
+    return markdown(["recipe", "seeds", "plan", "calls", *HEADS, "Fréchet"], rows)
+
+
+def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str:
+    """One row a named pair of [S, N]: how far the second lies above the first, and whether that is sure.
+
+    Where one of them has a single seed, the interval holds the chance of clips alone and nothing is sure.
+    """
+    rows = []
+    for name, low, high in pairs:
+        gained = difference(high, low)
+        mark = "yes" if gained.low > 0 else ("reversed" if gained.high < 0 else "no")
+        mark = f"{mark}, of one seed" if min(len(low), len(high)) < 2 else mark
+        rows.append([name, points(gained), mark])
+    return markdown(["step up", "points of total", "sure"], rows)
+
+
+def points(interval: Interval) -> str:
+    """In points of a hundred."""
+    return f"{100 * interval.value:.2f} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
