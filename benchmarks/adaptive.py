@@ -22,13 +22,12 @@ from tqdm import tqdm
 
 from nearstep import CausalVideoPipeline
 from nearstep.evaluate.calibrate import Agreements, calibration_captions, levels, measure_agreement, thresholds
-from nearstep.evaluate.judge import judge
-from nearstep.evaluate.pooled import difference
 from nearstep.evaluate.run import held_out, summarise
-from nearstep.evaluate.statistics import rank_correlation
+from nearstep.evaluate.statistics import difference, rank_correlation
 from nearstep.files import replacing
-from nearstep.flow.live import ADAPTIVE
+from nearstep.flow.live_plan import ADAPTIVE
 from nearstep.flow.plan import chunk_lengths
+from nearstep.playground.judge.judge import judge
 from nearstep.plots import new_figure
 from nearstep.shapes import latent_frames
 

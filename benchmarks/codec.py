@@ -13,9 +13,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from nearstep.data.playground import render, sample_scenes
-from nearstep.evaluate.report import details, table
 from nearstep.evaluate.run import CAPTIONS_SEED, measure
+from nearstep.evaluate.tables import details, table
+from nearstep.playground.world import render, sample_scenes
 from nearstep.stream.pipeline import CausalVideoPipeline
 
 

@@ -23,7 +23,7 @@ from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 
 CHUNK = 3  # latent frames
 

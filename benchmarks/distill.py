@@ -17,9 +17,9 @@ from typing import Any
 
 import tyro
 
-from nearstep.evaluate.report import markdown
+from nearstep.evaluate.tables import markdown
 from nearstep.recipes import playground
-from nearstep.train.stages.distill import DistillConfig, DistillStage
+from nearstep.train.distill.stage import DistillConfig, DistillStage
 
 PARTS = {
     "_samples fewer": "n-step rollout",

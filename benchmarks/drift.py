@@ -21,12 +21,12 @@ import tyro
 from torch import Tensor
 
 from nearstep import CausalVideoPipeline
-from nearstep.data.playground import FRAMES, Scene, render
 from nearstep.errors import NearstepError
-from nearstep.evaluate.judge import Verdict, judge
-from nearstep.evaluate.pooled import difference, pooled
 from nearstep.evaluate.run import held_out
+from nearstep.evaluate.statistics import difference, pooled
 from nearstep.files import replacing
+from nearstep.playground.judge.judge import Verdict, judge
+from nearstep.playground.world import FRAMES, Scene, render
 from nearstep.plots import new_figure
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.output import contact_sheet

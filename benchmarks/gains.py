@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from nearstep import CausalVideoPipeline
-from nearstep.evaluate.report import markdown
+from nearstep.cost.clock import machine, synchronise
+from nearstep.evaluate.tables import markdown
 from nearstep.files import replacing
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.nets import blocks, denoiser, rope
@@ -46,7 +47,6 @@ from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
-from nearstep.stream.timing import machine, synchronise
 
 PROMPT = "a large red ball slides left slowly on snow"
 BASE = "as it is"

@@ -25,9 +25,9 @@ from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.flow.path import noised, x0_from_velocity
 from nearstep.flow.plan import ChunkPlan
+from nearstep.models.wan import to_official
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.transformer import VideoTransformer
-from nearstep.nets.wan import TICKS, to_official
+from nearstep.nets.transformer import TICKS, VideoTransformer
 from nearstep.rollout.chunk import Renoise
 from nearstep.rollout.rollout import generate
 

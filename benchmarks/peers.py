@@ -36,13 +36,13 @@ import tyro
 from loops import SHIFT, SIZES, Given, Run, Size, anyflow, build, ours, ratio, recompute, self_forcing
 from torch import Tensor
 
+from nearstep.cost.clock import machine, synchronise
 from nearstep.errors import NearstepError
-from nearstep.evaluate.report import markdown
+from nearstep.evaluate.tables import markdown
 from nearstep.files import replacing
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import fuses
-from nearstep.stream.timing import machine, synchronise
 
 BASE = ("ours, fused", "4")
 """What every other time is divided by."""

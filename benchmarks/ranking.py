@@ -21,18 +21,17 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline, rng
 from nearstep.errors import NearstepError
-from nearstep.evaluate.judge import judge
-from nearstep.evaluate.pooled import pooled
 from nearstep.evaluate.run import held_out
-from nearstep.evaluate.statistics import rank_correlation
+from nearstep.evaluate.statistics import pooled, rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.path import noised
+from nearstep.playground.judge.judge import judge
 from nearstep.recipes import playground
-from nearstep.train.adversary import critic
 from nearstep.train.checkpoint import latest, load
+from nearstep.train.distill.adversary import critic
+from nearstep.train.distill.stage import DistillStage
 from nearstep.train.loop import recipe_of
 from nearstep.train.parallel import ranks
-from nearstep.train.stages.distill import DistillStage
 
 TIMES = (0.05, 0.15, 0.3, 0.5, 0.7)
 """Of Psi's noise."""

@@ -17,6 +17,8 @@ from jaxtyping import install_import_hook
 # The tower lets an int stand for a float, as everywhere else in Python's typing.
 install_import_hook("nearstep", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+pytest_plugins = ["clips"]  # real clips of the playground
+
 torch.set_num_threads(1)  # pytest-xdist has one worker per core
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
@@ -38,6 +40,27 @@ def reference() -> dict:
     if not REFERENCE.exists():
         pytest.skip(f"no published reference numbers at {REFERENCE}")
     return torch.load(REFERENCE, weights_only=True)
+
+
+TINY = dict(
+    patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=10,
+    freq_dim=16, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def sizes() -> dict:
+    """Arguments of a network of two blocks with the shape of Wan."""
+    return dict(TINY)
+
+
+@pytest.fixture
+def net(sizes: dict):
+    """A random network of these sizes."""
+    from nearstep.nets.transformer import VideoTransformer
+
+    torch.manual_seed(0)
+    return VideoTransformer(**sizes).eval()
 
 
 @pytest.fixture(scope="session")

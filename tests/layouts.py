@@ -93,8 +93,8 @@ def official_codec(*, base: int) -> State:
 def small_release(folder: Path) -> Path:
     """Wan2.1's release, small: config.json and weights under official names, pickled text encoder and codec."""
     from nearstep import VideoTransformer
+    from nearstep.models.wan import to_official
     from nearstep.nets.text import build_tokenizer
-    from nearstep.nets.wan import to_official
 
     torch.manual_seed(0)
     text = official_text(vocabulary=11, heads=4)

@@ -15,20 +15,23 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = frozenset({"card", "errors", "files", "plots", "shapes", "protocols", "rng"})
-LIBRARY = LEAVES | {"flow", "nets", "losses", "rollout", "data", "train", "stream", "evaluate", "recipes"}
+LEAVES = frozenset({"errors", "files", "plots", "shapes", "protocols", "rng"})
+LIBRARY = LEAVES | set("flow nets losses rollout models playground data stream train evaluate cost recipes".split())
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),
     "flow": LEAVES,
-    "data": LEAVES,
     "nets": LEAVES,
     "losses": LEAVES - {"rng"} | {"flow"},  # a loss does not sample
     "rollout": LEAVES | {"flow", "nets.cache"},
-    "stream": LEAVES | {"rollout", "flow", "nets"},
-    "train": LEAVES | {"rollout", "losses", "flow", "nets", "data"},
-    "evaluate": LEAVES | {"stream", "rollout", "flow", "data"},  # to look into a rollout as it goes
-    "server": LEAVES | {"stream"},
-    "recipes": LIBRARY,
+    "models": LEAVES | {"flow", "nets"},
+    "playground": LEAVES,
+    "data": LEAVES | {"playground"},
+    "stream": LEAVES | {"models", "rollout", "flow", "nets"},
+    "train": LEAVES | {"models", "rollout", "losses", "flow", "nets", "data", "playground"},
+    "evaluate": LEAVES | {"stream", "models", "rollout", "flow", "data", "playground"},
+    "cost": LEAVES | {"stream", "train", "models", "rollout", "nets", "flow", "data"},
+    "server": LEAVES | {"stream", "models", "evaluate.study"},
+    "recipes": LIBRARY - {"cost"},
     "cli": LIBRARY | {"server"},
     "__init__": LIBRARY,
 }

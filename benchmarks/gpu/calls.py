@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks.gpu.sizes import SIZES, TEXT, Size, network
 from benchmarks.gpu.task import NARROW, Task, relative
+from nearstep.cost.flops import call_flops
 from nearstep.nets.cache import KVCache
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.flops import call_flops
 from nearstep.nets.transformer import VideoTransformer
 
 SAME = 1e-3

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.sizes import SIZES, Size, codec, pipeline, prompt, text_encoder, tiny_decoder
 from benchmarks.gpu.task import NARROW, Task, relative, tf32
-from nearstep.nets.flops import decode_flops
+from nearstep.cost.clock import peak_memory, synchronise
+from nearstep.cost.flops import decode_flops
 from nearstep.stream.pipeline import CausalVideoPipeline
-from nearstep.stream.timing import peak_memory, synchronise
 
 CHUNKS = 7
 """Of a stream; the first two are not counted, as with decoding ahead the second waits for the first."""

@@ -14,12 +14,12 @@ import torch
 
 from benchmarks.gpu.sizes import SIZES, pipeline, prompt, tiny_decoder
 from benchmarks.gpu.task import NARROW, Task, named
+from nearstep.cost.bench import floors, measure, take
+from nearstep.cost.clock import Clock, Floor
+from nearstep.cost.rates import RATES
 from nearstep.nets.compiling import compile_blocks
-from nearstep.stream.bench import floors, measure, take
 from nearstep.stream.pipeline import CausalVideoPipeline
-from nearstep.stream.rates import RATES
 from nearstep.stream.request import Request
-from nearstep.stream.timing import Clock, Floor
 
 PLANS = {"4,1x": 2, "4": 1, "1": 1, "4,2x": 1}
 """Plan -> timed clips of each way to commit; the most telling first."""

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from benchmarks.gpu.task import MACHINE, Record, Task
-from nearstep.stream.timing import machine
+from nearstep.cost.clock import machine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ import torch
 from benchmarks.gpu.sizes import SIZES, TEXT
 from benchmarks.gpu.task import Task
 from benchmarks.gpu.training import RECIPES, asked
-from nearstep.train.memory import estimate
-from nearstep.train.sizes import Sizes, empty_network
+from nearstep.cost.memory import estimate
+from nearstep.cost.sizes import Sizes
+from nearstep.models.empty import empty_network
 
 
 def run(task: Task) -> None:

@@ -14,11 +14,11 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import UMT5Config, UMT5EncoderModel
 
+from nearstep.models.wan import SIZES as WAN
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder, build_tokenizer
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.nets.wan import SIZES as WAN
 from nearstep.shapes import latent_frames
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.train.export import export_model

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nearstep.stream.timing import Floor, matmul_floor, synchronise
+from nearstep.cost.clock import Floor, matmul_floor, synchronise
 
 MACHINE = "machine"
 """The first line of each part."""

@@ -19,11 +19,11 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.gpu.sizes import SIZES, Size, write_model
 from benchmarks.gpu.task import Task
 from benchmarks.gpu.update import config
-from nearstep.nets.flops import counter
+from nearstep.cost.clock import Clock, Span, peak_memory
+from nearstep.cost.flops import counter
 from nearstep.recipes import wan
-from nearstep.stream.timing import Clock, Span, peak_memory
-from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.turns import turn_at
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import turn_at
 
 RECIPES: Mapping[str, Callable[[], DistillConfig]] = {
     "wan.distill": wan.distill,

@@ -13,9 +13,9 @@ from torch import Tensor
 from benchmarks.gpu.sizes import STRIDE, Size, prompt, write_model
 from nearstep.data.prompts import PromptsConfig
 from nearstep.recipes import wan
+from nearstep.train.distill.networks import players
+from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.parallel import Ranks
-from nearstep.train.stages.distill import DistillConfig, DistillStage
-from nearstep.train.stages.players import players
 from nearstep.train.stages.shared import open_model
 
 CPU = torch.device("cpu")

@@ -41,8 +41,8 @@ MOST_BYTES = 12_000_000
 PYTHON = (3, 12)
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)), "manylinux2014_x86_64")
 IMPORTS = (
-    "nearstep", "nearstep.cli.main", "nearstep.recipes.playground", "nearstep.recipes.wan", "nearstep.stream.bench",
-    "nearstep.stream.pipeline", "nearstep.train.stages.distill", "ftfy", "rich", "tyro",
+    "nearstep", "nearstep.cli.main", "nearstep.recipes.playground", "nearstep.recipes.wan", "nearstep.cost.bench",
+    "nearstep.stream.pipeline", "nearstep.train.distill.stage", "ftfy", "rich", "tyro",
 )  # fmt: skip
 
 Versions = Mapping[str, Version | None]

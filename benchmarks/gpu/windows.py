@@ -6,8 +6,8 @@ import torch
 
 from benchmarks.gpu.sizes import SIZES, pipeline, prompt, tiny_decoder
 from benchmarks.gpu.task import NARROW, Task
+from nearstep.cost.clock import peak_memory, synchronise
 from nearstep.nets.masks import Reach
-from nearstep.stream.timing import peak_memory, synchronise
 
 
 @torch.no_grad()

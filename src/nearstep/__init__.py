@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nearstep.errors import NearstepError
     from nearstep.flow.plan import ChunkPlan, make_plan
+    from nearstep.models.student import Student
     from nearstep.nets.codec import VideoCodec
     from nearstep.nets.text import PromptEncoder
-    from nearstep.nets.tiny import TinyDecoder
+    from nearstep.nets.tiny_decoder import TinyDecoder
     from nearstep.nets.transformer import VideoTransformer
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
-    from nearstep.stream.student import Student
 
 __version__ = "0.1.0"
 
@@ -26,8 +26,8 @@ _HOMES = {
     "ChunkPlan": "nearstep.flow.plan",
     "NearstepError": "nearstep.errors",
     "PromptEncoder": "nearstep.nets.text",
-    "Student": "nearstep.stream.student",
-    "TinyDecoder": "nearstep.nets.tiny",
+    "Student": "nearstep.models.student",
+    "TinyDecoder": "nearstep.nets.tiny_decoder",
     "VideoCodec": "nearstep.nets.codec",
     "VideoTransformer": "nearstep.nets.transformer",
     "contact_sheet": "nearstep.stream.output",

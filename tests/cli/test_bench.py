@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from nearstep.cli.main import main
-from nearstep.nets.tiny import TinyDecoder
-from nearstep.stream import pipeline, timing
+from nearstep.cost import clock as timing
+from nearstep.nets.tiny_decoder import TinyDecoder
+from nearstep.stream import pipeline
 
 STAGES = {"text", "cache", "step", "commit + step", "decode", "mp4"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nearstep.cli.main import main
-from nearstep.stream.folder import INDEX, ModelFolder
+from nearstep.models.folder import INDEX, ModelFolder
 
 
 @pytest.fixture

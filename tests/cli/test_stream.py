@@ -12,7 +12,7 @@ from PIL import Image
 from nearstep.cli import stream
 from nearstep.cli.main import main
 from nearstep.stream.output import pixels
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 
 RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nearstep.data import latents as module
-from nearstep.data.captions import caption
 from nearstep.data.latents import LatentsConfig, load_latents
-from nearstep.data.playground import FPS, render, sample_scenes
 from nearstep.data.shards import Index, Shards, ShardWriter, add_shard, read_index, write_index
 from nearstep.errors import NearstepError
+from nearstep.playground.captions import caption
+from nearstep.playground.world import FPS, render, sample_scenes
 
 INDEX = Index(codec="a codec", shape=(3, 2, 4, 5), dtype="float16", fps=8, made_from={"kind": "videos"})
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nearstep.data.playground import SIZE
 from nearstep.errors import NearstepError
-from nearstep.evaluate.features import CLASSES, FeatureNet, feature_net
 from nearstep.evaluate.frechet import frechet, gaussian, gaussian_distance
+from nearstep.playground.features import CLASSES, FeatureNet, feature_net
+from nearstep.playground.world import SIZE
 from nearstep.rng import generator
 
 

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from nearstep.data.captions import parse
-from nearstep.data.playground import render
 from nearstep.errors import NearstepError
-from nearstep.evaluate import report
+from nearstep.evaluate import tables as report
 from nearstep.evaluate.run import held_out, measure
-from nearstep.evaluate.train_features import FeaturesConfig
+from nearstep.playground.captions import parse
+from nearstep.playground.train_features import FeaturesConfig
+from nearstep.playground.world import render
 
 CAPTIONS = 10
 CALLS = {"4": 14, "1": 5}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from takes import BLUE, RED, equal, take
 
-from nearstep.stream.later import Later
+from nearstep.stream.decoding import Later
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.stream.session import Session
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from nearstep import CausalVideoPipeline, NearstepError
 from nearstep.cli.main import main
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.stream import pipeline
 
 PROMPTS = ["a small red ball slides left", "the large blue square bounces on snow"]

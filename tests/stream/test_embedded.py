@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nearstep import CausalVideoPipeline
-from nearstep.data.playground import SIZE
-from nearstep.evaluate.judge import judge
 from nearstep.evaluate.run import held_out
+from nearstep.playground.judge.judge import judge
+from nearstep.playground.world import SIZE
 
 ASSETS = Path(str(resources.files("nearstep"))) / "assets"
 

@@ -17,7 +17,7 @@ from takes import BLUE, RED, equal, take, video
 
 from nearstep.errors import NearstepError
 from nearstep.stream.pipeline import CausalVideoPipeline
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 from nearstep.stream.session import Frames, Session
 from nearstep.stream.state import pieces
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from nearstep import CausalVideoPipeline, Student, VideoTransformer
 from nearstep.cli.main import main
+from nearstep.models.wan import SIZES, to_official
 from nearstep.nets.text import build_tokenizer
-from nearstep.nets.wan import SIZES, to_official
 
 
 def peak() -> int:

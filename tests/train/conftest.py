@@ -13,11 +13,11 @@ from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import playground
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.stages.codec import CodecSize
-from nearstep.train.stages.distill import DistillConfig
 from nearstep.train.stages.shared import codec_name
 from nearstep.train.stages.teacher import TextSize
 

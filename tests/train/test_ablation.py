@@ -14,7 +14,7 @@ import torch
 from nearstep.errors import NearstepError
 from nearstep.recipes import ablation, playground
 from nearstep.recipes.ablation import AblationConfig
-from nearstep.train.stages import distill
+from nearstep.train.distill import stage as distill
 
 PLANS = ("1", "4")
 

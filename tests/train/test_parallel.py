@@ -11,11 +11,11 @@ from processes import run_on_two
 from safetensors.torch import load_file
 
 from nearstep.errors import NearstepError
-from nearstep.train.adversary import AdversaryConfig
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import Ranks
-from nearstep.train.stages.distill import DistillConfig
 
 COMPARED = (
     "dmd", "dmd_norm", "asd", "asd_norm", "alpha", "cosine", "assistant", "discriminator", "r1", "r2",

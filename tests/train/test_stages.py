@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import UMT5EncoderModel
 
 from nearstep.data.latents import LatentsConfig
-from nearstep.data.playground import SIZE
 from nearstep.errors import NearstepError
 from nearstep.nets.masks import teacher_forcing
+from nearstep.playground.world import SIZE
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
 from nearstep.files import beside, replacing
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline, Request
@@ -109,8 +109,8 @@ def _measure(asked: Bench, pipe: CausalVideoPipeline, requests: Sequence[Request
     """Measure each request, and print it at once."""
     import torch
 
-    from nearstep.stream.bench import dtypes, floors, measure
-    from nearstep.stream.timing import machine
+    from nearstep.cost.bench import dtypes, floors, measure
+    from nearstep.cost.clock import machine
 
     if asked.threads:
         torch.set_num_threads(asked.threads)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.cli.text import table
 from nearstep.errors import NearstepError
+from nearstep.models.folder import INDEX, ModelFolder
 from nearstep.shapes import latent_frames
-from nearstep.stream.folder import INDEX, ModelFolder
 
 if TYPE_CHECKING:
     from nearstep.evaluate.calibrate import Level

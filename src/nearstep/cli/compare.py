@@ -12,11 +12,11 @@ from typing import Annotated
 
 import tyro
 
-from nearstep.cli.student import NO_STUDENT, Flat
+from nearstep.cli.options import NO_STUDENT, FlatStudent
 from nearstep.errors import NearstepError
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.student import configs_of
 from nearstep.stream.output import check_writable, safe_name, side_by_side, write_sheet, write_video
-from nearstep.stream.student import configs_of
 
 SHEET = "sheet.png"
 
@@ -40,7 +40,7 @@ class Compare:
     """Names all noise."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE", help_behavior_hint="(default: the CPU)")] = None
     """Where to run, such as cuda."""
-    student: Flat = NO_STUDENT
+    student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
 
 

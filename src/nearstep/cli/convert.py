@@ -76,10 +76,10 @@ def convert(asked: Convert) -> None:
         raise NearstepError(f"--lora-alpha {asked.lora_alpha:g} needs --lora FILE")
     import torch
 
-    from nearstep.card import Card
-    from nearstep.stream import convert as work
-    from nearstep.stream.parts import parts_of
-    from nearstep.stream.student import Causality
+    from nearstep.models import convert as work
+    from nearstep.models.card import Card
+    from nearstep.models.layouts import parts_of
+    from nearstep.models.student import Causality
 
     network, settings = _given(asked, _CAUSAL), _given(asked, _SETTINGS)
     parts = parts_of(asked.source, role=asked.role, head_dim=asked.head_dim)

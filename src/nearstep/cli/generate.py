@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.student import named
 from nearstep.stream.output import ENCODERS, check_writable, safe_name, write_sheet, write_video
-from nearstep.stream.student import named
 
 if TYPE_CHECKING:
     from torch import Tensor

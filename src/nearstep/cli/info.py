@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from nearstep.cli.student import NO_STUDENT, Flat
+from nearstep.cli.options import NO_STUDENT, FlatStudent
 from nearstep.cli.text import short, table
-from nearstep.stream.folder import EMBEDDED, ModelFolder
-from nearstep.stream.student import Configs, Student, configs_of
+from nearstep.models.folder import EMBEDDED, ModelFolder, shift_of
+from nearstep.models.student import Configs, Student, configs_of
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
 
@@ -27,7 +27,7 @@ class Info:
     """"playground" (inside this package), a model folder, or a hub id."""
     json: bool = False
     """Print JSON."""
-    student: Flat = NO_STUDENT
+    student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
 
 
@@ -71,7 +71,7 @@ def _count(shape: Sequence[int]) -> int:
 
 
 def _student(student: Student) -> dict[str, Any]:
-    from nearstep.stream.weights import open_network
+    from nearstep.models.weights import open_network
 
     tensors = [*open_network(Path(student.path), student.role).values()]
     return {
@@ -83,7 +83,7 @@ def _student(student: Student) -> dict[str, Any]:
 
 
 def _network(has: Configs) -> dict[str, Any]:
-    from nearstep.stream.request import plan_clip, shift_of
+    from nearstep.stream.request import plan_clip
 
     config, settings = has.transformer, has.settings
     configs = (config, has.vae, has.scheduler)

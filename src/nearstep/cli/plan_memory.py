@@ -15,12 +15,12 @@ from nearstep.cli.text import table
 from nearstep.cli.train import configured
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
-from nearstep.stream.folder import CONFIG, read_json
+from nearstep.models.folder import CONFIG, read_json
 
 if TYPE_CHECKING:
-    from nearstep.train.fitting import Trial
-    from nearstep.train.memory import Config
-    from nearstep.train.sizes import Sizes
+    from nearstep.cost.advice import Trial
+    from nearstep.cost.memory import Config
+    from nearstep.cost.sizes import Sizes
 
 _GIB, _TERA = 2.0**30, 1e12
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GiB)?", re.IGNORECASE)
@@ -58,8 +58,8 @@ def run(arguments: Sequence[str]) -> None:
     asked, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
     config, room = configured(name, unknown, prog), _room(asked.memory)
 
-    from nearstep.train.fitting import trials
-    from nearstep.train.memory import SHARE, Config
+    from nearstep.cost.advice import trials
+    from nearstep.cost.memory import SHARE, Config
 
     if not isinstance(config, Config):
         raise NearstepError(f"{name} is no distillation and no causal run, which are what this can plan")
@@ -104,8 +104,8 @@ def sizes_of(config: Config, asked: PlanMemory, *, wan: bool) -> tuple[Sizes, st
     Raises:
         NearstepError: if the folder is not there and nothing says which size to take.
     """
-    from nearstep.nets.wan import SIZES
-    from nearstep.train.sizes import UMT5_XXL, Sizes
+    from nearstep.cost.sizes import UMT5_XXL, Sizes
+    from nearstep.models.wan import SIZES
 
     model = config.model
     here = (model / config.source / CONFIG).exists() and asked.size is None
@@ -145,8 +145,8 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
     """[F, C, H, W]: the prompts' sizes, the prepared latents', or what the recipe's settings say."""
     from nearstep.data.prompts import PromptsConfig
     from nearstep.data.shards import read_index
+    from nearstep.models.folder import Settings
     from nearstep.shapes import latent_frames, spatial_stride
-    from nearstep.stream.folder import Settings
 
     latents = config.latents
     if isinstance(latents, PromptsConfig):
@@ -159,7 +159,7 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
 
 
 def _header(name: str, config: Config, asked: PlanMemory, sizes: Sizes, known: str) -> str:
-    from nearstep.train.sizes import count_network
+    from nearstep.cost.sizes import count_network
 
     share = config.batch // asked.gpus
     networks = [count_network(each).all / 1e9 for each in (sizes.student, sizes.teacher)]
@@ -194,7 +194,7 @@ def _next(trial: Trial) -> str:
 
 
 def _verdict(name: str, tried: Sequence[Trial], given: Sequence[str], room: float) -> str:
-    from nearstep.train.memory import SHARE
+    from nearstep.cost.memory import SHARE
 
     last = tried[-1]
     usable = (
@@ -216,7 +216,7 @@ def _seconds(trial: Trial, asked: PlanMemory) -> dict[str, float]:
 
 
 def _plain(trial: Trial, asked: PlanMemory, room: float) -> dict[str, Any]:
-    from nearstep.train.memory import SHARE
+    from nearstep.cost.memory import SHARE
 
     estimate = trial.estimate
     return {

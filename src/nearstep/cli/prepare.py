@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.errors import NearstepError
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,8 +148,8 @@ def _encoder(folder: ModelFolder, device: str | None) -> Callable[[Tensor], Tens
     import torch
     from diffusers import AutoencoderKLWan
 
+    from nearstep.models.loading import load_component
     from nearstep.nets.codec import VideoCodec
-    from nearstep.stream.loading import load_component
 
     codec = VideoCodec(
         load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype=torch.float32)
@@ -284,15 +284,11 @@ def _writer(asked: Prepare, index: Index) -> ShardWriter:
 
 def _check_captions(folder: ModelFolder) -> Callable[[str], object]:
     """What refuses a caption that the model's tokenizer cannot hold; the text encoder's weights stay on disk."""
-    import torch
-    from transformers import UMT5Config, UMT5EncoderModel
-
+    from nearstep.models.empty import empty_text_encoder
+    from nearstep.models.loading import load_tokenizer
     from nearstep.nets.text import PromptEncoder
-    from nearstep.stream.loading import load_tokenizer
 
-    with torch.device("meta"):
-        hollow = UMT5EncoderModel(UMT5Config(**folder.config("text_encoder")))
-    encoder = PromptEncoder(load_tokenizer(folder), hollow)
+    encoder = PromptEncoder(load_tokenizer(folder), empty_text_encoder(folder.config("text_encoder")))
     return lambda caption: encoder.tokens([caption])
 
 

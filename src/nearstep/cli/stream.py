@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.loading import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.errors import NearstepError
+from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.stream.output import check_writable, growing_mp4, pixels
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline

@@ -1,1 +1,1 @@
-"""Data: the procedural captioned world, and latents on disk."""
+"""Data on disk: latents in shards, videos and prompts, in the order that training reads them."""

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nearstep.data.captions import caption
 from nearstep.data.order import rows_after
-from nearstep.data.playground import FPS, FRAMES, render, sample_scenes
 from nearstep.data.shards import INDEX, PLAYGROUND, Index, Shards, add_shard, check_same, read_index
 from nearstep.errors import NearstepError
 from nearstep.files import sweep
+from nearstep.playground.captions import caption
+from nearstep.playground.world import FPS, FRAMES, render, sample_scenes
 from nearstep.protocols import Codec
 from nearstep.shapes import latent_frames
 

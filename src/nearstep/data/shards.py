@@ -25,9 +25,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.data.playground import FPS
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
+from nearstep.playground.world import FPS
 
 INDEX = "index.json"
 FORMAT, VERSION = "nearstep latents", 1

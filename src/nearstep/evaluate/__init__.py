@@ -1,1 +1,1 @@
-"""Measuring: an analytic judge of the playground's clips, Fréchet distance, statistics, reports."""
+"""Measuring: a model or a folder of clips against a world; statistics, tables, figures, similarity, calibration."""

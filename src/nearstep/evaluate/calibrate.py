@@ -1,9 +1,9 @@
 """Thresholds of an adaptive plan: how much a step must agree with what was known for the rest to be spared.
 
-What is wanted is that a chunk which stops is as close to what all steps would have made of it as asked: the *closeness*
-of step n, the cosine of its x0 and the last step's. What can be seen when it stops is its agreement (flow/live.py). On
-some captions both are measured, and of each chunk and step the threshold is set such that chunks above it are, on
-average, close enough.
+What is wanted is that a chunk which stops is as close to what all steps would have made of it as asked: the
+*closeness* of step n, the cosine of its x0 and the last step's. What can be seen when it stops is its agreement
+(flow/live_plan.py). On some captions both are measured, and of each chunk and step the threshold is set such that
+chunks above it are, on average, close enough.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from torch.nn.functional import cosine_similarity
 from nearstep.evaluate.run import held_out
 from nearstep.evaluate.similarity import Watched
 from nearstep.files import replacing
-from nearstep.flow.live import ADAPTIVE, agreements, ladder
+from nearstep.flow.live_plan import ADAPTIVE, agreements, ladder
 from nearstep.flow.plan import ChunkPlan
+from nearstep.models.folder import INDEX, read_json, shift_of
 from nearstep.rollout.rollout import generate
-from nearstep.stream.folder import INDEX, read_json
 from nearstep.stream.pipeline import CausalVideoPipeline
-from nearstep.stream.request import shift_of
 
 CAPTIONS_SEED = 7_500_000
 """Stream of the captions to calibrate with; neither training nor evaluation draws from it."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nearstep.evaluate.pooled import clips, pooled
+from nearstep.evaluate.statistics import pooled
+from nearstep.evaluate.tables import clips
 from nearstep.files import replacing
 from nearstep.plots import new_figure
 

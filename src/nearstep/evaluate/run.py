@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nearstep.data.captions import caption
-from nearstep.data.playground import FRAMES, Scene, render, sample_scenes
 from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
-from nearstep.evaluate.features import feature_net
 from nearstep.evaluate.frechet import gaussian, gaussian_distance
-from nearstep.evaluate.judge import ATTRIBUTES, Verdict, judge
-from nearstep.evaluate.quality import FIGURES
-from nearstep.evaluate.report import table
+from nearstep.evaluate.tables import table
 from nearstep.files import replacing
+from nearstep.playground.captions import caption
+from nearstep.playground.features import feature_net
+from nearstep.playground.judge.judge import ATTRIBUTES, Verdict, judge
+from nearstep.playground.judge.quality import FIGURES
+from nearstep.playground.world import FRAMES, Scene, render, sample_scenes
 
 CAPTIONS_SEED = 7_000_000
 """Stream of the captions to evaluate with; no training ever draws from it."""

@@ -1,7 +1,8 @@
 """How sure a mean is: percentile bootstrap, seeded and vectorised.
 
 Clips are the unit of resampling. Two models or plans judged on the same captions are compared by the differences of
-their clips (:func:`paired`), which is much sharper than comparing two intervals.
+their clips (:func:`paired`), which is much sharper than comparing two intervals. Several seeds of one recipe are
+pooled: seeds and clips are resampled together, so that both kinds of chance are in the interval.
 """
 
 from __future__ import annotations
@@ -101,3 +102,35 @@ def _ranks(values: Tensor) -> Tensor:
     _, place, count = values.unique(return_inverse=True, return_counts=True)
     ends = count.cumsum(0).double()
     return (ends - (count - 1) / 2)[place]
+
+
+def pooled(values: Tensor, *, seed: int = 0) -> Interval:
+    """Mean of [S, N] with its interval: seeds and clips are both resampled, so both kinds of chance are in it."""
+    draw = rng.generator("pooled", seed)
+    return _interval(values.mean(), _resampled(values, counts(values.shape[1], seed=seed, resamples=RESAMPLES), draw))
+
+
+def difference(first: Tensor, second: Tensor, *, seed: int = 0) -> Interval:
+    """Mean of ``first`` minus mean of ``second``, each [S, N] on the same captions; seeds are resampled apart.
+
+    Clips are paired, which removes that some captions are harder; runs are not, because a seed means nothing across
+    recipes.
+    """
+    if first.shape[1] != second.shape[1]:
+        raise NearstepError(f"{first.shape[1]} and {second.shape[1]} captions cannot be paired; measure both alike")
+    weights = counts(first.shape[1], seed=seed, resamples=RESAMPLES)
+    draw = rng.generator("pooled difference", seed)
+    a, b = (_resampled(values, weights, draw) for values in (first, second))
+    return _interval(first.mean() - second.mean(), a - b)
+
+
+def _resampled(values: Tensor, weights: Tensor, draw: torch.Generator) -> Tensor:
+    # Mean of each resample [R]: clips by their counts [R, N], seeds drawn anew.
+    seeds = torch.randint(len(values), (len(weights), len(values)), generator=draw)
+    by_seed = weights @ values.T / values.shape[1]  # [R, S]
+    return by_seed.gather(1, seeds).mean(dim=1)
+
+
+def _interval(value: Tensor, resampled: Tensor) -> Interval:
+    low, high = tails(resampled[:, None])
+    return Interval(float(value), float(low), float(high))

@@ -110,7 +110,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @contextmanager
 def fused() -> Iterator[None]:
-    """Inside, attention on a CPU keeps what it keeps on an accelerator: for those who count it (train/rehearsal.py)."""
+    """Inside, attention on a CPU keeps what it keeps on an accelerator: for those who count it (cost/fake_step.py)."""
     token = _FUSED.set(True)
     try:
         yield

@@ -73,7 +73,7 @@ def _picture(height: int, width: int, head_dim: int, dtype: torch.dtype, device:
 
 
 def forget_tables() -> None:
-    """Make all tables anew: for those who make some without numbers (train/rehearsal.py)."""
+    """Make all tables anew: for those who make some without numbers (cost/fake_step.py)."""
     for remembered in (rope_table, _picture, _turn):
         remembered.cache_clear()
 

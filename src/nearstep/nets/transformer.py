@@ -26,7 +26,9 @@ from nearstep.nets.devices import device_of, wake
 from nearstep.nets.masks import Reach, Visibility, block_causal, full, token_groups
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import check_distances, rope_table
-from nearstep.nets.wan import TICKS
+
+TICKS = 1000.0
+"""Wan networks are fed 1000 t; everywhere else t lies in [0, 1]."""
 
 
 @dataclass(frozen=True)

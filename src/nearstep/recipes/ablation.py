@@ -20,11 +20,11 @@ from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.run import evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
 from nearstep.files import replacing
+from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
-from nearstep.stream.folder import EMBEDDED, ModelFolder
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
-from nearstep.train.stages.distill import DistillConfig
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
 

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.data.latents import LatentsConfig
-from nearstep.data.playground import FPS, FRAMES, SIZE
-from nearstep.evaluate.train_features import FeaturesConfig
-from nearstep.stream.folder import EMBEDDED, ModelFolder
-from nearstep.train.adversary import AdversaryConfig
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.playground.train_features import FeaturesConfig
+from nearstep.playground.world import FPS, FRAMES, SIZE
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase
-from nearstep.train.stages.distill import DistillConfig
 from nearstep.train.stages.graft import GraftConfig
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nearstep.evaluate.pooled import HEADS, clips, difference_table, points, pooled, pooled_table
-from nearstep.evaluate.report import markdown
+from nearstep.evaluate.statistics import pooled
+from nearstep.evaluate.tables import HEADS, clips, difference_table, markdown, points, pooled_table
 from nearstep.files import replacing
 
 Cells = Mapping[str, Sequence[dict[str, Any]]]

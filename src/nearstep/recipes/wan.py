@@ -11,11 +11,11 @@ from pathlib import Path
 
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig
-from nearstep.train.adversary import AdversaryConfig
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.distill import DistillConfig
 
 _RUNS = Path("runs")
 _BASE = Path("wan-1.3b")
@@ -111,7 +111,7 @@ def distill() -> DistillConfig:
 def distill_small() -> DistillConfig:
     """Wan stage 3 on one GPU: adapters (LoRA) for student and assistant, whose frozen weights are the teacher's."""
     base = distill()
-    # Rates of LongLive's adapters, five times Self-Forcing's for whole networks (train/lora.py names the file).
+    # Rates of LongLive's adapters, five times Self-Forcing's for whole networks (train/adapters.py names the file).
     return replace(
         base,
         loop=replace(base.loop, folder=_RUNS / "wan-distill-small"),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nearstep.flow.live import Enough
+from nearstep.flow.live_plan import Enough
 from nearstep.flow.path import eps_from_velocity, noised, x0_from_velocity
 from nearstep.flow.plan import Schedule
 from nearstep.protocols import CausalDenoiser

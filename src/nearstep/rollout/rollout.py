@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.flow.live import Enough
+from nearstep.flow.live_plan import Enough
 from nearstep.flow.plan import ChunkPlan, Schedule
 from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.chunk import Renoise, denoise_chunk
@@ -40,7 +40,7 @@ class Planned(NamedTuple):
     frames: int
     schedule: Schedule
     enough: Enough | None = None
-    """Stops it before the schedule ends (flow/live.py)."""
+    """Stops it before the schedule ends (flow/live_plan.py)."""
 
 
 Draw = Callable[[int, int, int], Tensor]

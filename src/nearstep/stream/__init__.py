@@ -1,1 +1,1 @@
-"""Models on disk, the pipeline, and what it writes."""
+"""Clips and streams from a loaded model: pipeline, request, session, recording, decoding, output."""

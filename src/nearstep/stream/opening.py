@@ -15,7 +15,7 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.nets.devices import device_of
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 from nearstep.stream.session import Session
 from nearstep.stream.state import digest, reach_of
 
@@ -55,7 +55,7 @@ def open_session(
     Args:
         pipe: with a causal student.
         prompt: what it shows first.
-        plan: what each chunk gets (flow/live.py); the model's own by default.
+        plan: what each chunk gets (flow/live_plan.py); the model's own by default.
         seed: names all noise; a random one by default (it is in the record).
         sample: which sample of the seed.
         negative_prompt: what guidance leads away from.

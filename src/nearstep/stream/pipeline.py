@@ -23,30 +23,30 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from nearstep.card import Card, write_card
 from nearstep.errors import NearstepError
 from nearstep.files import open_to_readers
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
+from nearstep.models.card import Card, write_card
+from nearstep.models.folder import INDEX, ModelFolder, Settings
+from nearstep.models.loading import load_component, load_student, load_tiny_decoder, load_tokenizer, tile_codec
+from nearstep.models.student import Student, configs_of, settings_of
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.devices import device_of
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
-from nearstep.nets.tiny import TinyDecoder
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk, rollout
 from nearstep.stream import request as requests
-from nearstep.stream.folder import INDEX, ModelFolder, Settings
-from nearstep.stream.loading import load_component, load_student, load_tiny_decoder, load_tokenizer, tile_codec
 from nearstep.stream.opening import open_replay, open_session
 from nearstep.stream.output import pixels
-from nearstep.stream.record import Record
+from nearstep.stream.recording import Record
 from nearstep.stream.request import Request
 from nearstep.stream.session import Session
 from nearstep.stream.state import Frames
-from nearstep.stream.student import Student, configs_of, settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,7 @@ class CausalVideoPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
         Args:
             prompt: what it shows first.
-            plan: ``"4,1x"``, ``"adaptive"`` or ``"fps:16"`` (flow/live.py); the model's own by default.
+            plan: ``"4,1x"``, ``"adaptive"`` or ``"fps:16"`` (flow/live_plan.py); the model's own by default.
             wishes: seed, image or video to go on from, size, window, undo, ahead, log: see opening.open_session.
         """
         return open_session(self, prompt, plan, **wishes)

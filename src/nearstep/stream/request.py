@@ -11,9 +11,9 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import ChunkPlan, make_plan
+from nearstep.models.folder import Settings, shift_of
 from nearstep.rollout.chunk import Renoise
 from nearstep.shapes import LatentShape, latent_frames, spatial_stride
-from nearstep.stream.folder import Settings
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 _SEED_BITS = 63
@@ -95,14 +95,6 @@ def plan_clip(
         grid=settings.grid,
     )
     return Clip(plan=made, shape=shape, causal=chunk_frames is not None)
-
-
-def shift_of(scheduler: Mapping[str, Any]) -> float:
-    """The shift k of a saved scheduler: FlowMatchEuler calls it ``shift``, Wan's UniPC ``flow_shift``."""
-    for name in ("flow_shift", "shift"):
-        if name in scheduler:
-            return float(scheduler[name])
-    raise NearstepError("the scheduler's config has neither shift nor flow_shift; a flow-matching scheduler is needed")
 
 
 def _shape(

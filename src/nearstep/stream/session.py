@@ -27,16 +27,17 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.flow.live import Enough, LivePlan, live_plan
+from nearstep.flow.live_plan import Enough, LivePlan, live_plan
 from nearstep.flow.plan import Schedule
+from nearstep.models.folder import shift_of
 from nearstep.nets.devices import device_of
 from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import Chunk, Planned, unroll
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.later import Decoding
-from nearstep.stream.record import CHANGES, Record
-from nearstep.stream.request import Request, shift_of
+from nearstep.stream.decoding import Decoding
+from nearstep.stream.recording import CHANGES, Record
+from nearstep.stream.request import Request
 from nearstep.stream.state import Begun, Frames, State, beginning, going_on
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Session:
     Args:
         pipe: the model.
         asked: prompt, size, guidance and seed, checked.
-        plan: what each chunk gets (flow/live.py).
+        plan: what each chunk gets (flow/live_plan.py).
         reach: how far back chunks look.
         given: latents [1, F, C, h, w] of a picture or a clip to go on from.
         opening: what a record begins with.

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.flow.live import LivePlan
+from nearstep.flow.live_plan import LivePlan
 from nearstep.flow.plan import chunk_lengths
 from nearstep.nets.cache import KVCache
 from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk
 from nearstep.shapes import latent_frames, pixel_frames
-from nearstep.stream.later import Decoded, Later
+from nearstep.stream.decoding import Decoded, Later
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Training: the stages, and the loop that serves them all."""
+"""Training: the loop and what serves every stage; the stages; the distillation as a folder of its own."""

@@ -12,14 +12,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-import nearstep
-from nearstep.card import Card, model_index, write_card
 from nearstep.files import keep_folder, open_to_readers
+from nearstep.models.card import Card, model_index, write_card
+from nearstep.models.empty import empty_network
+from nearstep.models.folder import INDEX
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.train import lora
-from nearstep.train.lora import LoraFields
+from nearstep.train import adapters
+from nearstep.train.adapters import LoraFields
 
 KEPT = ("vae", "text_encoder", "tokenizer")
 """What a causal run or a distillation does not change."""
@@ -44,7 +45,7 @@ def export_model(
         text: tokenizer and encoder.
         codec: pixels and latents.
         shift: of the schedules.
-        settings: what the model was made for (stream/folder.py Settings), under "nearstep" in the index.
+        settings: what the model was made for (models/folder.py Settings), under "nearstep" in the index.
         dtype: of the stored weights; whoever loads them chooses the type to compute in.
         card: what the model card should say that the folder does not.
     """
@@ -85,8 +86,8 @@ def export_student(
         keep_folder(model / source, folder / name)
     for name, (config, state) in networks.items():
         _write_network(folder / name, config, state, dtype, fields)
-    if lora.adapted_layers(state := networks["transformer"][1]):
-        lora.write_adapter(state, fields, folder / lora.FOLDER)
+    if adapters.adapted_layers(state := networks["transformer"][1]):
+        adapters.write_adapter(state, fields, folder / adapters.FOLDER)
     _close(folder, {name: config for name, (config, _) in networks.items()}, shift, settings, Card(), also=[*kept])
 
 
@@ -97,10 +98,9 @@ def _write_network(
     dtype: torch.dtype,
     fields: LoraFields | None = None,
 ) -> None:
-    if fields is not None and lora.adapted_layers(state):
-        state = lora.merged(state, fields)
-    with torch.device("meta"):  # names and shapes: a second network in float32 would be in the way
-        network: Any = VideoTransformer.from_config(dict(config))
+    if fields is not None and adapters.adapted_layers(state):
+        state = adapters.merged(state, fields)
+    network = empty_network(config)  # a second one in float32 would be in the way
     network.load_state_dict({name: value.detach().to("cpu", dtype) for name, value in state.items()}, assign=True)
     network.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
     network.save_pretrained(folder)
@@ -119,9 +119,9 @@ def _close(
     main = configs.get("transformer") or next(iter(configs.values()))
     plan = settings.get("default_plan", "4") if main["chunk_frames"] is not None else None
     write_card(folder, card, config=main, plan=plan, library="nearstep")
-    index = model_index([*configs, *also], settings, nearstep.__version__)
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    open_to_readers(folder, folder / "model_index.json")
+    index = model_index([*configs, *also], settings)
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    open_to_readers(folder, folder / INDEX)
 
 
 def _in_dtype(module: Any, dtype: torch.dtype) -> Any:

@@ -1,1 +1,1 @@
-"""The stages of a run, in order: codec, teacher (with its text encoder), causal initialisation."""
+"""Stages of a run: codec, teacher with its text encoder, causal network, graft. Distillation is train/distill/."""

@@ -32,12 +32,12 @@ from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.masks import Visibility, block_causal, teacher_forcing
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser
+from nearstep.train.adapters import LoraFields, adapt, base, start_from
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import export_student
 from nearstep.train.frozen import Trained, twin, view
 from nearstep.train.loop import LoopConfig, recipe_of, run
-from nearstep.train.lora import LoraFields, adapt, base, start_from
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.stages.shared import (

@@ -24,8 +24,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from nearstep import rng
-from nearstep.data.playground import FRAMES, SIZE, Scene, positions, render, sample_scenes
 from nearstep.nets.codec import VideoCodec
+from nearstep.playground.world import FRAMES, SIZE, Scene, positions, render, sample_scenes
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, recipe_of, run

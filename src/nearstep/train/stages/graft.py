@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.train.adapters import LoraFields
 from nearstep.train.export import export_student
-from nearstep.train.lora import LoraFields
 from nearstep.train.stages.shared import load_network
 
 State = Mapping[str, Tensor]

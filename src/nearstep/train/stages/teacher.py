@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep import rng
-from nearstep.data.captions import vocabulary
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
@@ -27,6 +26,7 @@ from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.playground.captions import vocabulary
 from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
@@ -91,7 +91,7 @@ class TeacherConfig:
     """bfloat16 matrix products."""
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Defaults for using the model (stream/folder.py Settings)."""
+    """Defaults for using the model (models/folder.py Settings)."""
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)

@@ -1,0 +1,144 @@
+"""The options that several commands share: how a pipeline is loaded, and a student in a file of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from nearstep.errors import NearstepError
+from nearstep.models.folder import ModelFolder
+from nearstep.models.student import Student, configs_of
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.request import Clip
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Student)}
+
+
+def _student_option(metavar: str, name: str) -> Any:
+    default = {None: "all", "": "none"}.get(_DEFAULTS.get(name, ""), _DEFAULTS.get(name))
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOptions:
+    """A causal student in a weights file, run on the model's codec and text encoder."""
+
+    student: Annotated[Path | None, _student_option("FILE", "")] = None
+    """A network's weights file, which takes the place of the model's transformer; nearstep convert keeps the result."""
+    role: Annotated[
+        str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the first of those that is there)")
+    ] = None
+    """Which network of FILE: generator_ema, generator, model."""
+    chunk_frames: Annotated[int | None, _student_option("N", "chunk_frames")] = None
+    """Latent frames that it denoises together."""
+    window_frames: Annotated[int | None, _student_option("N", "window_frames")] = None
+    """Newest latent frames that a chunk sees."""
+    sink_frames: Annotated[int | None, _student_option("N", "sink_frames")] = None
+    """First latent frames that every chunk sees in addition."""
+    shift: Annotated[float | None, _student_option("K", "shift")] = None
+    """Of its schedule."""
+    grid: Annotated[int | None, _student_option("N", "grid")] = None
+    """Steps of the grid it was distilled on."""
+
+    @property
+    def chosen(self) -> Student | None:
+        """The student, if one is named.
+
+        Raises:
+            NearstepError: for options of a student that is not named, or a file that is not there.
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(StudentOptions)}
+        given = {name: value for name, value in given.items() if value is not None}
+        path = given.pop("student", None)
+        if path is None:
+            if given:
+                name, value = next(iter(given.items()))
+                option = f"--{name.replace('_', '-')} {value}"
+                raise NearstepError(f"{option} is about a student's file; name it: --student FILE")
+            return None
+        return Student.of(Student(path=path, **given))
+
+
+NO_STUDENT = StudentOptions()
+FlatStudent = Annotated[StudentOptions, tyro.conf.arg(name="")]
+"""The options beside a command's own, without a prefix."""
+
+
+def optional(metavar: str, otherwise: str = "the model's own") -> Any:
+    """How an option that may be left out is shown, and what it then is."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which network of a model runs, where, and with what."""
+
+    network: Annotated[str | None, optional("NAME", "transformer; of a stream stream, where there is one")] = None
+    """The model's network to use, such as transformer (the causal student) or teacher (bidirectional, many steps)."""
+    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
+    """Where to run, such as cuda."""
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of network and text encoder."""
+    text_device: Annotated[str | None, optional("DEVICE", "as --device")] = None
+    """Where to run the text encoder."""
+    text_cache: Annotated[Path | None, optional("FOLDER", "none")] = None
+    """Keeps what the text encoder made of prompts; it is loaded for new ones only."""
+    vae_dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of the decoder."""
+    vae_tile: Annotated[int | None, optional("PIXELS", "whole frames")] = None
+    """Decode in tiles of this size."""
+    tiny_decoder: Annotated[Path | None, optional("FILE", "the model's own decoder")] = None
+    """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
+    compile: bool = False
+    """Compile the network's blocks: minutes at first, then calls are faster."""
+    student: FlatStudent = NO_STUDENT
+    """A student in a weights file."""
+
+    @property
+    def name(self) -> str:
+        """Of the network."""
+        return self.network or "transformer"
+
+    def clip(self, folder: ModelFolder, **wishes: Any) -> Clip:
+        """The clip that is wished for, checked against the model's configurations: weights may take minutes to load."""
+        from nearstep.stream.request import plan_clip
+
+        configs = configs_of(folder, self.name, self.student.chosen)
+        return plan_clip(configs.transformer, configs.vae, configs.scheduler, configs.settings, **wishes)
+
+    def pipeline(self, folder: ModelFolder) -> CausalVideoPipeline:
+        """Load it."""
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from nearstep.stream.pipeline import CausalVideoPipeline
+
+        disable_progress_bar()  # of loading a file; ours counts chunks
+        pipe = CausalVideoPipeline.from_pretrained(
+            folder.path,
+            transformer=self.name,
+            student=self.student.chosen,
+            torch_dtype=getattr(torch, self.dtype) if self.dtype else None,
+            device=self.device,
+            text_device=self.text_device,
+            text_cache=self.text_cache,
+            vae_dtype=getattr(torch, self.vae_dtype) if self.vae_dtype else None,
+            vae_tile=self.vae_tile,
+            tiny_decoder=self.tiny_decoder,
+        )
+        if self.compile:
+            from nearstep.nets.compiling import compile_blocks
+
+            compile_blocks(pipe.transformer)
+        return pipe
+
+
+AS_IT_IS = Loading()
+FlatLoading = Annotated[Loading, tyro.conf.arg(name="")]
+"""The options beside a command's own, without a prefix."""

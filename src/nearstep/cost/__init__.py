@@ -1,0 +1,1 @@
+"""What a run or a clip costs: time, FLOPs, frame rates, and memory before anything is loaded."""

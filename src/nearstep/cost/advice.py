@@ -1,0 +1,100 @@
+"""Which options to turn until a run fits, in the order in which they cost the least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nearstep.cost.fake_step import preview
+from nearstep.cost.memory import Config, Estimate, estimate
+from nearstep.cost.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Option:
+    """A change of a config, and the words that make it on the command line."""
+
+    words: str
+    change: Callable[[Any, int], Config | None]
+    """(config, clips of a process) -> the changed one; None where it is so already, or cannot be."""
+
+
+def _text_cache(config: Config, _: int) -> Config | None:
+    return None if config.text_cache else replace(config, text_cache=Path("runs/text"))
+
+
+def _micro(config: Config, share: int) -> Config | None:
+    return None if (config.micro or share) == 1 else replace(config, micro=1)
+
+
+def _teacher(config: Any, _: int) -> Config | None:
+    adversary = getattr(config, "adversary", None)
+    if getattr(config, "teacher_dtype", "") != "float32" or (adversary and adversary.backbone == "teacher"):
+        return None
+    return replace(config, teacher_dtype="bfloat16")
+
+
+def _penalty(config: Any, _: int) -> Config | None:
+    adversary = getattr(config, "adversary", None)
+    if adversary is None or adversary.penalty == "finite difference":
+        return None
+    return replace(config, adversary=replace(adversary, penalty="finite difference"))
+
+
+def _autocast(config: Config, _: int) -> Config | None:
+    return None if config.autocast else replace(config, autocast=True)
+
+
+def _checkpointing(config: Config, _: int) -> Config | None:
+    return None if config.checkpointing else replace(config, checkpointing=True)
+
+
+OPTIONS = (
+    Option("--text-cache runs/text", _text_cache),
+    Option("--micro 1", _micro),
+    Option("--teacher-dtype bfloat16", _teacher),
+    Option("--adversary.penalty 'finite difference'", _penalty),
+    Option("--autocast", _autocast),
+    Option("--checkpointing", _checkpointing),
+)
+"""Those that change neither result nor speed come first; checkpointing costs time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A run with some options turned."""
+
+    words: tuple[str, ...]
+    """Those that have helped until now, and the one that is tried."""
+    processes: int
+    estimate: Estimate
+
+
+def trials(config: Config, sizes: Sizes, processes: int, room: float) -> Iterator[Trial]:
+    """The run as it is, then one option after the other beside those that helped, then more processes, until it fits.
+
+    The last trial fits in ``room`` bytes, or nothing here makes the run fit.
+    """
+    at = partial(estimate, sizes=sizes, preview=preview(config, sizes))
+    best = Trial(words=(), processes=processes, estimate=at(config, processes=processes))
+    yield best
+    for option in OPTIONS:
+        changed = option.change(config, config.batch // processes)
+        if best.estimate.peak <= room or changed is None:
+            continue
+        estimated = at(changed, processes=processes)
+        trial = Trial(words=(*best.words, option.words), processes=processes, estimate=estimated)
+        yield trial
+        if trial.estimate.peak < best.estimate.peak:
+            config, best = changed, trial
+    while best.estimate.peak > room and _divides(config, 2 * best.processes):
+        more = 2 * best.processes
+        best = replace(best, processes=more, estimate=at(config, processes=more))
+        yield best
+
+
+def _divides(config: Config, processes: int) -> bool:
+    return config.batch % processes == 0 and (config.batch // processes) % (config.micro or 1) == 0

@@ -1,0 +1,150 @@
+"""What a process of a run will hold at most, and what an update costs, before anything is loaded.
+
+Weights, moments and averages are counted from shapes (cost/sizes.py) and shared out among processes; what a step keeps
+beside them comes from a rehearsal (cost/fake_step.py); operations from formulas (cost/update_flops.py). Tests hold both
+against real steps on a CPU. Not measured: what FSDP gathers, what CUDA and its allocator take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nearstep.cost import fake_step as rehearsal
+from nearstep.cost import update_flops as flops
+from nearstep.cost.sizes import (
+    SINGLE,
+    Count,
+    Sizes,
+    count_encoder,
+    count_network,
+    parameters,
+)
+from nearstep.models.empty import empty_codec, empty_network
+from nearstep.nets.discriminator import Discriminator
+from nearstep.train.distill.networks import make_discriminator
+from nearstep.train.distill.stage import DistillConfig
+from nearstep.train.optim import OptimConfig, is_hidden_matrix
+from nearstep.train.stages.causal import CausalConfig
+
+Config = DistillConfig | CausalConfig
+SHARE = 0.92
+"""Of an accelerator's memory that tensors may fill: the rest is CUDA's and lost between blocks. Unmeasured."""
+_HALF = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One process of a run."""
+
+    held: Mapping[str, float]
+    """Component -> bytes that stay from the first step to the last."""
+    phases: Mapping[str, float]
+    """Phase of a step -> most bytes at once, all that is held included."""
+    flops: Mapping[str, flops.Flops]
+    """Part of an update -> operations of this process."""
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the worst moment."""
+        return max(self.phases.values())
+
+    @property
+    def worst(self) -> str:
+        """The phase it falls in."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+
+def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: rehearsal.Peaks | None = None) -> Estimate:
+    """What a run takes on each of ``processes`` that share it.
+
+    Args:
+        config: a distillation, or a causal run.
+        sizes: of its networks and clips.
+        processes: with one accelerator each.
+        preview: rehearsal.preview of them, where it has been made.
+
+    Raises:
+        NearstepError: if batch or micro-batch do not divide.
+    """
+    distils = isinstance(config, DistillConfig)
+    held = (_distillation if distils else _causal)(config, sizes, processes)  # pyright: ignore[reportArgumentType]
+    held |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
+    if processes > 1:
+        held["gathered by FSDP"] = _gathered(config, sizes)
+    if distils:
+        held["other micro-batches"] = _waiting(config, sizes, processes)
+    base = sum(held.values())
+    found = rehearsal.peaks(config, sizes, processes) | (preview or rehearsal.preview(config, sizes))
+    phases = {name: base + size for name, size in found.items()}
+    clips = config.batch / processes
+    parts = flops.distillation(config, sizes) if distils else flops.causal(config, sizes)
+    return Estimate(held=held, phases=phases, flops={name: clips * part for name, part in parts.items()})
+
+
+def _distillation(config: DistillConfig, sizes: Sizes, processes: int) -> dict[str, float]:
+    student, teacher = count_network(sizes.student), count_network(sizes.teacher)
+    held = {
+        "student": SINGLE * student.all / processes,
+        "student's moments": _moments(config.student, sizes.student) / processes,
+        "student's average": SINGLE * student.all / processes,
+        "assistant": SINGLE * teacher.all / processes,
+        "assistant's moments": _moments(config.assistant, sizes.teacher) / processes,
+        f"teacher, {config.teacher_dtype}": teacher.bytes(config.teacher_dtype) / processes,
+    }
+    if config.adversary:
+        heads: Discriminator = make_discriminator(config.adversary, empty_network(sizes.teacher), config.seed)
+        held["discriminator, moments"] = 3 * SINGLE * parameters(heads) / processes
+    return held
+
+
+def _causal(config: CausalConfig, sizes: Sizes, processes: int) -> dict[str, float]:
+    weights = SINGLE * count_network(sizes.student).all / processes
+    held = {
+        "network": weights,
+        "network's moments": _moments(config.optim, sizes.student) / processes,
+        "network's average": weights,
+    }
+    return held if config.objective == "forcing" else held | {"many-step network": weights}
+
+
+def _moments(optim: OptimConfig, network: Mapping[str, Any]) -> float:
+    """AdamW's two, Muon's one where it has the matrix."""
+    named = empty_network(network).named_parameters()
+    return sum(SINGLE * p.numel() * (1 if optim.muon and is_hidden_matrix(name, p) else 2) for name, p in named)
+
+
+def _encoder(config: Config, sizes: Sizes) -> float:
+    # With a cache on disk the encoder is loaded for new prompts only, and stays on the CPU.
+    return 0 if config.text_cache else SINGLE * count_encoder(sizes.encoder)
+
+
+def _waiting(config: DistillConfig, sizes: Sizes, processes: int) -> float:
+    """Text and both samples of the micro-batches that wait for the learners, while another is at work."""
+    share = config.batch // processes
+    return (share - (config.micro or share)) * (sizes.text_bytes + 2 * sizes.clip_bytes)
+
+
+def _gathered(config: Config, sizes: Sizes) -> float:
+    """The block at work, the next one and the buffer that it arrives in; a gradient on its way; what is in no block.
+
+    FSDP2 keeps the parameters of the root gathered between calls.
+    """
+    read = config.adversary.backbone if isinstance(config, DistillConfig) and config.adversary else ""
+    narrow = _HALF if config.autocast else SINGLE
+    wide = {"assistant": SINGLE, "joint": SINGLE}.get(read, narrow)
+    if isinstance(config, CausalConfig):
+        network = count_network(sizes.student)
+        return _block(network, narrow) + 3 * _outside(network, sizes.student)
+    student, teacher = count_network(sizes.student), count_network(sizes.teacher)
+    largest = max(_block(student, narrow), _block(teacher, wide))
+    return largest + 2 * _outside(student, sizes.student) + 2 * _outside(teacher, sizes.teacher)
+
+
+def _block(network: Count, size: int) -> float:
+    return network.block * (3 * size + size + 2 * SINGLE)
+
+
+def _outside(network: Count, config: Mapping[str, Any]) -> float:
+    return SINGLE * (network.all - config["num_layers"] * network.block)

@@ -1,0 +1,1 @@
+"""A model on disk: folder, student, loading, weights, published layouts, conversion, card. It runs none."""

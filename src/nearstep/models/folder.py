@@ -1,0 +1,235 @@
+"""A model on disk: which files it must hold, what they say, and one clear line when something is wrong with them.
+
+A model is a diffusers folder (model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/); ours may
+hold a second network beside ``transformer/`` (the bidirectional ``teacher/``), and its model_index.json may hold
+``"nearstep"``: the :class:`Settings` it was made for. Reading it needs neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from nearstep.errors import NearstepError
+
+EMBEDDED = "playground"
+"""The model inside this package, by name."""
+STREAM = "stream"
+"""Sub-folder of a student that was trained for streams, where a model has one."""
+
+INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_DTYPE_NAMES: dict[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a model was made for; the defaults are Wan's at 480p."""
+
+    fps: float = 16
+    num_frames: int = 81
+    height: int = 480
+    width: int = 832
+    grid: int = 4
+    """Steps of the grid the student was distilled on."""
+    default_plan: str = "4"
+    """The student's plan unless another is asked for."""
+    teacher_plan: str = "50"
+    """A bidirectional network's."""
+    guidance_scale: float = 5.0
+    """A bidirectional network's guidance w, v = u + w (c - u); the student is distilled without."""
+    agreement: Sequence[Sequence[float]] = ()
+    """Cosines at which an adaptive plan stops, by chunk and step; the last of each repeats (nearstep calibrate)."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | None) -> Settings:
+        """The settings in a model_index.json; what is absent keeps its default."""
+        given, known = given or {}, [field.name for field in fields(cls)]
+        if unknown := sorted(set(given) - set(known)):
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise NearstepError(f'unknown setting {unknown[0]!r} under "nearstep" in {INDEX}: {hint}')
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder whose index has been read."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, name: str | Path) -> ModelFolder:
+        """The model called ``name``: ``"playground"``, a folder, or a hub id ``owner/model`` (downloaded once)."""
+        folder = cls(_locate(name))
+        folder.index  # noqa: B018  read it now, so that a wrong folder is found at once
+        return folder
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """model_index.json."""
+        return read_json(self.path / INDEX)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The model's own defaults."""
+        return Settings.of(self.index.get("nearstep"))
+
+    def networks(self) -> list[str]:
+        """Sub-folders that hold a video transformer, ``transformer`` first."""
+        names = [entry.parent.name for entry in self.path.glob(f"*/{CONFIG}") if _is_network(read_json(entry))]
+        return sorted(names, key=lambda name: (name != "transformer", name))
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The configuration of a component, ``scheduler`` included."""
+        if not (self.path / component).is_dir():
+            held = ", ".join(sorted(f"{entry.name}/" for entry in self.path.iterdir() if entry.is_dir()))
+            raise NearstepError(f"{self.path} has no {component}/; it holds {held or 'nothing'}")
+        return read_json(self.path / component / (SCHEDULER_CONFIG if component == "scheduler" else CONFIG))
+
+    def check_class(self, component: str, *allowed: str) -> None:
+        """Refuse a component that is some other kind of model."""
+        config = self.config(component)
+        kind = config.get("_class_name") or config.get("model_type")
+        if kind not in allowed:
+            raise NearstepError(f"{self.path / component / CONFIG} is a {kind}, not a {' or '.join(allowed)}")
+
+    def tensors(self, component: str) -> dict[str, TensorInfo]:
+        """Names, shapes and types of a component's weights; every file is checked to be whole."""
+        found: dict[str, TensorInfo] = {}
+        for file in weight_files(self.path / component):
+            found |= read_header(file)
+        return found
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or one line about what is wrong with it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NearstepError(f"{path} is missing: is {path.parent} a complete model folder?") from None
+    except OSError as error:
+        raise NearstepError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise NearstepError(f"{path} is not valid JSON ({error}): fetch or export it again") from error
+    if not isinstance(content, dict):
+        raise NearstepError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one component, sharded or not."""
+    sharded = sorted(folder.glob("*.safetensors.index.json"))
+    if sharded:
+        files = [folder / name for name in sorted(set(read_json(sharded[0])["weight_map"].values()))]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+    if pickles:
+        raise NearstepError(f"{folder / pickles[0]} is a pickle, which can run code: convert it to .safetensors first")
+    raise NearstepError(f"{folder} holds no .safetensors weights: is the model folder complete?")
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Names and shapes in a safetensors file: 8 bytes of length, a JSON header, then the data it measures out."""
+    try:
+        with file.open("rb") as stream:
+            size = file.stat().st_size
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            header = stream.read(length) if 0 < length <= size else b""
+    except FileNotFoundError:
+        raise NearstepError(f"{file} is missing: is the model folder complete?") from None
+    except OSError as error:
+        raise NearstepError(f"cannot read {file}: {error.strerror}") from error
+    try:
+        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        tensors = {name: _tensor(entry) for name, entry in entries.items()}
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        raise NearstepError(f"{file} is {_what_else(start, size)}") from None
+    if size != expected:
+        state = "truncated" if size < expected else "damaged"
+        raise NearstepError(f"{file} is {state}: {size} bytes, its header says {expected}; fetch or export it again")
+    return tensors
+
+
+def _what_else(start: bytes, size: int) -> str:
+    """What a file that is no safetensors file looks like, and what to do."""
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return "a pickle under a safetensors name: convert it, do not rename it"
+    if start == b"version ":
+        return "a Git LFS pointer, not the weights: run git lfs pull"
+    return f"no whole safetensors file ({size} bytes): fetch or export it again"
+
+
+def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
+    (first, last), dtype = entry["data_offsets"], str(entry["dtype"])
+    return TensorInfo(tuple(entry["shape"]), _DTYPE_NAMES.get(dtype, dtype), last - first)
+
+
+def _is_network(config: Mapping[str, Any]) -> bool:
+    return config.get("_class_name") in ("VideoTransformer", "WanTransformer3DModel")
+
+
+def _locate(name: str | Path) -> Path:
+    if str(name) == EMBEDDED:
+        embedded = Path(str(resources.files("nearstep"))) / "assets" / EMBEDDED
+        if not embedded.is_dir():
+            raise NearstepError(f"this installation lacks the embedded model ({embedded}); name a model folder instead")
+        return embedded
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / INDEX).exists() and any(path.glob("*.safetensors")):
+            raise NearstepError(f"{path} holds weights and no {INDEX}: nearstep convert {path} NEW makes a model of it")
+        return path
+    if path.exists():
+        raise NearstepError(f"{path} is a file; a model is a folder with {INDEX} (a student's file: --student {path})")
+    if isinstance(name, str) and _HUB_ID.fullmatch(name):
+        return _download(name)
+    raise NearstepError(f"there is no folder {path}; a model is {EMBEDDED!r}, a folder, or a hub id owner/name")
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        raise NearstepError(f"{name} is neither a folder here nor a model on the hub") from error
+    except OSError as error:  # the hub's own errors are OSErrors
+        raise NearstepError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, for a one-line error of ours."""
+    return str(error).strip().partition("\n")[0]
+
+
+def shift_of(scheduler: Mapping[str, Any]) -> float:
+    """The shift k of a saved scheduler: FlowMatchEuler calls it ``shift``, Wan's UniPC ``flow_shift``."""
+    for name in ("flow_shift", "shift"):
+        if name in scheduler:
+            return float(scheduler[name])
+    raise NearstepError("the scheduler's config has neither shift nor flow_shift; a flow-matching scheduler is needed")

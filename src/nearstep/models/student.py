@@ -1,0 +1,111 @@
+"""A causal student from a weights file, run on a base model's codec, text encoder and sizes.
+
+Published students are one network in a .pt file; everything else is Wan2.1's. What the file cannot say,
+:class:`Student` does: docs/wan.md lists it for those that are published. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nearstep.errors import NearstepError
+from nearstep.models.folder import ModelFolder, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causality:
+    """How a network's causality and schedule were when it was trained."""
+
+    chunk_frames: int = 3
+    """Latent frames denoised together."""
+    shift: float = 5.0
+    """Of the schedule."""
+    window_frames: int | None = None
+    """Newest latent frames that a chunk sees, its own included; None for all."""
+    sink_frames: int = 0
+    """First latent frames that every chunk sees in addition."""
+    grid: int = 4
+    """Steps of the grid it was distilled on."""
+    default_plan: str = "4"
+    """Its plan unless another is asked for."""
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_frames", "shift", "grid"):
+            if not getattr(self, name) > 0:
+                raise NearstepError(f"{name}={getattr(self, name)}; it must be above 0")
+        if self.window_frames is not None and self.window_frames < self.chunk_frames:
+            raise NearstepError(f"window_frames={self.window_frames} is less than a chunk of {self.chunk_frames}")
+        if self.sink_frames < 0:
+            raise NearstepError(f"sink_frames={self.sink_frames}; it cannot be negative")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """VideoTransformer's arguments about it."""
+        return {name: getattr(self, name) for name in ("chunk_frames", "window_frames", "sink_frames")}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The model settings about it."""
+        return {"grid": self.grid, "default_plan": self.default_plan}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(Causality):
+    """A student's file and how to run it. The defaults are Self-Forcing's (configs/self_forcing_dmd.yaml)."""
+
+    path: Path | str
+    """The weights file, or a folder of one network."""
+    role: str | None = None
+    """Which network of the file: ``generator_ema``, ``generator``, ``model``; the first that is there by default."""
+
+    @classmethod
+    def of(cls, given: Student | Path | str) -> Student:
+        """A student from a path alone, with the defaults."""
+        student = given if isinstance(given, Student) else cls(path=given)
+        if not Path(student.path).expanduser().exists():
+            raise NearstepError(f"there is no student {student.path}; give a weights file")
+        return replace(student, path=Path(student.path).expanduser())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configs:
+    """What decides the clips that a model can make."""
+
+    transformer: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    settings: Settings
+
+
+def configs_of(folder: ModelFolder, network: str = "transformer", student: Student | None = None) -> Configs:
+    """A folder's configurations, with a student's causality, shift and settings where one takes its network's place."""
+    own = Configs(
+        transformer=folder.config(network),
+        vae=folder.config("vae"),
+        scheduler=folder.config("scheduler"),
+        settings=folder.settings,
+    )
+    if student is None:
+        return own
+    if network != "transformer":
+        raise NearstepError(f"a student takes the place of transformer/, so {network}/ would go unused; ask for one")
+    return Configs(
+        transformer={**own.transformer, **student.network},
+        vae=own.vae,
+        scheduler={"shift": student.shift},
+        settings=replace(own.settings, **student.settings),
+    )
+
+
+def settings_of(folder: ModelFolder, student: Student | None) -> dict[str, Any]:
+    """What the index of a folder says under "nearstep", and a student's on top."""
+    given = dict(folder.index.get("nearstep") or {})
+    return {**given, **student.settings} if student else given
+
+
+def named(student: Student) -> dict[str, Any]:
+    """What to keep beside a clip about the student that made it."""
+    return {**asdict(student), "path": str(student.path)}

@@ -1,0 +1,1 @@
+"""The playground: a procedural captioned world with exact ground truth, and what measures clips of it."""

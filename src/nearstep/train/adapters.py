@@ -1,0 +1,188 @@
+"""Low-rank training through peft: W stays, and B A beside it learns (Hu et al., arXiv 2106.09685).
+
+Adapters go on the layers that LoRAs of Wan change: every linear one of every block. The base is frozen and may be
+shared (train/frozen.py). A result is written both ways: merged into the network, and by itself as diffusers reads it
+(``pipe.load_lora_weights``). LongLive trains student and critic like this (NVlabs/LongLive,
+configs/nvfp4/train_dmd_nvfp4_step4.yaml: r = alpha = 128, ``apply_to_critic``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nearstep import rng
+from nearstep.errors import NearstepError
+from nearstep.files import replacing
+from nearstep.models.lora import Update, updates_in
+from nearstep.nets.transformer import VideoTransformer
+from nearstep.train.frozen import hold
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+"""Layers of a block, of both attentions where they are an attention's."""
+FOLDER, FILE = "lora", "pytorch_lora_weights.safetensors"
+"""Where a model folder has its adapter, and the name that diffusers looks for."""
+_ADAPTER, _PREFIX = "default", "transformer."
+_DOWN, _UP = f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER}.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFields:
+    """What a stage that trains by gradient is asked about adapters."""
+
+    lora_rank: int | None = None
+    """Train adapters of this rank (peft) and freeze what they stand on; None trains whole networks."""
+    lora_alpha: float | None = None
+    """The adapter counts alpha / rank times; by default once."""
+    lora_start: Path | None = None
+    """Folder or file of an adapter to go on from, such as an earlier stage's ``model/lora``: of the same rank, and made
+    for the network in ``source``."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank is None:
+            if self.lora_alpha is not None or self.lora_start is not None:
+                raise NearstepError("lora_alpha and lora_start belong to an adapter; say its lora_rank too")
+            return
+        if self.lora_rank < 1 or (self.lora_alpha is not None and self.lora_alpha <= 0):
+            raise NearstepError(f"lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}; both are above 0")
+        if find_spec("peft") is None:
+            raise NearstepError("lora_rank needs peft: pip install 'nearstep[lora]'")
+        if self.lora_start is not None:
+            _check_file(adapter_file(self.lora_start), self.lora_rank)
+
+    @property
+    def lora_scale(self) -> float:
+        """What B A is multiplied by."""
+        assert self.lora_rank is not None
+        return 1.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
+
+
+def adapter_file(path: Path) -> Path:
+    """The file of an adapter, given as itself or as its folder."""
+    return path if path.suffix == ".safetensors" else path / FILE
+
+
+def _check_file(file: Path, rank: int) -> None:
+    """Refuse a file that is no adapter of this rank; only its header is read."""
+    if not file.is_file():
+        raise NearstepError(f"there is no adapter {file}; name the folder that holds one")
+    try:
+        with safe_open(file, "pt") as opened:
+            names = opened.keys()
+            ranks = {opened.get_slice(name).get_shape()[0] for name in names if ".lora_A." in name}
+    except (SafetensorError, OSError) as error:
+        raise NearstepError(f"{file} is damaged or no adapter: {error}") from error
+    if ranks != {rank}:
+        found = f"is of rank {', '.join(map(str, sorted(ranks)))}" if ranks else "holds no lora_A weights"
+        raise NearstepError(f"{file} {found}; lora_rank={rank} goes on from its own rank only")
+
+
+def targets(network: nn.Module) -> list[str]:
+    """Names of the layers that adapters go on."""
+    return [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and _is_target(name)]
+
+
+def _is_target(name: str) -> bool:
+    return name.startswith("blocks.") and any(name.endswith(f".{target}") for target in TARGETS)
+
+
+def base(network: VideoTransformer, dtype: torch.dtype) -> VideoTransformer:
+    """A network made ready to be shared and adapted, in place: frozen, its targets held in ``dtype``."""
+    return hold(network, targets(network), dtype)
+
+
+def adapt(network: VideoTransformer, fields: LoraFields, *names: str | int) -> VideoTransformer:
+    """Put an adapter on a frozen network, in place: float32, and it alone trains.
+
+    B is zero, so that the network computes what it did before, to the bit; A is uniform in +-1/sqrt(inputs), peft's
+    default.
+
+    Args:
+        network: a ``base``.
+        fields: rank and alpha.
+        names: of the draw of A.
+    """
+    from peft import LoraConfig
+
+    rank = fields.lora_rank
+    assert rank is not None
+    alpha: Any = rank * fields.lora_scale  # peft's annotation says int, and it divides
+    with torch.random.fork_rng(devices=[]):  # peft draws weights of its own
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets(network)), _ADAPTER)
+    for name, p in network.named_parameters():
+        p.requires_grad_(name.endswith((_DOWN, _UP)))
+        if name.endswith(_DOWN):
+            bound = p.shape[1] ** -0.5
+            draw = rng.generator("adapter", *names, name)
+            p.data = torch.empty(p.shape).uniform_(-bound, bound, generator=draw)
+        elif name.endswith(_UP):
+            p.data = torch.zeros(p.shape)
+    return network
+
+
+def start_from(network: VideoTransformer, fields: LoraFields) -> VideoTransformer:
+    """Give a network's adapter the values in ``fields.lora_start``, in place; nothing where that is None.
+
+    Raises:
+        NearstepError: if the file's adapter is another network's.
+    """
+    if fields.lora_start is None:
+        return network
+    file = adapter_file(fields.lora_start)
+    try:
+        given = updates_in(load_file(file))
+    except NearstepError as error:
+        raise NearstepError(f"{file}: {error}") from None
+    own = dict(network.named_parameters())
+    wanted = {f"{name}.weight": _pair(own, name) for name in adapted_layers(own)}
+    if given.keys() != wanted.keys():
+        odd = sorted(given.keys() ^ wanted.keys())[0]
+        raise NearstepError(f"{file} is no adapter of this network: they differ in {odd}")
+    for name, (down, up) in wanted.items():
+        if given[name].down.shape != down.shape or given[name].up.shape != up.shape:
+            raise NearstepError(f"{file} is no adapter of this network: {name} has another shape here")
+        down.data.copy_(given[name].down)
+        up.data.copy_(given[name].up / fields.lora_scale)
+    return network
+
+
+def adapted_layers(state: Mapping[str, object]) -> list[str]:
+    """Layers with an adapter, by the names of a network's weights."""
+    return [name.removesuffix(_DOWN) for name in state if name.endswith(_DOWN)]
+
+
+def _pair(state: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
+    return state[layer + _DOWN], state[layer + _UP]
+
+
+def merged(state: Mapping[str, Tensor], fields: LoraFields) -> dict[str, Tensor]:
+    """An adapted network's weights as a plain network's: the adapter added, summed and kept in float32."""
+    updates = {
+        f"{layer}.weight": Update(down=down, up=fields.lora_scale * up)
+        for layer in adapted_layers(state)
+        for down, up in [_pair(state, layer)]
+    }
+    plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    return {name: updates[name].merged(value.float()) if name in updates else value for name, value in plain.items()}
+
+
+def write_adapter(state: Mapping[str, Tensor], fields: LoraFields, folder: Path) -> None:
+    """Write an adapted network's adapter to ``folder`` as diffusers writes one, float32.
+
+    The scale is in B, so that whoever reads it needs no alpha.
+    """
+    tensors: dict[str, Tensor] = {}
+    for layer in adapted_layers(state):
+        down, up = _pair(state, layer)
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = down.contiguous()
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = (fields.lora_scale * up).contiguous()
+    with replacing(folder / FILE) as part:
+        save_file(tensors, part, metadata={"format": "pt"})

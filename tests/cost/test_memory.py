@@ -1,0 +1,292 @@
+"""Predicted memory and operations against real steps on the CPU, and against numbers that are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from nearstep.cli.main import main
+from nearstep.cost import fake_step as rehearsal
+from nearstep.cost import update_flops as flops
+from nearstep.cost.advice import trials
+from nearstep.cost.live_bytes import Ledger
+from nearstep.cost.memory import estimate
+from nearstep.cost.sizes import Sizes, count_network
+from nearstep.models.wan import SIZES
+from nearstep.nets.cache import KVCache
+from nearstep.nets.transformer import VideoTransformer
+from nearstep.recipes import playground
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.balance import Balance
+from nearstep.train.distill.networks import Players, make_discriminator
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import Turn
+from nearstep.train.ema import Ema
+from nearstep.train.parallel import Ranks
+from nearstep.train.stages.causal import CausalStage
+
+GIB = 2**30
+LAYERS = 3
+NETWORK = dict(
+    patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=32, in_channels=4, out_channels=4, text_dim=24,
+    freq_dim=64, ffn_dim=192, num_layers=LAYERS,
+)  # fmt: skip
+CODEC = dict(
+    base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True], in_channels=12,
+    out_channels=12, patch_size=2, latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+)  # fmt: skip
+ENCODER = dict(vocab_size=30, d_model=24, d_kv=8, d_ff=16, num_heads=2, num_layers=1)
+SMALL = Sizes(
+    student={**NETWORK, "chunk_frames": 3}, teacher=NETWORK, clip=(6, 4, 16, 16), text_length=12, codec=CODEC,
+    encoder=ENCODER,
+)  # fmt: skip
+
+SHALLOW = replace(SMALL, student={**SMALL.student, "num_layers": 1}, teacher={**NETWORK, "num_layers": 1})
+
+
+def config(**changes: Any) -> DistillConfig:
+    return replace(playground.distill(), **{"batch": 2, "counts": (1, 2, 3, 4), **changes})
+
+
+CONFIGS = {
+    "whole batch": config(),
+    "checkpointing": config(checkpointing=True),
+    "micro-batches": config(micro=1),
+    "exact penalty, joint backbone": config(adversary=AdversaryConfig(penalty="exact", backbone="joint")),
+    "against data": config(sampling="data", adversary=AdversaryConfig(reference="data", backbone="teacher")),
+    "no adversary": config(adversary=None, micro=1, checkpointing=True),
+}
+
+
+FUSED = {  # the counter knows the kernels of accelerators only
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
+        sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+class Meter:
+    """What the allocator gave and took back, by torch's profiler: another tool than the prediction's ledger."""
+
+    def __init__(self) -> None:
+        self.live = 0
+        self.peaks: dict[str, int] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            yield
+        peak = self.live
+        for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
+            if event.name() == "[memory]":
+                self.live += event.nbytes()
+                peak = max(peak, self.live)
+        self.peaks[name] = max(self.peaks.get(name, 0), peak)
+
+
+def text(captions: list[str]) -> torch.Tensor:
+    return torch.randn(len(captions), SMALL.text_length, NETWORK["text_dim"])
+
+
+def clips(first: int, size: int) -> tuple[torch.Tensor, list[str]]:
+    return torch.randn(size, *SMALL.clip), [""] * size
+
+
+def real_stage(config: DistillConfig) -> DistillStage:
+    student, assistant = VideoTransformer(**SMALL.student), VideoTransformer(**SMALL.teacher)
+    teacher = VideoTransformer(**SMALL.teacher).eval().requires_grad_(False)
+    if config.checkpointing:
+        student.enable_gradient_checkpointing()
+        assistant.enable_gradient_checkpointing()
+    judge = make_discriminator(config.adversary, teacher, 0) if config.adversary else None
+    taking_part = Players(
+        student=student, teacher=teacher, assistant=assistant, ema=Ema(student, 0.9), discriminator=judge,
+        optimizers={}, balance=Balance(),
+    )  # fmt: skip
+    stage = DistillStage.__new__(DistillStage)
+    opened = (None, text, SimpleNamespace(shape=SMALL.clip, batch=clips))
+    stage.begin(config, Ranks(0, 1, torch.device("cpu")), opened, taking_part)
+    return stage
+
+
+def measured(config: DistillConfig) -> dict[str, int]:
+    """One update without the optimizers, micro-batch by micro-batch."""
+    stage, meter = real_stage(config), Meter()
+    turn, noise = Turn(steps=1, adversarial=True, heard=True), stage._noise("test")
+    size = config.micro or config.batch
+    parts = [range(first, first + size) for first in range(0, config.batch, size)]
+    for rows in parts:
+        batch = None
+        with meter.phase("student: rollout"):
+            batch = stage._batch(turn, 0, rows)
+        with meter.phase("student: loss, backward"):
+            stage._student(turn, batch, noise.of(rows))
+        with meter.phase("between"):
+            batch = replace(batch, fewer=batch.fewer.detach())
+    with meter.phase("between"):
+        stage.student.zero_grad(set_to_none=True)
+    for rows in parts:
+        with meter.phase("assistant"):
+            stage._assistant(batch, noise.of(rows))
+    if config.adversary:
+        for gamma, name in ((0.0, "discriminator"), (1.0, "discriminator: penalty")):
+            for rows in parts if not gamma else parts[-1:]:
+                with meter.phase(name):
+                    stage._discriminator(turn, batch, noise.of(rows), gamma)
+    del meter.peaks["between"]
+    return meter.peaks
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_phase_takes_what_is_predicted(name: str):
+    config = CONFIGS[name]
+    found = rehearsal._distillation(config, SMALL, 1, LAYERS, LAYERS)
+    if "student: adversary" in found:  # a part of the student's turn
+        found["student: loss, backward"] = max(found["student: loss, backward"], found.pop("student: adversary"))
+    real = measured(config)
+    assert {key for key in found if "optimizer" not in key} == set(real)
+    for phase, size in real.items():
+        assert found[phase] == pytest.approx(size, rel=0.05), phase
+
+
+@pytest.mark.parametrize(("name", "layers"), [("checkpointing", (5, 5)), ("no adversary", (5, 6))])
+def test_the_line_through_shallow_networks_meets_deep_ones(name: str, layers: tuple[int, int]):
+    measure = partial(rehearsal._distillation, CONFIGS[name], SMALL, 1)
+    # A rollout's peak is the larger of a step's and a commit's, and in networks this small which one depends on depth.
+    assert rehearsal._by_depth(measure, *layers) == pytest.approx(measure(*layers), rel=2e-2)
+
+
+@pytest.mark.parametrize(("size", "expected"), [("1.3B", 1_418_996_800), ("14B", 14_288_491_584)])
+def test_parameters_of_wan(size: str, expected: int):
+    shape = SIZES[size]
+    dim = shape["num_attention_heads"] * shape["attention_head_dim"]
+    attention = 4 * (dim * dim + dim) + 2 * dim
+    block = 2 * attention + 2 * dim * shape["ffn_dim"] + shape["ffn_dim"] + dim + 2 * dim + 6 * dim
+    outside = 65 * dim + (256 + dim + 2) * dim + 6 * dim * (dim + 1) + (4096 + dim + 2) * dim + 64 * dim + 64 + 2 * dim
+    counted = count_network(shape)
+    assert counted.block == block
+    assert counted.all == shape["num_layers"] * block + outside == expected
+
+
+def test_a_clip_of_wan_takes_its_keys_and_values():
+    ledger = Ledger()
+    with FakeTensorMode(), ledger:
+        cache = KVCache(  # noqa: F841  held while it is counted
+            layers=30, batch=1, capacity_frames=21, tokens_per_frame=1560, heads=12, head_dim=128, dtype=torch.bfloat16
+        )
+        assert ledger.live / GIB == pytest.approx(5.62, abs=0.01)
+
+
+def test_operations_of_a_chunk_of_wan():
+    network = flops.Network(config=SIZES["1.3B"], frame=(16, 60, 104), text=512)
+    calls = [network.call(3, 3 * (chunk + 1)).all / 1e12 for chunk in range(7)]
+    assert calls[0] == pytest.approx(16.2, abs=0.1)
+    assert calls[6] == pytest.approx(40.4, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["whole batch", "checkpointing", "no adversary"])
+def test_operations_are_those_that_torch_counts(name: str):
+    config = replace(CONFIGS[name], micro=None, ratio=1, counts=(2,))
+    if config.adversary:
+        config = replace(config, adversary=AdversaryConfig(penalty_every=1))
+    stage, turn = real_stage(config), Turn(steps=2, adversarial=True, heard=True)
+    noise, rows = stage._noise("test"), range(config.batch)
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+        batch = stage._batch(turn, 0, rows)
+        stage._student(turn, batch, noise)
+        batch = replace(batch, fewer=batch.fewer.detach())
+        stage._assistant(batch, noise)
+        if config.adversary:
+            stage._discriminator(turn, batch, noise, 1.0)
+    predicted = config.batch * sum(part.all for part in flops.distillation(config, SMALL).values())
+    assert predicted == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_two_processes_hold_half_of_what_is_sharded():
+    one, two = (estimate(CONFIGS["micro-batches"], SHALLOW, count) for count in (1, 2))
+    shared = {
+        "student",
+        "student's moments",
+        "student's average",
+        "assistant",
+        "assistant's moments",
+        "teacher, float32",
+    }
+    assert shared | {"discriminator, moments"} <= one.held.keys()
+    for name in shared | {"discriminator, moments"}:
+        assert two.held[name] == one.held[name] / 2
+    assert two.held["codec"] == one.held["codec"] > 0
+    whole, half = (sum(part.all for part in each.flops.values()) for each in (one, two))
+    assert half == whole / 2
+
+
+def test_options_are_turned_until_it_fits():
+    large = config(batch=4, adversary=None)
+    first = next(trials(large, SMALL, 1, 0.0))
+    found = [*trials(large, SMALL, 1, 0.5 * first.estimate.peak)]
+    assert found[0].estimate.peak == first.estimate.peak
+    assert found[-1].estimate.peak <= 0.5 * first.estimate.peak
+    assert all(trial.estimate.peak > 0.5 * first.estimate.peak for trial in found[:-1])
+    assert "--micro 1" in found[-1].words
+    least = [*trials(config(adversary=None, micro=1, checkpointing=True), SMALL, 1, 1.0)]
+    assert least[-1].processes == 2  # as far as the batch divides
+
+
+@pytest.mark.parametrize("objective", ["forcing", "consistency", "trajectory"])
+def test_a_causal_run_takes_what_is_predicted(objective: str):
+    causal = replace(playground.forcing(), objective=objective, batch=1, cells=4, autocast=False)
+    found = rehearsal._causal(causal, SMALL, 1, LAYERS, LAYERS)
+    network, many_step = (VideoTransformer(**SMALL.student) for _ in range(2))
+    stage, meter = CausalStage.__new__(CausalStage), Meter()
+    opened = (None, text, SimpleNamespace(shape=SMALL.clip))
+    many_step.eval().requires_grad_(False)
+    stage.begin(causal, Ranks(0, 1, torch.device("cpu")), opened, network, many_step, Ema(network, 0.9))
+    with meter.phase("loss"):
+        x0, eps, u = torch.randn(1, *SMALL.clip), torch.randn(1, *SMALL.clip), torch.rand(1, 2)
+        loss = getattr(stage, f"_{objective}")(x0, eps, [""], u).sum()
+    with meter.phase("backward"):
+        loss.backward()
+    for phase, size in meter.peaks.items():
+        assert found[phase] == pytest.approx(size, rel=0.05), phase
+
+
+def test_the_command_writes_tables_and_json(tmp_path, capsys: pytest.CaptureFixture):
+    options = ["--memory", "8G", "--batch", "2", "--adversary.gamma", "0", "--json", str(tmp_path / "plan.json")]
+    assert main(["plan-memory", "playground.distill", *options]) == 0
+    out = capsys.readouterr().out
+    assert "fits in 7.4 GiB" in out and "text encoder" in out
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["fits"] and plan["peak_bytes"] == max(plan["phase_bytes"].values())
+    assert "discriminator: penalty" not in plan["phase_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["playground.distil"], "did you mean playground.distill?"),
+        (["playground.codec"], "no distillation and no causal run"),
+        (["playground.distill", "--memory", "lots"], "give GiB of one accelerator"),
+        (["playground.distill", "--gpus", "3"], "does not divide among 3 processes"),
+        (["wan.distill", "--gpus", "16", "--micro", "8"], "micro=8 does not divide the 4 clips"),
+        (["playground.consistency"], "there is no runs/forcing/model/transformer yet"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line(arguments, message, capsys: pytest.CaptureFixture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan-memory", *arguments]) == 2
+    assert message in capsys.readouterr().err

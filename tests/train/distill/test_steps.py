@@ -1,0 +1,48 @@
+"""Turns and plans are functions of (seed, step), and n is as likely as it should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from nearstep import rng
+from nearstep.flow.plan import prefix, respaced
+from nearstep.train.distill.steps import schedule_of, training_plan, turn_at
+
+OPTIONS = {"seed": 3, "counts": (1, 2, 3, 4), "warmup": 20, "alone": 5}
+
+
+def test_a_turn_is_named_by_seed_and_step_alone():
+    torch.manual_seed(0)
+    first = [turn_at(step, **OPTIONS) for step in range(40)]
+    torch.manual_seed(1)
+    assert [turn_at(step, **OPTIONS) for step in range(40)] == first
+    assert [turn_at(step, **{**OPTIONS, "seed": 4}) for step in range(40)] != first
+
+
+def test_the_discriminator_waits_then_learns_unheard():
+    turns = [turn_at(step, **OPTIONS) for step in range(40)]
+    assert [step for step, turn in enumerate(turns) if turn.adversarial] == list(range(20, 40))
+    assert [step for step, turn in enumerate(turns) if turn.heard] == list(range(25, 40))
+
+
+def test_step_counts_are_equally_likely():
+    counts = Counter(turn_at(step, **OPTIONS).steps for step in range(20_000))
+    assert set(counts) == {1, 2, 3, 4}
+    assert max(counts.values()) / min(counts.values()) < 1.1
+
+
+def test_kinds_of_schedules():
+    draw = rng.generator("test")
+    for steps in (1, 2, 3, 4):
+        assert schedule_of(steps, "prefix", shift=3.0, draw=draw) == prefix(steps, shift=3.0)
+        assert schedule_of(steps, "respaced", shift=3.0, draw=draw) == respaced(steps, shift=3.0)
+    seen = {schedule_of(2, "subset", shift=1.0, draw=draw).times for _ in range(60)}
+    assert seen == {(1.0, 0.75), (1.0, 0.5), (1.0, 0.25)}
+
+
+def test_the_first_chunk_can_have_its_own_list():
+    plan = training_plan(1, "prefix", (3, 3, 3), shift=3.0, draw=rng.generator("test"), first=4)
+    assert [len(schedule) for schedule in plan.schedules] == [4, 1, 1]
+    assert plan.schedules[0] == respaced(4, shift=3.0)
