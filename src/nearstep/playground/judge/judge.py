@@ -121,7 +121,7 @@ def _check(video: Tensor, captions: Sequence[str]) -> None:
 
 def _judge(video: Tensor, captions: Sequence[str], chunk: int) -> list[Verdict]:
     chunks = chunk_frames(video.shape[1], chunk)
-    stated = [{"count": "1", **parse(text)} for text in captions]
+    stated = [_stated(text) for text in captions]
     sight = look(video)
     fitted = fit(sight, chunks)
     seen = (sight.found.float().mean(dim=1) >= _LEAST_SEEN) & (fitted.overlap >= _LEAST_OVERLAP)
@@ -142,6 +142,11 @@ def _judge(video: Tensor, captions: Sequence[str], chunk: int) -> list[Verdict]:
         )
         for i in range(len(stated))
     ]
+
+
+def _stated(text: str) -> dict[str, str]:
+    said = {"count": "1", **parse(text)}
+    return {name: said[name] for name in ATTRIBUTES if name in said}
 
 
 def _stated_speed(stated: list[dict[str, str]], measured: Tensor) -> Tensor:
