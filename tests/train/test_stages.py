@@ -14,7 +14,7 @@ from transformers import UMT5EncoderModel
 from nearstep.data.latents import LatentsConfig
 from nearstep.errors import NearstepError
 from nearstep.nets.masks import teacher_forcing
-from nearstep.playground.world import SIZE
+from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase
@@ -53,13 +53,19 @@ def tiny_teacher(codec: Path, folder: Path, latents: Path, steps: int = 4) -> Te
         network=NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2),
         text=TEXT,
         codec=codec / "vae",
-        latents=LatentsConfig(folder=latents, clips=8),
+        latents=LatentsConfig(folder=latents, clips=8, world=PLAYGROUND),
         phases=(Phase(steps // 2, 9, 6), Phase(steps - steps // 2, 33, 4)),
     )
 
 
 def tiny_causal(recipe: CausalConfig, model: Path, folder: Path, latents: Path) -> CausalConfig:
-    return replace(recipe, loop=loop(folder), model=model, latents=LatentsConfig(folder=latents, clips=8), batch=2)
+    return replace(
+        recipe,
+        loop=loop(folder),
+        model=model,
+        latents=LatentsConfig(folder=latents, clips=8, world=PLAYGROUND),
+        batch=2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +127,7 @@ def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latent
     for network, plan in (("transformer", "2,1x"), ("teacher", "3")):
         pipe = CausalVideoPipeline.from_pretrained(resumed, transformer=network)
         video = pipe("a red ball slides left", plan=plan, seed=0, output_type="pt").frames
-        assert video.shape == (1, 33, 3, SIZE, SIZE)
+        assert video.shape == (1, 33, 3, PLAYGROUND.size, PLAYGROUND.size)
         assert torch.isfinite(video).all()
 
 
@@ -129,7 +135,7 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
     from nearstep import CausalVideoPipeline
 
     recipe = replace(tiny_causal(playground.forcing(), teacher, tmp_path / "run", tmp_path), window_frames=6)
-    long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, frames=45))
+    long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, world=PLAYGROUND, frames=45))
     stage = CausalStage(long)
     assert stage.lengths == (3, 3, 3, 3)
     assert stage.visibility == teacher_forcing(stage.lengths, 6)
