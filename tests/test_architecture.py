@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "data": LEAVES,
     "stream": LEAVES | {"models", "rollout", "flow", "nets"},
     "train": LEAVES | {"models", "rollout", "losses", "flow", "nets", "data"},
-    "evaluate": LEAVES | {"stream", "models", "rollout", "flow", "data", "playground"},
+    "evaluate": LEAVES | {"stream", "models", "rollout", "flow", "data"},
     "cost": LEAVES | {"stream", "train", "models", "rollout", "nets", "flow", "data"},
     "server": LEAVES | {"stream", "models", "evaluate.study"},
     "recipes": LIBRARY - {"cost"},
