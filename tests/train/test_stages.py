@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5EncoderModel
+from worlds import Shades
 
 from nearstep.data.latents import LatentsConfig
+from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
 from nearstep.nets.masks import teacher_forcing
 from nearstep.playground import PLAYGROUND
@@ -170,6 +172,20 @@ def test_a_text_cache_serves_training(teacher: Path, latents: Path, tmp_path: Pa
     torch.testing.assert_close(first, plain)
     monkeypatch.setattr(UMT5EncoderModel, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
     assert torch.equal(open_model(teacher, config.latents, tmp_path / "texts")[1](prompts), first)
+
+
+def test_another_world_trains_by_configuration_alone(tmp_path: Path):
+    world = Shades(size=64, frames=33)
+    codec = replace(tiny_codec(tmp_path / "codec", 2), world=world).run()
+    clips = LatentsConfig(folder=tmp_path / "latents", clips=8, world=world)
+    recipe = replace(tiny_teacher(codec, tmp_path / "teacher", tmp_path / "latents", 2), latents=clips)
+    model = recipe.run()
+    index = read_index(tmp_path / "latents")
+    assert index is not None and index.kind == "shades-64" and index.shape == (9, 4, 8, 8) and index.fps == 4
+    tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
+    assert set(world.vocabulary()) <= set(tokenizer.get_vocab()) and "red" not in tokenizer.get_vocab()
+    with pytest.raises(NearstepError, match="learns the words of a world; set latents.world"):
+        replace(recipe, latents=replace(clips, world=None))
 
 
 def test_latents_of_another_codec_are_refused(teacher: Path, codec: Path, latents: Path, tmp_path: Path):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,14 @@ from tqdm import tqdm
 from nearstep import rng
 from nearstep.data.videos import SUFFIXES, read_facts, read_frames
 from nearstep.errors import NearstepError
-from nearstep.evaluate.results import EvaluationSettings, Results, open_results, plan_results, write_results
+from nearstep.evaluate.results import (
+    EvaluationSettings,
+    PlanResults,
+    Results,
+    open_results,
+    plan_results,
+    write_results,
+)
 from nearstep.evaluate.run import CAPTIONS_SEED, true_features
 from nearstep.evaluate.tables import table
 from nearstep.protocols import Verdict, World
@@ -29,6 +37,7 @@ from nearstep.stream.output import safe_name
 
 _NAME = re.compile(r"(?P<prompt>.+)-\d+")
 _SHORTENED = re.compile(r"~[0-9a-f]{8}$")
+Value = TypeVar("Value")
 UNNAMED_PLAN = "clips"
 """Stands in the place of a plan where the files do not name one, or not the same."""
 
@@ -54,7 +63,7 @@ def evaluate_clips(world: World, folder: Path, *, batch: int = 16, out: Path = P
         out: where the results go.
 
     Raises:
-        NearstepError: naming the first clip that is not of the world, before anything is measured.
+        NearstepError: naming the first clip that is not of the world; nothing is written then.
     """
     return table(measure_clips(world, folder, batch=batch, out=out))
 
@@ -72,22 +81,28 @@ def measure_clips(world: World, folder: Path, *, batch: int, out: Path) -> Resul
     else:
         settings["prompts"] = f"{rng.key(repr(prompts)):016x}"
     results = open_results(out, settings)
-    verdicts: list[Verdict] = []
-    features: list[Tensor] = []
-    for first in tqdm(range(0, len(clips), batch), desc=folder.name, unit="batch"):
-        video = torch.stack([_read(world, clip.path) for clip in clips[first : first + batch]])
-        verdicts += world.judge(video, prompts[first : first + batch])
-        features.append(world.features(video))
-    plans, calls = {clip.plan for clip in clips}, {clip.calls for clip in clips}
-    plan = (plans.pop() if len(plans) == 1 else None) or UNNAMED_PLAN
-    results["plans"][plan] = plan_results(
-        verdicts,
-        torch.cat(features),
-        true_features(world, len(clips), batch),
-        calls=calls.pop() if len(calls) == 1 else None,
-    )
+    plan = _shared(clip.plan for clip in clips) or UNNAMED_PLAN
+    results["plans"][plan] = _measure(world, clips, batch, desc=folder.name)
     write_results(out, results)
     return results
+
+
+def _measure(world: World, clips: Sequence[NamedClip], batch: int, desc: str) -> PlanResults:
+    verdicts: list[Verdict] = []
+    features: list[Tensor] = []
+    for first in tqdm(range(0, len(clips), batch), desc=desc, unit="batch"):
+        part = clips[first : first + batch]
+        video = torch.stack([_read(world, clip.path) for clip in part])
+        verdicts += world.judge(video, [clip.prompt for clip in part])
+        features.append(world.features(video))
+    real = true_features(world, len(clips), batch)
+    return plan_results(verdicts, torch.cat(features), real, calls=_shared(clip.calls for clip in clips))
+
+
+def _shared(values: Iterable[Value | None]) -> Value | None:
+    # The value that all have, if it is one.
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def list_clips(world: World, folder: Path) -> list[NamedClip]:
@@ -99,8 +114,8 @@ def list_clips(world: World, folder: Path) -> list[NamedClip]:
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     if len(files) < 2:
         raise NearstepError(
-            f"{folder} holds {len(files)} clips; two or more are measured, named PROMPT-INDEX.mp4 as nearstep generate "
-            f"does (known are {', '.join(SUFFIXES)})"
+            f"{folder} holds {len(files)} clips and no model; two clips or more are measured, named PROMPT-INDEX.mp4 as "
+            f"nearstep generate does (known are {', '.join(SUFFIXES)})"
         )
     words = set(world.vocabulary())
     return [_named(world, path, words) for path in files]

@@ -127,7 +127,7 @@ def open_results(out: Path, settings: EvaluationSettings) -> Results:
 
 
 def settings_of(results: Results) -> EvaluationSettings:
-    """What was measured."""
+    """What the results are of."""
     return {"world": _FIRST_WORLD, **results["settings"]}
 
 

@@ -1,7 +1,7 @@
 """The judge: does a clip show what its caption says, and how well does it look?
 
 Analytic, because the world is drawn by formula: find the object (segment.py), fit the renderer's own shapes to it
-(fit.py) and the world's own paths to its track (motion.py), and compare the names with those the caption states.
+(shapes.py) and the world's own paths to its track (motion.py), and compare the names with those the caption states.
 Quality is in quality.py. As VBench forms it, total = (4 quality + semantic) / 5 with semantic = agreement.
 """
 
@@ -69,7 +69,7 @@ class Verdict:
 
     @property
     def correct(self) -> bool:
-        """Everything stated is shown."""
+        """Whether the clip shows everything stated."""
         return all(self.agreement.values())
 
     @property

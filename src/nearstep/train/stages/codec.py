@@ -91,7 +91,7 @@ class CodecConfig:
     loop: LoopConfig
     optim: OptimConfig
     world: World
-    """Whose clips it learns."""
+    """The world whose clips the codec learns."""
     size: CodecSize
     seed: int = 0
     phases: tuple[CropPhase, ...]
@@ -140,7 +140,7 @@ class CodecStage:
         return _cropped(video, world.focus(seed, clips, frames=phase.frames, first=first), phase.side, draw)
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One update."""
+        """Make one update."""
         video = self.batch(index)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = self.codec.posterior(video)

@@ -89,7 +89,7 @@ class TeacherConfig:
     ema: float = 0.999
     seed: int = 0
     autocast: bool = True
-    """bfloat16 matrix products."""
+    """Matrix products in bfloat16."""
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Defaults for using the model (models/folder.py Settings)."""
@@ -128,7 +128,7 @@ class TeacherStage:
             compile_blocks(self.network)
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One update."""
+        """Make one update."""
         config = self.config
         phase, taken = phase_at(config.phases, index)
         x0, captions = self.clips.batch(taken, phase.clips)
