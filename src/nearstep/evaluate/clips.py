@@ -114,7 +114,7 @@ def list_clips(world: World, folder: Path) -> list[NamedClip]:
     files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     if len(files) < 2:
         raise NearstepError(
-            f"{folder} holds {len(files)} clips and no model; two clips or more are measured, named PROMPT-INDEX.mp4 as "
+            f"{folder} holds {len(files)} clips and no model; two or more are measured, named PROMPT-INDEX.mp4 as "
             f"nearstep generate does (known are {', '.join(SUFFIXES)})"
         )
     words = set(world.vocabulary())
