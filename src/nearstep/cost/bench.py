@@ -20,7 +20,6 @@ from nearstep.cost.flops import call_flops, decode_flops, text_encoder_flops, te
 from nearstep.cost.rates import CALLS, CODEC, DECODE, FILE, TEXT, ChunkTime, rates, summary
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import device_of
-from nearstep.nets.masks import Reach
 from nearstep.nets.text import text_length, tokens
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.stream.output import write_video
@@ -195,7 +194,7 @@ def flops(pipe: CausalVideoPipeline, asked: Request, *, fused: bool) -> list[dic
     config, shape, batch = network.config, clip.shape, count * (1 if asked.guidance == 1 else 2)
     size = {"height": shape.height, "width": shape.width}
     common = {**size, "text": text_length(pipe.tokenizer), "batch": batch,
-              "reach": Reach(window=config["window_frames"], sink=config["sink_frames"])}  # fmt: skip
+              "reach": network.reach}  # fmt: skip
     chunks: list[dict[str, int]] = []
     start = before = 0
     for length, schedule in zip(clip.plan.lengths, clip.plan.schedules, strict=True):

@@ -107,7 +107,7 @@ def open_session(
         "width": size[1],
         "window": reach.window,
         "sink": reach.sink,
-        "following": reach.following,
+        "following": reach.relative_sink,
         "given": None if given is None else digest(given),
         "weights": _weights(pipe),
         "torch": torch.__version__,

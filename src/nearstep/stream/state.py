@@ -162,7 +162,7 @@ def reach_of(
     seen = (own or max(chunk, latent_frames(trained) - kept)) if window is None else window
     if seen < chunk:
         raise NearstepError(f"window={seen} is shorter than a chunk of {chunk} frames; give at least {chunk}")
-    return Reach(window=seen, sink=kept, following=not config["sink_frames"] if following is None else following)
+    return Reach(window=seen, sink=kept, relative_sink=not config["sink_frames"] if following is None else following)
 
 
 def digest(tensor: Tensor) -> str:
