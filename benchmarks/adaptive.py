@@ -25,8 +25,7 @@ from nearstep.evaluate.calibrate import Agreements, calibration_captions, levels
 from nearstep.evaluate.run import held_out, summarise
 from nearstep.evaluate.statistics import difference, rank_correlation
 from nearstep.files import replacing
-from nearstep.flow.live_plan import ADAPTIVE
-from nearstep.flow.plan import chunk_lengths
+from nearstep.flow.plan import ADAPTIVE, chunk_lengths
 from nearstep.playground.judge.judge import judge
 from nearstep.plots import new_figure
 from nearstep.shapes import latent_frames

@@ -21,8 +21,8 @@ from torch.nn.functional import cosine_similarity
 from nearstep.evaluate.run import held_out
 from nearstep.evaluate.similarity import Watched
 from nearstep.files import replacing
-from nearstep.flow.live_plan import ADAPTIVE, agreements, ladder
-from nearstep.flow.plan import ChunkPlan
+from nearstep.flow.live_plan import agreements, ladder
+from nearstep.flow.plan import ADAPTIVE, ChunkPlan
 from nearstep.models.folder import INDEX, read_json, shift_of
 from nearstep.rollout.rollout import generate
 from nearstep.stream.pipeline import CausalVideoPipeline

@@ -27,13 +27,13 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.flow.live_plan import Enough, LivePlan, live_plan
+from nearstep.flow.live_plan import ChunkSteps, LivePlan, live_plan
 from nearstep.flow.plan import Schedule
 from nearstep.models.folder import shift_of
 from nearstep.nets.devices import device_of
 from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser
-from nearstep.rollout.rollout import Chunk, Planned, unroll
+from nearstep.rollout.rollout import Chunk, PlannedChunk, unroll
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.decoding import Decoding
 from nearstep.stream.recording import CHANGES, Record
@@ -153,15 +153,15 @@ class Session:
     def _again(self, entry: Mapping[str, Any], *, keep_times: bool = True) -> Begun:
         """A chunk of a record."""
         self._change({name: entry[name] for name in CHANGES if name in entry})
-        return self._make((Schedule(tuple(entry["times"])), None) if keep_times else self._next())
+        return self._make(ChunkSteps(Schedule(tuple(entry["times"]))) if keep_times else self._next())
 
-    def _next(self) -> tuple[Schedule, Enough | None]:
+    def _next(self) -> ChunkSteps:
         return self._plan.next(self._state.since, self._state.before)
 
     @torch.no_grad()
-    def _make(self, steps: tuple[Schedule, Enough | None]) -> Begun:
+    def _make(self, steps: ChunkSteps) -> Begun:
         state, began = self._state, self._now()
-        chunk = self._denoised(Planned(self._pipe.transformer.config["chunk_frames"], *steps))
+        chunk = self._denoised(PlannedChunk(self._pipe.transformer.config["chunk_frames"], *steps))
         called = self._now() - began
         decoded = self._decoding.start(state.decoded, chunk.latents)
         entry, self._changes = {"times": [*steps[0].times[: chunk.steps]], **self._changes}, {}
@@ -171,7 +171,7 @@ class Session:
             self._undo.append(self._state.copy())
         return begun
 
-    def _denoised(self, planned: Planned) -> Chunk:
+    def _denoised(self, planned: PlannedChunk) -> Chunk:
         state = self._state
         # A chunk that was broken off may have committed the one before it already.
         before = state.before if state.cache.end < state.start else None

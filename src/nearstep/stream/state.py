@@ -59,7 +59,7 @@ class Begun:
         """The chunk, once it is decoded; ``plan`` learns what it took."""
         began = time.perf_counter()
         video = self.decoded.result().video
-        plan.made(self.chunk.steps, self.calls, time.perf_counter() - began)
+        plan.observe(self.chunk.steps, self.calls, time.perf_counter() - began)
         return Frames(
             index=self.index, start=self.start, video=video, latents=self.chunk.latents, steps=self.chunk.steps
         )
