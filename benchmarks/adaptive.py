@@ -39,7 +39,7 @@ def clips(pipe: CausalVideoPipeline, plan: str, captions: Sequence[str], chunks:
     """Judge one stream of each caption; what evaluate.run has of a plan, and the steps of every chunk."""
     steps, videos, verdicts = [], [], []
     for sample, text in enumerate(tqdm(captions, desc=name, unit="clip")):
-        with pipe.open(text, plan, seed=0, sample=sample, undo=0) as session:
+        with pipe.open(text, plan, seed=0, sample=sample) as session:
             made = list(itertools.islice(session, chunks))
         steps.append([chunk.steps for chunk in made])
         videos.append(torch.cat([chunk.video[0] for chunk in made]))

@@ -49,7 +49,7 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import teacher_forcing
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.tiny_decoder import TinyDecoder
-from nearstep.nets.transformer import VideoTransformer
+from nearstep.nets.transformer import VideoTransformer, kept_in_float32
 from nearstep.recipes import wan
 from nearstep.shapes import latent_frames
 from nearstep.stream.pipeline import CausalVideoPipeline
@@ -256,9 +256,8 @@ def by_chunks(
 
 def placed(net: VideoTransformer, to: torch.device | str, dtype: torch.dtype) -> VideoTransformer:
     """The network there, in this dtype but for what ``from_pretrained`` keeps in float32."""
-    wide = net._keep_in_fp32_modules or []
     for name, parameter in net.named_parameters():
-        kept = dtype.itemsize < torch.float32.itemsize and set(name.split(".")) & set(wide)
+        kept = dtype.itemsize < torch.float32.itemsize and kept_in_float32(name)
         parameter.data = parameter.data.to(to, torch.float32 if kept else dtype)
     return net
 
@@ -299,10 +298,10 @@ def train(size: Size, options: Options, model: Path) -> dict[str, Any]:
         index = first_of(steps, config)
         with counter() as counted:
             stage.step(index)
-        clock.take()
+        clock.spans()
         with peak_memory(device) as memory, clock.stage(ELSE):
             stage.step(index)
-        cost = update(clock.take(), counted.get_total_flops(), floor.rate)
+        cost = update(clock.spans(), counted.get_total_flops(), floor.rate)
         updates.append({"n": steps, **cost, "peak_bytes": memory[0].peak, "peak_by": memory[0].by})
     return {
         "recipe": "wan.distill", "batch": options.batch, "micro": options.micro, "ratio": config.ratio,

@@ -135,7 +135,7 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
     assert stage.visibility == teacher_forcing(stage.lengths, Reach(window=6))
     pipe = CausalVideoPipeline.from_pretrained(long.run())
     with pipe.open("a red ball slides left", "1", seed=0) as session:
-        assert {name: session.record.opening[name] for name in ("window", "sink")} == {"window": 6, "sink": 0}
+        assert (session.recording.opening.window, session.recording.opening.sink) == (6, 0)
     with pytest.raises(NearstepError, match="window_frames=2 is shorter than a chunk of 3"):
         replace(long, window_frames=2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, ModelArgument, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
-from nearstep.files import beside, replacing
-from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.files import check_writable, write_json
+from nearstep.models.folder import EMBEDDED
 
 if TYPE_CHECKING:
-    from nearstep.stream.pipeline import CausalVideoPipeline, Request
+    from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.request import Request
 
 PLANS = ("4", "4,2x", "4,1x", "1")
 _PROMPT = "a small red ball slides left on snow"  # words that the playground knows
@@ -34,18 +34,13 @@ class Bench:
     time in which its FLOPs would be done at that rate.
     """
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """"playground" (inside this package), a model folder, or a hub id."""
+    model: ModelArgument = EMBEDDED
     plans: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--plan"], metavar="PLAN ...", help_behavior_hint="")] = ()
     """Steps per chunk of each clip (default: 4 4,2x 4,1x 1; a bidirectional network's own)."""
     prompt: str = _PROMPT
     """What to show; it matters to the text's time alone."""
-    frames: Annotated[int | None, optional("4N+1")] = None
-    """Pixel frames."""
-    height: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
-    width: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
+    size: FlatClipSize = OWN_SIZE
+    """Size of a clip."""
     guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
     """In v = u + w (c - u); 1 is none."""
     repeats: int = 3
@@ -61,23 +56,22 @@ class Bench:
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, measure, print, and write the JSON."""
     asked = tyro.cli(Bench, prog="nearstep bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    plans = _check(asked)
-    folder = ModelFolder.open(asked.model)
-    for plan in plans:
-        asked.loading.clip(folder, **_size(asked, plan))
-    pipe = asked.loading.pipeline(folder)
-    requests = [
-        pipe.request(asked.prompt, guidance_scale=asked.guidance, seed=0, **_size(asked, plan)) for plan in plans
-    ]
-    found = _measure(asked, pipe, requests)
-    found["command"] = shlex.join(["nearstep", "bench", *arguments])
+    from nearstep.stream.request import Request, plan_clip
+
+    _check(asked)
+    model = asked.loading.open(asked.model)
+    own = PLANS if model.transformer.get("chunk_frames") else (None,)
+    clips = [plan_clip(model, plan=plan, **asked.size.pixels) for plan in asked.plans or own]
+    pipe = asked.loading.pipeline(model)
+    conditioning = pipe.conditioning(asked.prompt, guidance_scale=asked.guidance, seed=0)
+    measured = _measure(asked, pipe, [Request.of(conditioning, clip) for clip in clips])
+    measured["command"] = shlex.join(["nearstep", "bench", *arguments])
     if asked.json:
-        with replacing(asked.json) as part:
-            part.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(asked.json, measured)
 
 
-def _check(asked: Bench) -> Sequence[str | None]:
-    """The plans, once what needs no model is found to be in order."""
+def _check(asked: Bench) -> None:
+    """What needs no model."""
     if asked.repeats < 1:
         raise NearstepError(f"--repeats {asked.repeats}; at least 1")
     if asked.threads is not None and asked.threads < 1:
@@ -85,24 +79,7 @@ def _check(asked: Bench) -> Sequence[str | None]:
     if twice := [plan for plan in asked.plans if asked.plans.count(plan) > 1]:
         raise NearstepError(f"plan {twice[0]!r} is given twice; --repeats measures it more often")
     if asked.json:
-        if asked.json.is_dir():
-            raise NearstepError(f"cannot write {asked.json}: it is a folder; name a file such as bench.json")
-        try:
-            asked.json.parent.mkdir(parents=True, exist_ok=True)
-            part = beside(asked.json)
-            part.touch()
-            part.unlink()
-        except OSError as error:
-            raise NearstepError(f"cannot write {asked.json}: {error.strerror}") from error
-    if asked.plans:
-        return asked.plans
-    config = ModelFolder.open(asked.model).config(asked.loading.name)
-    causal = asked.loading.student.chosen is not None or config.get("chunk_frames")
-    return PLANS if causal else (None,)
-
-
-def _size(asked: Bench, plan: str | None) -> dict[str, Any]:
-    return {"plan": plan, "num_frames": asked.frames, "height": asked.height, "width": asked.width}
+        check_writable(asked.json)
 
 
 def _measure(asked: Bench, pipe: CausalVideoPipeline, requests: Sequence[Request]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import tyro
 from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.cli.text import table
 from nearstep.errors import NearstepError
-from nearstep.models.folder import INDEX, ModelFolder
+from nearstep.models.folder import INDEX
 from nearstep.shapes import latent_frames
 
 if TYPE_CHECKING:
@@ -49,14 +49,12 @@ def run(arguments: Sequence[str]) -> None:
 def calibrate(asked: Calibrate) -> None:
     """Measure, show and write."""
     _check(asked)
-    folder = ModelFolder.open(asked.model)
-    prompts = _prompts(asked)
-    pipe = asked.loading.pipeline(folder)
-    length = pipe.transformer.config["chunk_frames"]
-    if not length:
-        raise NearstepError(f"{asked.model}'s {asked.loading.name} is not causal: it has no chunks to stop")
+    model, prompts = asked.loading.open(asked.model), _prompts(asked)
+    if not (length := model.transformer.get("chunk_frames")):
+        raise NearstepError(f"{asked.model}'s {model.network} is not causal: it has no chunks to stop")
+    pipe = asked.loading.pipeline(model)
     for prompt in prompts:
-        pipe.request(prompt, "1")
+        pipe.prompt_encoder.tokens([prompt])  # unknown words are found now
     from nearstep.evaluate.calibrate import levels, measure_agreement, thresholds, write_agreement
 
     chunks = asked.chunks or max(1, latent_frames(pipe.settings.num_frames) // length)
@@ -64,8 +62,8 @@ def calibrate(asked: Calibrate) -> None:
     found = levels(measured, asked.closeness)
     print("\n".join(_lines(found)))
     if Path(asked.model).expanduser().is_dir():
-        write_agreement(folder.path, found)
-        print(f"written to {folder.path / INDEX}: plan adaptive uses them")
+        write_agreement(model.folder.path, found)
+        print(f"written to {model.folder.path / INDEX}: plan adaptive uses them")
     else:
         print(f'nothing is written, for {asked.model!r} is no folder; "agreement": {thresholds(found)}')
 

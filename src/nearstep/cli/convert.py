@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.options import optional
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 
 _CAUSAL = ("chunk_frames", "window_frames", "sink_frames")
 _SETTINGS = ("grid", "default_plan")
-
-
-def _optional(metavar: str, otherwise: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +30,35 @@ class Convert:
     """A new folder."""
     to: Literal["nearstep", "diffusers", "official"] = "nearstep"
     """Layout; official is the network alone, under the names of Wan2.1's release."""
-    base: Annotated[str | None, _optional("MODEL", "none")] = None
+    base: Annotated[str | None, optional("MODEL", "none")] = None
     """A model in any layout that gives what SRC lacks."""
-    role: Annotated[str | None, _optional("NAME", "generator_ema, generator or model, the first there is")] = None
+    role: Annotated[str | None, optional("NAME", "generator_ema, generator or model, the first there is")] = None
     """Which network of a checkpoint file."""
-    lora: Annotated[Path | None, _optional("FILE", "none")] = None
+    lora: Annotated[Path | None, optional("FILE", "none")] = None
     """A LoRA as peft saves it, merged into the network."""
-    lora_alpha: Annotated[float | None, _optional("A", "its rank")] = None
+    lora_alpha: Annotated[float | None, optional("A", "its rank")] = None
     """Its alpha."""
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
     """Of network and text encoder; the codec stays as it is."""
-    chunk_frames: Annotated[int | None, _optional("N", "SRC's own; none, bidirectional, for a file")] = None
+    chunk_frames: Annotated[int | None, optional("N", "SRC's own; none, bidirectional, for a file")] = None
     """Latent frames that the network denoises together."""
-    window_frames: Annotated[int | None, _optional("N", "SRC's own, or all")] = None
+    window_frames: Annotated[int | None, optional("N", "SRC's own, or all")] = None
     """Newest latent frames that a chunk sees."""
-    sink_frames: Annotated[int | None, _optional("N", "SRC's own, or 0")] = None
+    sink_frames: Annotated[int | None, optional("N", "SRC's own, or 0")] = None
     """First latent frames that every chunk sees in addition."""
-    shift: Annotated[float | None, _optional("K", "SRC's own; 5 for a causal file; else the base's")] = None
+    shift: Annotated[float | None, optional("K", "SRC's own; 5 for a causal file; else the base's")] = None
     """Of the schedule."""
-    grid: Annotated[int | None, _optional("N", "SRC's own, or 4")] = None
+    grid: Annotated[int | None, optional("N", "SRC's own, or 4")] = None
     """Steps of the grid a student was distilled on."""
-    default_plan: Annotated[str | None, _optional("PLAN", "SRC's own, or 4")] = None
+    default_plan: Annotated[str | None, optional("PLAN", "SRC's own, or 4")] = None
     """A student's plan unless another is asked for."""
-    head_dim: Annotated[int | None, _optional("N", "128, Wan2.1's")] = None
+    head_dim: Annotated[int | None, optional("N", "128, Wan2.1's")] = None
     """Width of a head, where no configuration says it."""
     licence: Annotated[str, tyro.conf.arg(metavar="NAME")] = "apache-2.0"
     """Of the weights, for the model card; Wan2.1's is apache-2.0, a student's may differ."""
-    base_model: Annotated[str | None, _optional("OWNER/NAME", "none")] = None
+    base_model: Annotated[str | None, optional("OWNER/NAME", "none")] = None
     """Hub id of what the model was made from, for the model card."""
-    results: Annotated[Path | None, _optional("FILE.json", "none")] = None
+    results: Annotated[Path | None, optional("FILE.json", "none")] = None
     """Results of nearstep evaluate, for the model card."""
 
 
@@ -108,7 +105,7 @@ def convert(asked: Convert) -> None:
     work.convert(parts, asked.destination, to=asked.to, card=card, dtype=dtype)
     print(asked.destination)
     if asked.to == "diffusers" and parts.transformer and parts.transformer.config.get("chunk_frames"):
-        print("diffusers' WanPipeline runs this causal network bidirectionally, as it was not trained", file=sys.stderr)
+        note("diffusers' WanPipeline runs this causal network bidirectionally, as it was not trained")
 
 
 def _given(asked: Convert, names: Sequence[str]) -> dict[str, Any]:

@@ -70,8 +70,8 @@ class Clock:
 
         return call
 
-    def take(self) -> list[Span]:
-        """The spans that ended since the last time this was asked."""
+    def spans(self) -> list[Span]:
+        """The spans that have ended since the last call of this."""
         spans, self._spans = self._spans, []
         return spans
 

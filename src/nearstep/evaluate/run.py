@@ -71,6 +71,7 @@ def evaluate(
         out: where the results go; plans that it already holds are not measured again.
     """
     from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
+    from nearstep.stream.request import plan_clip
 
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer)
 
@@ -79,7 +80,7 @@ def evaluate(
         return pipe(prompts, plan, output_type="pt", **wishes).frames
 
     def calls(plan: str) -> int:
-        return pipe.request(held_out(1)[0][1], plan, seed=seed).clip.plan.calls
+        return plan_clip(pipe.configs, plan=plan).plan.calls
 
     name = f"{model} ({transformer}" + (")" if guidance is None else f", guidance {guidance:g})")
     return table(measure(generate, plans, calls=calls, name=name, captions=captions, seed=seed, batch=batch, out=out))

@@ -94,10 +94,11 @@ class Adaptive:
     def next(self, since: int, before: Tensor | None = None) -> ChunkSteps:
         """The whole ladder, and when to leave it."""
         levels = _at(self.levels, since)
-        return ChunkSteps(
-            ladder(shift=self.shift, grid=self.grid),
-            lambda step, earlier, x0: agreement(step, earlier, x0, before) >= _at(levels, step - 1),
-        )
+
+        def stop(step: int, earlier: Tensor | None, x0: Tensor) -> bool:
+            return agreement(step, earlier, x0, before) >= _at(levels, step - 1)
+
+        return ChunkSteps(ladder(shift=self.shift, grid=self.grid), stop)
 
     def observe(self, steps: int, calls: float, rest: float) -> None:
         """Nothing to learn from it."""

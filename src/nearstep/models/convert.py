@@ -7,7 +7,6 @@ is complete.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nearstep.errors import NearstepError
-from nearstep.files import link_or_copy, open_to_readers, replacing_folder
+from nearstep.files import link_or_copy, open_to_readers, replacing_folder, write_json
 from nearstep.flow.plan import make_plan
 from nearstep.models.card import LIBRARIES, Card, model_index, write_card
 from nearstep.models.empty import arguments_of, empty_codec, empty_network, empty_text_encoder, shapes_of
@@ -98,7 +97,7 @@ def _nearstep(parts: Parts, folder: Path, card: Card) -> None:
     causal = config.get("chunk_frames") is not None
     plan = settings.get("default_plan", Settings.default_plan) if causal else None
     write_card(folder, card, config=config, plan=plan, library="nearstep")
-    _write_json(folder / INDEX, model_index(["transformer"], settings))
+    write_json(folder / INDEX, model_index(["transformer"], settings))
 
 
 def _diffusers(parts: Parts, folder: Path, card: Card) -> None:
@@ -110,13 +109,13 @@ def _diffusers(parts: Parts, folder: Path, card: Card) -> None:
         "transformer": ("diffusers", "WanTransformer3DModel"),
         **LIBRARIES,
     }
-    _write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index)
 
 
 def _official(parts: Parts, folder: Path, card: Card) -> None:
     config, weights = _of(parts.transformer)
     _write_weights(folder, _STEM, weights.renamed(official_name))
-    _write_json(folder / CONFIG, _official_config(config))
+    write_json(folder / CONFIG, _official_config(config))
     write_card(folder, card, config=config, plan=None, library="wan")
 
 
@@ -147,7 +146,7 @@ def _components(parts: Parts, folder: Path, kind: str, without: tuple[str, ...] 
             shutil.copyfile(file, folder / "tokenizer" / file.name)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
     (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / SCHEDULER_CONFIG, {**scheduler, "shift": parts.shift or SHIFT})
+    write_json(folder / "scheduler" / SCHEDULER_CONFIG, {**scheduler, "shift": parts.shift or SHIFT})
     return config
 
 
@@ -163,7 +162,7 @@ def _component(folder: Path, name: str, part: Part) -> None:
     else:  # the text encoder alone is 11 GB
         for file in (*weight_files(part.folder), *part.folder.glob("*.safetensors.index.json")):
             link_or_copy(file, folder / name / file.name)
-    _write_json(folder / name / CONFIG, part.config)
+    write_json(folder / name / CONFIG, part.config)
 
 
 def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
@@ -191,7 +190,7 @@ def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
         (folder / f"{index}.part").rename(folder / name)
     if many:
         homes = {weight: file for file, inside in zip(names, shards, strict=True) for weight in inside}
-        _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": homes})
+        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": homes})
 
 
 def _check(parts: Parts, needed: list[str]) -> None:
@@ -257,7 +256,3 @@ def _of(part: Part | None) -> tuple[Mapping[str, Any], Weights]:
     if part is None:
         raise NearstepError("a component is missing")
     return part.config, part.weights
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

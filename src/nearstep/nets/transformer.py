@@ -354,6 +354,11 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise NearstepError(f"the cache is for batch {cache.batch}, x has batch {batch}; make a new cache")
 
 
+def kept_in_float32(name: str) -> bool:
+    """Whether a weight stays in float32 where a network is loaded in a narrower type."""
+    return any(part in name.split(".") for part in VideoTransformer._keep_in_fp32_modules)
+
+
 def _oldest(visibility: Visibility, past: Sequence[int]) -> int:
     """Where the frame that is seen furthest back is seen: a relative sink lies nearer than its positions say."""
     if not past:
