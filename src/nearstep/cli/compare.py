@@ -51,35 +51,35 @@ def run(arguments: Sequence[str]) -> None:
     compare(tyro.cli(Compare, prog="nearstep compare", args=arguments))
 
 
-def compare(asked: Compare) -> None:
+def compare(options: Compare) -> None:
     """Make, write and name every file, after all of what is asked has been checked."""
     from nearstep.stream.request import plan_clip
 
-    files = _files(asked)
-    model = ModelConfigs.open(asked.model, student=asked.student.chosen)
-    clips = {plan: plan_clip(model, plan=plan) for plan in asked.plans}
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed
+    files = _files(options)
+    model = ModelConfigs.open(options.model, student=options.student.chosen)
+    clips = {plan: plan_clip(model, plan=plan) for plan in options.plans}
+    seed = secrets.randbits(32) if options.seed is None else options.seed
     calls = ", ".join(f"{clip.plan.calls} at {plan}" for plan, clip in clips.items())
     note(f"seed {seed}; calls a clip: {calls}")
-    videos, labels = _write(asked, model, clips, files, seed)
-    print(write_sheet(asked.output / SHEET, videos, labels=labels))
+    videos, labels = _write(options, model, clips, files, seed)
+    print(write_sheet(options.output / SHEET, videos, labels=labels))
 
 
-def _files(asked: Compare) -> dict[str, Path]:
+def _files(options: Compare) -> dict[str, Path]:
     """Prompt -> its file, each of which can be written."""
-    if not asked.prompts or not asked.plans:
+    if not options.prompts or not options.plans:
         raise NearstepError('give a prompt and a plan: nearstep compare "a red ball slides left" --plans 4 1')
-    for name, given in (("prompt", asked.prompts), ("plan", asked.plans)):
+    for name, given in (("prompt", options.prompts), ("plan", options.plans)):
         if twice := [value for value in given if given.count(value) > 1]:
             raise NearstepError(f"{name} {twice[0]!r} is given twice; each makes a clip of its own")
-    files = {prompt: asked.output / f"{safe_name(prompt)}.mp4" for prompt in asked.prompts}
-    for path in (*files.values(), asked.output / SHEET):
+    files = {prompt: options.output / f"{safe_name(prompt)}.mp4" for prompt in options.prompts}
+    for path in (*files.values(), options.output / SHEET):
         check_video_path(path)
     return files
 
 
 def _write(
-    asked: Compare, model: ModelConfigs, clips: dict[str, Clip], files: dict[str, Path], seed: int
+    options: Compare, model: ModelConfigs, clips: dict[str, Clip], files: dict[str, Path], seed: int
 ) -> tuple[list, list[str]]:
     """Write every prompt's file; returns all clips and a label for each."""
     import torch
@@ -89,7 +89,7 @@ def _write(
     from nearstep.stream.request import Request
 
     disable_progress_bar()
-    pipe = CausalVideoPipeline.from_pretrained(model, device=asked.device)
+    pipe = CausalVideoPipeline.from_pretrained(model, device=options.device)
     names = [f"{plan} ({clip.plan.calls} calls)" for plan, clip in clips.items()]
     conditionings = {prompt: pipe.conditioning(prompt, seed=seed) for prompt in files}
     videos, labels, began = [], [], time.perf_counter()
@@ -98,7 +98,7 @@ def _write(
         for clip in clips.values():
             chunks = pipe.play(Request.of(conditionings[prompt], clip), denoiser=denoiser)
             row.append(torch.cat([chunk.video[0] for chunk in chunks]).cpu())
-        metadata = {"model": asked.model, "prompt": prompt, "plans": list(asked.plans), "seed": seed}
+        metadata = {"model": options.model, "prompt": prompt, "plans": list(options.plans), "seed": seed}
         write_video(path, side_by_side(row, names), fps=pipe.settings.fps, metadata=metadata)
         print(path)
         videos += row

@@ -57,7 +57,7 @@ class Generate:
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Clips per prompt, with indices 0, 1, ..."""
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
-    """Of the files in a folder."""
+    """Format of the files in a folder."""
     sheet: Annotated[Path | None, optional("FILE.png", "none")] = None
     """One picture of all clips made, a row of frames each."""
     overwrite: bool = False
@@ -82,57 +82,57 @@ def run(arguments: Sequence[str]) -> None:
     generate(tyro.cli(Generate, prog="nearstep generate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
-def generate(asked: Generate) -> None:
-    """Make what is asked, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
+def generate(options: Generate) -> None:
+    """Make what is options, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
     from nearstep.stream.request import plan_clip
 
-    targets = pending(asked)
+    targets = pending(options)
     if not targets:
         return
-    model = asked.loading.open(asked.model)
-    clip = plan_clip(model, plan=asked.plan, **asked.size.pixels)
-    pipe = asked.loading.pipeline(model)
-    requests = _requests(pipe, asked, clip, targets)
+    model = options.loading.open(options.model)
+    clip = plan_clip(model, plan=options.plan, **options.size.pixels)
+    pipe = options.loading.pipeline(model)
+    requests = _requests(pipe, options, clip, targets)
     note(_summary(requests[0], len(targets)))
-    if asked.dry_run:
+    if options.dry_run:
         for target in targets:
             print(target.path)
         return
-    clips = _write(pipe, _origin(asked, model), targets, requests, keep=asked.sheet is not None)
-    if asked.sheet:
-        print(write_sheet(asked.sheet, clips, labels=[target.prompt for target in targets]))
+    clips = _write(pipe, _origin(options, model), targets, requests, keep=options.sheet is not None)
+    if options.sheet:
+        print(write_sheet(options.sheet, clips, labels=[target.prompt for target in targets]))
 
 
-def pending(asked: Generate) -> list[Target]:
+def pending(options: Generate) -> list[Target]:
     """The clips whose files are still to be made, each of which can be written."""
-    targets = _targets(asked)
-    kept = [target for target in targets if asked.overwrite or not target.path.is_file()]
+    targets = _targets(options)
+    kept = [target for target in targets if options.overwrite or not target.path.is_file()]
     if skipped := [target for target in targets if target not in kept]:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         note(f"skipped, already there: {skipped[0].path}{more} (--overwrite makes them again)")
-    if asked.sheet and asked.sheet.suffix.lower() != ".png":
-        raise NearstepError(f"--sheet {asked.sheet}: a contact sheet ends in .png")
-    for path in [target.path for target in kept] + ([asked.sheet] if asked.sheet else []):
+    if options.sheet and options.sheet.suffix.lower() != ".png":
+        raise NearstepError(f"--sheet {options.sheet}: a contact sheet ends in .png")
+    for path in [target.path for target in kept] + ([options.sheet] if options.sheet else []):
         check_video_path(path)
     return kept
 
 
-def _targets(asked: Generate) -> list[Target]:
-    prompts = [*asked.prompts, *(_in_file(asked.prompts_file) if asked.prompts_file else ())]
+def _targets(options: Generate) -> list[Target]:
+    prompts = [*options.prompts, *(_in_file(options.prompts_file) if options.prompts_file else ())]
     if not prompts:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
     if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
         raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
-    if asked.samples < 1:
-        raise NearstepError(f"--samples {asked.samples}; at least 1")
-    clips = [(prompt, index) for prompt in prompts for index in range(asked.samples)]
-    if _is_folder(asked.output):
-        folder = Path(asked.output)
-        names = [f"{safe_name(prompt)}-{index}.{asked.format}" for prompt, index in clips]
+    if options.samples < 1:
+        raise NearstepError(f"--samples {options.samples}; at least 1")
+    clips = [(prompt, index) for prompt in prompts for index in range(options.samples)]
+    if _is_folder(options.output):
+        folder = Path(options.output)
+        names = [f"{safe_name(prompt)}-{index}.{options.format}" for prompt, index in clips]
         return [Target(prompt=p, index=i, path=folder / name) for (p, i), name in zip(clips, names, strict=True)]
     if len(clips) > 1:
-        raise NearstepError(f"{len(clips)} clips do not fit into the file {asked.output}; give -o a folder")
-    return [Target(prompt=clips[0][0], index=clips[0][1], path=Path(asked.output))]
+        raise NearstepError(f"{len(clips)} clips do not fit into the file {options.output}; give -o a folder")
+    return [Target(prompt=clips[0][0], index=clips[0][1], path=Path(options.output))]
 
 
 def _is_folder(output: str) -> bool:
@@ -152,20 +152,20 @@ def _in_file(file: Path) -> list[str]:
     return [*found.texts, *found.repeated]
 
 
-def _origin(asked: Generate, model: ModelConfigs) -> dict[str, Any]:
+def _origin(options: Generate, model: ModelConfigs) -> dict[str, Any]:
     """What a clip comes from besides its request."""
-    tiny = {"tiny_decoder": asked.loading.tiny_decoder.name} if asked.loading.tiny_decoder else {}
-    return {"model": asked.model, **model.origin, **tiny}
+    tiny = {"tiny_decoder": options.loading.tiny_decoder.name} if options.loading.tiny_decoder else {}
+    return {"model": options.model, **model.origin, **tiny}
 
 
-def _requests(pipe: CausalVideoPipeline, asked: Generate, clip: Clip, targets: Sequence[Target]) -> list[Request]:
+def _requests(pipe: CausalVideoPipeline, options: Generate, clip: Clip, targets: Sequence[Target]) -> list[Request]:
     """One for each target; a prompt is looked at once, however many samples of it there are."""
     from nearstep.stream.request import Request
 
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed
+    seed = secrets.randbits(32) if options.seed is None else options.seed
     conditionings = {
         prompt: pipe.conditioning(
-            prompt, negative_prompt=asked.negative, guidance_scale=asked.guidance, seed=seed, samples=[0]
+            prompt, negative_prompt=options.negative, guidance_scale=options.guidance, seed=seed, samples=[0]
         )
         for prompt in dict.fromkeys(target.prompt for target in targets)
     }

@@ -33,9 +33,9 @@ class Info:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print."""
-    asked = tyro.cli(Info, prog="nearstep info", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    facts = describe(ModelFolder.open(asked.model), asked.student.chosen)
-    print(json.dumps(facts, indent=2) if asked.json else _text(facts))
+    options = tyro.cli(Info, prog="nearstep info", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    facts = describe(ModelFolder.open(options.model), options.student.chosen)
+    print(json.dumps(facts, indent=2) if options.json else _text(facts))
 
 
 def describe(folder: ModelFolder, student: Student | None = None) -> dict[str, Any]:

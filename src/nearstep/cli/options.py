@@ -80,7 +80,7 @@ class StudentOptions:
     sink_frames: Annotated[int | None, _student_option("N", "sink_frames")] = None
     """First latent frames that every chunk sees in addition."""
     shift: Annotated[float | None, _student_option("K", "shift")] = None
-    """Of its schedule."""
+    """The shift k of its schedule."""
     grid: Annotated[int | None, _student_option("N", "grid")] = None
     """Steps of the grid it was distilled on."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,7 @@ class Prepare:
     clips_per_video: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """At most this many clips of a video, one after the other from its beginning."""
     caption_column: Annotated[str | None, optional("NAME", "caption, text or prompt")] = None
-    """Of the metadata or the prompt file."""
+    """Where captions stand in the metadata or the prompt file."""
     from_teacher: bool = False
     """Make the clips from prompts by the network named by --transformer."""
     transformer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "teacher"
@@ -86,49 +86,50 @@ def run(arguments: Sequence[str]) -> None:
     prepare(tyro.cli(Prepare, prog="nearstep prepare", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
-def prepare(asked: Prepare) -> None:
+def prepare(options: Prepare) -> None:
     """Make the latents, after everything that can be checked without weights has been."""
-    if asked.batch < 1:
-        raise NearstepError(f"--batch {asked.batch}; at least 1")
-    folder = ModelFolder.open(asked.model)
-    if asked.from_teacher:
-        _from_prompts(asked, ModelConfigs.open(folder, asked.transformer))
+    if options.batch < 1:
+        raise NearstepError(f"--batch {options.batch}; at least 1")
+    folder = ModelFolder.open(options.model)
+    if options.from_teacher:
+        _from_prompts(options, ModelConfigs.open(folder, options.transformer))
     else:
         networks = folder.networks()
-        _from_videos(asked, ModelConfigs.open(folder, "teacher" if "teacher" in networks else networks[0]))
+        _from_videos(options, ModelConfigs.open(folder, "teacher" if "teacher" in networks else networks[0]))
 
 
 # --- videos --------------------------------------------------------------------------------------------------------
 
 
-def _from_videos(asked: Prepare, model: ModelConfigs) -> None:
+def _from_videos(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import SKIPPED, prepare_videos, remaining
     from nearstep.data.videos import list_videos
     from nearstep.models.loading import caption_check, load_encoder
 
-    if asked.source.is_file():
-        raise NearstepError(f"{asked.source} is a file; give a folder of videos, or prompts with --from-teacher")
-    clip, size = _clip(asked, model), _size(asked, model)
-    videos = list_videos(asked.source, column=asked.caption_column)
-    index = _opened(asked, model, clip, size, kind="videos", clips_per_video=size.clips_per_video)
-    work, check, writer = remaining(videos, asked.target, index), caption_check(model.folder), _writer(asked, index)
+    if options.source.is_file():
+        raise NearstepError(f"{options.source} is a file; give a folder of videos, or prompts with --from-teacher")
+    clip, size = _clip(options, model), _size(options, model)
+    videos = list_videos(options.source, column=options.caption_column)
+    index = _opened(options, model, clip, size, {"kind": "videos", "clips_per_video": size.clips_per_video})
+    work, check, writer = remaining(videos, options.target, index), caption_check(model.folder), _writer(options, index)
     note(f"{len(videos)} videos, {len(videos) - len(work)} of them done; {_describe(index)}")
-    if asked.dry_run:
+    if options.dry_run:
         _foresee(work, index, size, check)
         return
     cores = min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
-    workers = min(cores if asked.workers is None else asked.workers, len(work))
-    began, encode = time.perf_counter(), load_encoder(model.folder, asked.device)
+    workers = min(cores if options.workers is None else options.workers, len(work))
+    began, encode = time.perf_counter(), load_encoder(model.folder, options.device)
     with _progress(len(work), "video") as told:
-        options: dict[str, Any] = {"workers": workers, "batch": asked.batch, "check": check, "told": told}
-        skipped = prepare_videos(work, size, writer, encode, **options)
-    _report(asked.target, writer.index, index.clips, time.perf_counter() - began)
+        skipped = prepare_videos(
+            work, size, writer, encode, workers=workers, batch=options.batch, check=check, told=told
+        )
+    _report(options.target, writer.index, index.clips, time.perf_counter() - began)
     if skipped:
         counted = Counter(one.reason.partition(":")[0] for one in skipped).most_common()
         reasons = ", ".join(f"{count} {reason}" for reason, count in counted)
-        note(f"skipped {len(skipped)} of {len(videos)} videos ({reasons}): {asked.target / SKIPPED} says why")
+        note(f"skipped {len(skipped)} of {len(videos)} videos ({reasons}): {options.target / SKIPPED} says why")
     if not writer.index.clips:
-        raise NearstepError(f"{asked.source} gave no clip: {skipped[0].file}: {skipped[0].reason}")
+        raise NearstepError(f"{options.source} gave no clip: {skipped[0].file}: {skipped[0].reason}")
 
 
 def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable[[str], object]) -> None:
@@ -146,32 +147,40 @@ def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable
 # --- prompts and a teacher -----------------------------------------------------------------------------------------
 
 
-def _from_prompts(asked: Prepare, model: ModelConfigs) -> None:
+def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import prepare_prompts
     from nearstep.data.prompts import read_prompts
 
-    prompts = read_prompts([asked.source], column=asked.caption_column)
-    clip, size = _clip(asked, model), _size(asked, model)
+    prompts = read_prompts([options.source], column=options.caption_column)
+    clip, size = _clip(options, model), _size(options, model)
     if size.fps != model.settings.fps:
         raise NearstepError(f"--fps {size.fps:g}: this model's clips have {model.settings.fps:g} fps")
-    _check_prompts(asked.source, prompts.texts, model.folder)
+    _check_prompts(options.source, prompts.texts, model.folder)
     own = 1.0 if clip.causal else model.settings.guidance_scale
-    guidance = float(own if asked.guidance is None else asked.guidance)
-    names = {"model": asked.model, "network": asked.transformer, "plan": str(clip.plan), "guidance": guidance}
-    index = _opened(asked, model, clip, size, kind="teacher", **names, negative=asked.negative, seed=asked.seed)
+    guidance = float(own if options.guidance is None else options.guidance)
+    made_from = {
+        "kind": "teacher",
+        "model": options.model,
+        "network": options.transformer,
+        "plan": str(clip.plan),
+        "guidance": guidance,
+        "negative": options.negative,
+        "seed": options.seed,
+    }
+    index = _opened(options, model, clip, size, made_from)
     if prompts.repeated:
         note(f"prompts that are there more than once count once ({len(prompts.repeated)}): {prompts.repeated[0]!r}")
     todo = max(0, len(prompts.texts) - index.clips)
     calls = clip.plan.calls * (1 if guidance == 1 else 2)
     note(f"{len(prompts.texts)} prompts, {index.clips} done; {calls} network calls a clip; {_describe(index)}")
-    if asked.dry_run:
+    if options.dry_run:
         print(f"would make {todo} clips, {_bytes(todo * _clip_bytes(index))}")
         return
-    writer, make = _writer(asked, index), _maker(asked, model)
+    writer, make = _writer(options, index), _maker(options, model)
     began = time.perf_counter()
     with _progress(todo, "clip") as told:
-        prepare_prompts(prompts.texts, writer, make, batch=asked.batch, told=told)
-    _report(asked.target, writer.index, index.clips, time.perf_counter() - began)
+        prepare_prompts(prompts.texts, writer, make, batch=options.batch, told=told)
+    _report(options.target, writer.index, index.clips, time.perf_counter() - began)
 
 
 def _check_prompts(file: Path, prompts: Sequence[str], folder: ModelFolder) -> None:
@@ -185,7 +194,7 @@ def _check_prompts(file: Path, prompts: Sequence[str], folder: ModelFolder) -> N
             raise NearstepError(f"prompt {number} of {file}: {error}") from None
 
 
-def _maker(asked: Prepare, model: ModelConfigs) -> Callable[[list[str], list[int]], Tensor]:
+def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[int]], Tensor]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -194,22 +203,22 @@ def _maker(asked: Prepare, model: ModelConfigs) -> Callable[[list[str], list[int
     disable_progress_bar()  # of loading a file; ours counts clips
     pipe = CausalVideoPipeline.from_pretrained(
         model,
-        torch_dtype=getattr(torch, asked.dtype) if asked.dtype else None,
-        device=asked.device,
+        torch_dtype=getattr(torch, options.dtype) if options.dtype else None,
+        device=options.device,
     )
 
     def make(texts: list[str], numbers: list[int]) -> Tensor:
         output = pipe(
             texts,
             output_type="latent",
-            negative_prompt=asked.negative,
-            guidance_scale=asked.guidance,
-            seed=asked.seed,
+            negative_prompt=options.negative,
+            guidance_scale=options.guidance,
+            seed=options.seed,
             samples=numbers,
-            plan=asked.plan,
-            num_frames=asked.size.frames,
-            height=asked.size.height,
-            width=asked.size.width,
+            plan=options.plan,
+            num_frames=options.size.frames,
+            height=options.size.height,
+            width=options.size.width,
         )
         return output.frames
 
@@ -219,27 +228,27 @@ def _maker(asked: Prepare, model: ModelConfigs) -> Callable[[list[str], list[int
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def _clip(asked: Prepare, model: ModelConfigs) -> Clip:
+def _clip(options: Prepare, model: ModelConfigs) -> Clip:
     """The clip that a network could make, or learn, at the sizes asked for."""
     from nearstep.stream.request import plan_clip
 
-    return plan_clip(model, plan=asked.plan, **asked.size.pixels)
+    return plan_clip(model, plan=options.plan, **options.size.pixels)
 
 
-def _size(asked: Prepare, model: ModelConfigs) -> ClipSize:
+def _size(options: Prepare, model: ModelConfigs) -> ClipSize:
     from nearstep.data.videos import ClipSize
 
-    size, settings = asked.size, model.settings
+    size, settings = options.size, model.settings
     return ClipSize(
         frames=size.frames or settings.num_frames,
         height=size.height or settings.height,
         width=size.width or settings.width,
-        fps=asked.fps or settings.fps,
-        clips_per_video=asked.clips_per_video,
+        fps=options.fps or settings.fps,
+        clips_per_video=options.clips_per_video,
     )
 
 
-def _opened(asked: Prepare, model: ModelConfigs, clip: Clip, size: ClipSize, **made_from: Any) -> Index:
+def _opened(options: Prepare, model: ModelConfigs, clip: Clip, size: ClipSize, made_from: Mapping[str, Any]) -> Index:
     from nearstep.data.prepare import open_folder
     from nearstep.data.shards import Index, codec_key
 
@@ -247,18 +256,18 @@ def _opened(asked: Prepare, model: ModelConfigs, clip: Clip, size: ClipSize, **m
     wanted = Index(
         codec=codec_key(model.vae),
         shape=(clip.shape.frames, *clip.shape.frame),
-        dtype=asked.store,
+        dtype=options.store,
         fps=size.fps,
         made_from={**made_from, **pixels},
     )
-    return open_folder(asked.target, wanted)
+    return open_folder(options.target, wanted)
 
 
-def _writer(asked: Prepare, index: Index) -> ShardWriter:
+def _writer(options: Prepare, index: Index) -> ShardWriter:
     from nearstep.data.prepare import shard_size
     from nearstep.data.shards import ShardWriter
 
-    return ShardWriter(asked.target, index, shard_size(index, asked.shard))
+    return ShardWriter(options.target, index, shard_size(index, options.shard))
 
 
 @contextmanager

@@ -78,70 +78,70 @@ def run(arguments: Sequence[str]) -> None:
     stream(tyro.cli(Stream, prog="nearstep stream", args=arguments, config=flags))
 
 
-def stream(asked: Stream) -> None:
-    """Make what is asked, after checking all of it."""
-    _check(asked)
-    folder = ModelFolder.open(asked.model)
-    own = STREAM if STREAM in folder.networks() and asked.loading.student.chosen is None else "transformer"
-    pipe = asked.loading.pipeline(asked.loading.open(folder, network=own))
-    for _, prompt in asked.at:
+def stream(options: Stream) -> None:
+    """Make what is options, after checking all of it."""
+    _check(options)
+    folder = ModelFolder.open(options.model)
+    own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
+    pipe = options.loading.pipeline(options.loading.open(folder, network=own))
+    for _, prompt in options.at:
         pipe.prompt_encoder.tokens([prompt])  # unknown words are found now, not an hour into the stream
-    with _session(asked, pipe) as session:
-        if asked.loading.compile:
+    with _session(options, pipe) as session:
+        if options.loading.compile:
             note("compiling; the stream begins when all that it needs is there")
             session.warm_up()
-        _write(asked, pipe, session)
+        _write(options, pipe, session)
 
 
-def _session(asked: Stream, pipe: CausalVideoPipeline) -> Session:
-    image = _picture(asked.image) if asked.image else None
-    if asked.replay:
-        recording = Recording.load(asked.replay)
-        video = _context(asked, pipe, recording.opening.height, recording.opening.width)
-        return pipe.replay(recording, asked.plan, image=image, video=video, prefetch=True)
-    assert asked.prompt is not None  # _check has seen to that
-    height, width = asked.size.height, asked.size.width
+def _session(options: Stream, pipe: CausalVideoPipeline) -> Session:
+    image = _picture(options.image) if options.image else None
+    if options.replay:
+        recording = Recording.load(options.replay)
+        video = _context(options, pipe, recording.opening.height, recording.opening.width)
+        return pipe.replay(recording, options.plan, image=image, video=video, prefetch=True)
+    assert options.prompt is not None  # _check has seen to that
+    height, width = options.size.height, options.size.width
     return pipe.open(
-        asked.prompt,
-        asked.plan,
-        seed=asked.seed,
+        options.prompt,
+        options.plan,
+        seed=options.seed,
         height=height,
         width=width,
         image=image,
-        video=_context(asked, pipe, height or pipe.settings.height, width or pipe.settings.width),
-        window=asked.window,
-        sink=asked.sink,
-        relative_sink=False if asked.no_relative_sink else None,
-        prefetch=not asked.at,  # else prompts would come a chunk late
-        log=asked.log,
+        video=_context(options, pipe, height or pipe.settings.height, width or pipe.settings.width),
+        window=options.window,
+        sink=options.sink,
+        relative_sink=False if options.no_relative_sink else None,
+        prefetch=not options.at,  # else prompts would come a chunk late
+        log=options.log,
     )
 
 
-def _check(asked: Stream) -> None:
-    if (asked.prompt is None) == (asked.replay is None):
+def _check(options: Stream) -> None:
+    if (options.prompt is None) == (options.replay is None):
         raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
-    if asked.image and asked.video:
+    if options.image and options.video:
         raise NearstepError("give --image or --video to go on from, not both")
-    fixed = {"at": asked.at, "seed": asked.seed, "height": asked.size.height, "width": asked.size.width,
-             "window": asked.window, "sink": asked.sink, "no-relative-sink": asked.no_relative_sink,
-             "log": asked.log}  # fmt: skip
-    if asked.replay and (told := [name for name, value in fixed.items() if value]):
+    fixed = {"at": options.at, "seed": options.seed, "height": options.size.height, "width": options.size.width,
+             "window": options.window, "sink": options.sink, "no-relative-sink": options.no_relative_sink,
+             "log": options.log}  # fmt: skip
+    if options.replay and (told := [name for name, value in fixed.items() if value]):
         raise NearstepError(f"--{told[0]} is in the recording already; a replay may change --plan alone")
-    if asked.chunks is not None and asked.chunks < 1:
-        raise NearstepError(f"--chunks {asked.chunks}: at least 1")
-    if late := [chunk for chunk, _ in asked.at if chunk < 1]:
+    if options.chunks is not None and options.chunks < 1:
+        raise NearstepError(f"--chunks {options.chunks}: at least 1")
+    if late := [chunk for chunk, _ in options.at if chunk < 1]:
         raise NearstepError(f"--at {late[0]}: the first chunk is 0, and has the prompt; give 1 or later")
-    if asked.output.suffix.lower() != ".mp4":
-        raise NearstepError(f"-o {asked.output}: a stream is written to a file that ends in .mp4")
-    for path in filter(None, (asked.output, asked.log)):
+    if options.output.suffix.lower() != ".mp4":
+        raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4")
+    for path in filter(None, (options.output, options.log)):
         check_writable(path)
 
 
-def _context(asked: Stream, pipe: CausalVideoPipeline, height: int, width: int) -> Any:
+def _context(options: Stream, pipe: CausalVideoPipeline, height: int, width: int) -> Any:
     """The video that the stream goes on from, if there is one."""
-    if asked.video is None:
+    if options.video is None:
         return None
-    return _ending(asked.video, fps=pipe.settings.fps, height=height, width=width, most=pipe.settings.num_frames)
+    return _ending(options.video, fps=pipe.settings.fps, height=height, width=width, most=pipe.settings.num_frames)
 
 
 def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> Any:
@@ -168,16 +168,16 @@ def _picture(path: Path) -> Any:
         raise NearstepError(f"cannot read the picture {path}: {error}") from error
 
 
-def _write(asked: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
+def _write(options: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
     from tqdm import tqdm
 
     opening, fps = session.recording.opening, pipe.settings.fps
     size = {"height": opening.height, "width": opening.width}
     frames = TEMPORAL_STRIDE * pipe.chunk_frames
-    count = asked.chunks if asked.chunks or asked.replay else round(SECONDS * fps / frames)
-    changes, made, pictures, began = dict(asked.at), 0, 0, time.perf_counter()
+    count = options.chunks if options.chunks or options.replay else round(SECONDS * fps / frames)
+    changes, made, pictures, began = dict(options.at), 0, 0, time.perf_counter()
     with (
-        growing_mp4(asked.output, fps=fps, comment=json.dumps(asdict(opening)), **size) as grow,
+        growing_mp4(options.output, fps=fps, comment=json.dumps(asdict(opening)), **size) as grow,
         tqdm(total=count, unit="chunk", disable=None, dynamic_ncols=True) as bar,
     ):
         try:
@@ -195,7 +195,7 @@ def _write(asked: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
             if not made:
                 raise
     seconds = time.perf_counter() - began
-    print(asked.output)
+    print(options.output)
     tqdm.write(
         f"{made} chunks, {pictures} frames in {seconds:.1f} s, {pictures / seconds / fps:.2f} times real time; "
         f"plan {session.plan}, seed {session.seed}",

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,6 @@ from nearstep.cost.clock import Clock, Floor, Memory, Timed, matmul_floor, peak_
 from nearstep.cost.flops import call_flops, decode_flops, text_encoder_flops, text_keys_flops
 from nearstep.cost.rates import CALLS, CODEC, DECODE, FILE, TEXT, ChunkTime, rates, summary
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.devices import device_of
 from nearstep.nets.text import text_length
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.stream.output import write_video
@@ -120,28 +120,18 @@ def measure(
         repeats: timed clips of each kind.
         floors: of the dtypes that network and decoder compute in (:func:`dtypes`); without them no share is given.
     """
-    device = device_of(cast(VideoTransformer, pipe.transformer))
-    clock, plan = Clock(device), request.clip.plan
+    plan, began = request.clip.plan, time.perf_counter()
     kinds = {"fused": True, "separate": False} if plan.commits else {"fused": True}
     beside = pipe.codec if pipe.tiny_decoder is not None else None
-    began = time.perf_counter()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"file": Path(folder) / "clip.mp4", "beside": beside}
-        for fused in kinds.values():
-            time_clip(pipe, request, clock, fused=fused, **options)
-        clock.wait()
+        clips_of = partial(_time_kinds, pipe, request, kinds, file=Path(folder) / "clip.mp4", beside=beside)
+        clips_of()
         warm = time.perf_counter() - began
-        clips: dict[str, list[TimedClip]] = {name: [] for name in kinds}
-        memory: list[Memory] = []
-        for _ in range(repeats):
-            for name, fused in kinds.items():
-                with peak_memory(device) as found:
-                    timed, _ = time_clip(pipe, request, clock, fused=fused, **options)
-                clips[name].append(timed)
-                memory += found
+        rounds = [clips_of() for _ in range(repeats)]
+    clips = {name: [each[name][0] for each in rounds] for name in kinds}
     middle = {name: sorted(some, key=lambda one: one.wall)[(len(some) - 1) // 2] for name, some in clips.items()}
     counted = {name: flops(pipe, request, fused=fused) for name, fused in kinds.items()}
-    peak = max(memory)
+    peak = max(memory for each in rounds for _, memory in each.values())
     return {
         "plan": str(plan),
         "steps": plan.steps,
@@ -168,6 +158,24 @@ def measure(
     }
 
 
+def _time_kinds(
+    pipe: CausalVideoPipeline,
+    request: Request,
+    kinds: Mapping[str, bool],
+    *,
+    file: Path,
+    beside: VideoCodec | None,
+) -> dict[str, tuple[TimedClip, Memory]]:
+    """A clip of each kind, name -> fused, and the memory that it took."""
+    clips, clock = {}, Clock(pipe.network_device)
+    for name, fused in kinds.items():
+        with peak_memory(pipe.network_device) as memory:
+            clip, _ = time_clip(pipe, request, clock, fused=fused, file=file, beside=beside)
+        clips[name] = clip, memory[0]
+    clock.wait()
+    return clips
+
+
 def dtypes(pipe: CausalVideoPipeline) -> dict[str, torch.dtype]:
     """What each stage's products are made in."""
     network = cast(VideoTransformer, pipe.transformer).dtype
@@ -183,7 +191,7 @@ def dtypes(pipe: CausalVideoPipeline) -> dict[str, torch.dtype]:
 
 def floors(pipe: CausalVideoPipeline) -> dict[torch.dtype, Floor]:
     """The floor of every dtype that the pipeline computes in, measured now."""
-    device = device_of(cast(VideoTransformer, pipe.transformer))
+    device = pipe.network_device
     return {dtype: matmul_floor(dtype, device) for dtype in dict.fromkeys(dtypes(pipe).values())}
 
 
@@ -202,22 +210,22 @@ def flops(pipe: CausalVideoPipeline, request: Request, *, fused: bool) -> list[d
     start = before = 0
     for length, schedule in zip(clip.plan.lengths, clip.plan.schedules, strict=True):
         step = call_flops(config, lengths=(length,), start=start, **common).total
-        made = {CALLS["__call__"]: len(schedule) * step}
+        stages = {CALLS["__call__"]: len(schedule) * step}
         if before and fused:
             both = call_flops(config, lengths=(before, length), start=start - before, commit=before, **common)
-            made = {CALLS["__call__"]: (len(schedule) - 1) * step, CALLS["commit_then"]: both.total}
+            stages = {CALLS["__call__"]: (len(schedule) - 1) * step, CALLS["commit_then"]: both.total}
         elif before:
             only = call_flops(config, lengths=(before,), start=start - before, commit=before, **common)
-            made[CALLS["commit"]] = only.total
-        chunks.append(made)
+            stages[CALLS["commit"]] = only.total
+        chunks.append(stages)
         start, before = start + length, length
     chunks[0][TEXT] = text_flops(pipe, request)
     decoders = {DECODE: pipe.decoder} | ({CODEC: pipe.codec} if pipe.tiny_decoder is not None else {})
     for stage, decoder in decoders.items():
-        for made, cost in zip(
+        for stages, cost in zip(
             chunks, decode_flops(decoder, clip.plan.lengths, channels=shape.channels, **size), strict=True
         ):
-            made[stage] = count * cost
+            stages[stage] = count * cost
     return chunks
 
 

@@ -105,7 +105,7 @@ class Floor(NamedTuple):
     rate: float
     """FLOP a second, 2 for a multiply-add."""
     side: int
-    """Of the square matrices that it was seen with."""
+    """Side of the square matrices whose product was fastest."""
 
 
 def matmul_floor(dtype: torch.dtype, device: torch.device | str = "cpu") -> Floor:
@@ -149,17 +149,17 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[list[Memory]]:
     A GPU's is what torch's allocator gave out. A CPU's is the process's resident memory, and its peak so far where the
     system cannot begin a new one.
     """
-    device, found = torch.device(device), []
+    device, result = torch.device(device), []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield found
-        found.append(Memory(torch.cuda.max_memory_allocated(device), before, "torch.cuda.max_memory_allocated"))
+        yield result
+        result.append(Memory(torch.cuda.max_memory_allocated(device), before, "torch.cuda.max_memory_allocated"))
         return
     by = _begin_peak()
     before = _resident("VmRSS") or _highest()
-    yield found
-    found.append(Memory(max(before, _resident("VmHWM") or _highest()), before, by))
+    yield result
+    result.append(Memory(max(before, _resident("VmHWM") or _highest()), before, by))
 
 
 def _begin_peak() -> str:

@@ -21,7 +21,7 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
 from nearstep.evaluate.frechet import gaussian, gaussian_distance
 from nearstep.evaluate.tables import table
-from nearstep.files import replacing
+from nearstep.files import write_json
 from nearstep.playground.captions import caption
 from nearstep.playground.features import feature_net
 from nearstep.playground.judge.judge import ATTRIBUTES, Verdict, judge
@@ -122,7 +122,7 @@ def measure(
         for plan in missing:
             found = _measure_plan(generate, plan, truth, real, seed=seed, batch=batch)
             results["plans"][plan] = {"calls": wanted[plan], **found}
-            _write(out, results)
+            write_json(out, results, indent=1)
     return results
 
 
@@ -133,11 +133,6 @@ def _open(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if results.get("settings") != settings:
         raise NearstepError(f"{out} holds results of {results.get('settings')}, not {settings}; name another file")
     return results
-
-
-def _write(out: Path, results: dict[str, Any]) -> None:
-    with replacing(out) as part:
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _features(scenes: Sequence[Scene], batch: int) -> Tensor:

@@ -20,7 +20,7 @@ class Causality:
     chunk_frames: int = 3
     """Latent frames denoised together."""
     shift: float = 5.0
-    """Of the schedule."""
+    """The schedule's shift k."""
     window_frames: int | None = None
     """Newest latent frames that a chunk sees, its own included; None for all."""
     sink_frames: int = 0

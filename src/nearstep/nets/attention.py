@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from nearstep.nets.cache import KeysValues, Past
-from nearstep.nets.masks import Group
+from nearstep.nets.masks import Group, without_queries
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable, advance, rotate
 
@@ -70,21 +70,19 @@ class SelfAttention(Attention):
     """Attention of a call's tokens over those committed before and over themselves."""
 
     def forward(
-        self, x: Tensor, rope: RopeTable, groups: Sequence[Group] = (), past: Past | None = None, dropped: int = 0
+        self, x: Tensor, rope: RopeTable, groups: Sequence[Group] = (), past: Past | None = None, keys_only: int = 0
     ) -> tuple[Tensor, KeysValues]:
-        """x [B, S, D] -> output [B, S - dropped, D] and x's rotated keys and values, each [B, S, heads, head_dim].
+        """x [B, S, D] -> output [B, S - keys_only, D] and x's rotated keys and values, each [B, S, heads, head_dim].
 
-        dropped: so many of the first tokens have no queries: they are only seen.
+        keys_only: so many of the first tokens have no queries: others see them, and that is all.
         """
         keys, values = self.keys_values(x)
         keys = rotate(keys, rope)
-        if dropped == x.shape[1]:
-            return x[:, dropped:], (keys, values)
-        if dropped:
-            x, rope = x[:, dropped:], (rope[0][dropped:], rope[1][dropped:])
-            groups = [
-                g._replace(first=max(0, g.first - dropped), end=g.end - dropped) for g in groups if g.end > dropped
-            ]
+        if keys_only == x.shape[1]:
+            return x[:, keys_only:], (keys, values)
+        if keys_only:
+            x, rope = x[:, keys_only:], (rope[0][keys_only:], rope[1][keys_only:])
+            groups = without_queries(groups, keys_only)
         queries = rotate(self.queries(x), rope)
         return self.attend(queries, *joined(past, keys, values), groups), (keys, values)
 

@@ -151,6 +151,11 @@ def token_groups(
     )
 
 
+def without_queries(groups: Sequence[Group], count: int) -> list[Group]:
+    """The groups of a call whose first `count` tokens are seen and see nothing; queries count from the next one."""
+    return [g._replace(first=max(0, g.first - count), end=g.end - count) for g in groups if g.end > count]
+
+
 def _runs(row: Sequence[bool], n: int, cut: int = 0) -> tuple[tuple[int, int], ...]:
     """Stretches of true entries as (first, end), each entry n wide; one that spans `cut` ends there and begins anew."""
     edges = [i for i, (a, b) in enumerate(pairwise([False, *row, False])) if a != b]

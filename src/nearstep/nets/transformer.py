@@ -289,8 +289,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         for index, block in enumerate(self.blocks):
             before = None if cache is None else cache.read(index, slots, frames=frames)
             # Of frames that are committed the last block makes keys and values alone: nobody reads its output.
-            dropped = commit if index + 1 == len(self.blocks) else 0
-            arguments = (stream, modulation, keys.layers[index], rope, groups, before, bool(commit), dropped)
+            keys_only = commit if index + 1 == len(self.blocks) else 0
+            arguments = (stream, modulation, keys.layers[index], rope, groups, before, bool(commit), keys_only)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stream, own = cast(Any, self)._gradient_checkpointing_func(block, *arguments)
             else:

@@ -19,7 +19,7 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.run import evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
-from nearstep.files import replacing
+from nearstep.files import write_json
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
@@ -143,8 +143,7 @@ class AblationConfig:
         if not target.exists():
             matrices = step_similarity(CausalVideoPipeline.from_pretrained(self.model))
             draw_similarity(matrices, self.out / "similarity.png")
-            with replacing(target) as part:
-                part.write_text(json.dumps(matrices.tolist()) + "\n", encoding="utf-8")
+            write_json(target, matrices.tolist(), indent=None)
 
     def _run(self, cell: str, seed: int, model: Path) -> None:
         result = self.out / f"{cell}-{seed}.json"

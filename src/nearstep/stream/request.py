@@ -71,8 +71,8 @@ class Request(Conditioning):
     @classmethod
     def of(cls, conditioning: Conditioning, clip: Clip) -> Request:
         """A clip, with what it is to show."""
-        told = {part.name: getattr(conditioning, part.name) for part in fields(Conditioning)}
-        return cls(**told, clip=clip)
+        named = {part.name: getattr(conditioning, part.name) for part in fields(Conditioning)}
+        return cls(**named, clip=clip)
 
     def metadata(self, row: int) -> dict[str, Any]:
         """What to keep beside the clip of one prompt, so that it can be made again."""

@@ -33,7 +33,7 @@ from nearstep.stream.recording import Changes, ChunkEntry, Recording
 from nearstep.stream.request import seed_of
 from nearstep.stream.results import ChunkVideo
 from nearstep.stream.setup import Script, Setup
-from nearstep.stream.state import Direction, PendingChunk, State, continued, first_state
+from nearstep.stream.state import PendingChunk, State, continued, first_state
 
 
 class Session:
@@ -77,7 +77,7 @@ class Session:
     @property
     def prompt(self) -> str:
         """What the next chunk will show."""
-        return self._direction.conditioning.prompts[0]
+        return self._direction.prompt
 
     @property
     def plan(self) -> str:
@@ -87,7 +87,7 @@ class Session:
     @property
     def seed(self) -> int:
         """What names its noise."""
-        return self._direction.conditioning.seed
+        return self._direction.seed
 
     # --- making chunks ---------------------------------------------------------------------------------------------
 
@@ -169,11 +169,11 @@ class Session:
         return chunk
 
     def _draw(self, chunk: int, frames: int, step: int) -> Tensor:
-        told = self._state.direction.conditioning
+        conditioning = self._state.conditioning
         return rng.noise(
             (frames, *self._setup.frame),
-            seed=told.seed,
-            samples=told.samples,
+            seed=conditioning.seed,
+            samples=conditioning.samples,
             chunk=chunk,
             step=step,
             device=self._model.network_device,
@@ -194,25 +194,25 @@ class Session:
             self._change(Changes(prompt=prompt, plan=plan, seed=seed))
 
     def _change(self, changes: Changes) -> None:
-        state, told = self._state, self._state.direction.conditioning
+        state, conditioning = self._state, self._state.conditioning
         # All that can be refused comes first, and then the text encoder: until here the session is as it was.
         plan = state.plan if changes.plan is None else self._model.live_plan(changes.plan)
-        told = told if changes.seed is None else replace(told, seed=seed_of(changes.seed, None))
+        conditioning = conditioning if changes.seed is None else replace(conditioning, seed=seed_of(changes.seed, None))
         if changes.prompt is not None:
-            told = self._model.conditioning(
+            conditioning = self._model.conditioning(
                 changes.prompt,
-                negative_prompt=told.negative,
-                guidance_scale=told.guidance,
-                seed=told.seed,
-                samples=told.samples,
+                negative_prompt=conditioning.negative,
+                guidance_scale=conditioning.guidance,
+                seed=conditioning.seed,
+                samples=conditioning.samples,
             )
-        denoiser = state.denoiser if changes.prompt is None else self._model.denoiser(told)
-        direction = Direction(conditioning=told, plan=changes.plan or state.direction.plan)
+        denoiser = state.denoiser if changes.prompt is None else self._model.denoiser(conditioning)
         again = changes.prompt is not None or changes.plan is not None
         self._go_on_from(
             replace(
                 state,
-                direction=direction,
+                conditioning=conditioning,
+                plan_text=changes.plan or state.plan_text,
                 denoiser=denoiser,
                 plan=plan,
                 changes=state.changes.then(changes),
@@ -228,8 +228,8 @@ class Session:
         It goes on until calls have the sizes that they keep, and then through a change of prompt.
         """
         with self._exclusive():
-            told, opening = self._direction.conditioning, replace(self._setup.opening, plan=self.plan)
-            setup = replace(self._setup, opening=opening, conditioning=told, undo_depth=0, prefetch=False)
+            conditioning, opening = self._state.conditioning, replace(self._setup.opening, plan=self.plan)
+            setup = replace(self._setup, opening=opening, conditioning=conditioning, undo_depth=0, prefetch=False)
             reach = setup.reach
             chunks = -(-((reach.window or 0) + reach.sink) // self._model.chunk_frames) + 1
             with Session(setup) as trial:
@@ -322,13 +322,14 @@ class Session:
 
     def _go_on_from(self, state: State) -> None:
         self._state = state
-        self._direction = state.direction  # which can be asked for when the state has been let go
+        self._direction = state.direction
 
     @torch.no_grad()
     def _beginning(self) -> State:
         setup, model = self._setup, self._model
         state = first_state(
-            Direction(conditioning=setup.conditioning, plan=setup.opening.plan),
+            setup.conditioning,
+            setup.opening.plan,
             model.denoiser(setup.conditioning),
             model.live_plan(setup.opening.plan),
             model.latent_stream(),

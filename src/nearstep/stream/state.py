@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,23 +50,24 @@ class PendingChunk:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Direction:
-    """What the chunks from here on are to show, and what each gets: what a change changes."""
+class Direction(NamedTuple):
+    """What the next chunk is to show, and what it gets, in words: what a change changes."""
 
-    conditioning: Conditioning
+    prompt: str
     plan: str
+    seed: int
 
 
 @dataclass(kw_only=True)
 class State:
     """All that the next chunk depends on; a session goes on from it as another would."""
 
-    direction: Direction
+    conditioning: Conditioning
+    plan_text: str
     denoiser: CausalDenoiser
-    """The network with the direction's text bound."""
+    """The network with the conditioning's text bound."""
     plan: LivePlan
-    """The direction's, with what it has observed."""
+    """What ``plan_text`` says, with what it has observed."""
     cache: KVCache
     decoded: Deferred[Decoded]
     """What the decoder has made of all before, or will have."""
@@ -85,6 +87,11 @@ class State:
     def copy(self) -> State:
         """A state of its own; tensors that are never written to are shared."""
         return replace(self, cache=self.cache.copy(), plan=self.plan.copy(), clean=[*self.clean])
+
+    @property
+    def direction(self) -> Direction:
+        """Where the stream goes from here."""
+        return Direction(self.conditioning.prompts[0], self.plan_text, self.conditioning.seed)
 
     @property
     def pixels(self) -> int:
@@ -116,7 +123,8 @@ class State:
 
 
 def first_state(
-    direction: Direction,
+    conditioning: Conditioning,
+    plan_text: str,
     denoiser: CausalDenoiser,
     plan: LivePlan,
     decoder: LatentStream,
@@ -128,7 +136,8 @@ def first_state(
     _, height, width = frame
     nothing = torch.empty(1, 0, 3, 0, 0)
     return State(
-        direction=direction,
+        conditioning=conditioning,
+        plan_text=plan_text,
         denoiser=denoiser,
         plan=plan,
         cache=denoiser.new_cache(1, None, height, width, reach=reach),
