@@ -85,7 +85,7 @@ class Timed:
         stages: method -> stage; all other methods are ``inner``'s own.
     """
 
-    def __init__(self, inner: Any, clock: Clock, stages: Mapping[str, str]) -> None:
+    def __init__(self, inner: object, clock: Clock, stages: Mapping[str, str]) -> None:
         self._inner = inner
         for method, stage in stages.items():
             # __call__ is looked up on the class, so that one is kept under a name of its own.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, UMT5EncoderModel
 
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
@@ -74,7 +74,7 @@ def load_model(
     folder = model.folder
     tiny = None if tiny_decoder is None else load_tiny_decoder(tiny_decoder, model.vae, vae_dtype)
     tokenizer = load_tokenizer(folder)
-    load = partial(load_component, folder, "text_encoder", UMT5EncoderModel, TEXT_ENCODERS, dtype=torch_dtype)
+    load = partial(load_component, folder, "text_encoder", UMT5EncoderModel, TEXT_ENCODERS, torch_dtype)
     deferred = None
     if text_cache is not None:
         check_cache_folder(text_cache)
@@ -98,14 +98,14 @@ def load_model(
 def load_network(model: ModelConfigs, *, torch_dtype: torch.dtype | None = None) -> VideoTransformer:
     """A model's network, or the student that takes its place."""
     if model.student is None:
-        return load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype=torch_dtype)
+        return load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
     model.folder.check_class(model.network, *NETWORKS)
     return load_student(model.student, model.transformer, torch_dtype=torch_dtype)
 
 
 def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -> AutoencoderKLWan:
     """A model's codec."""
-    return load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype=torch_dtype)
+    return load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype)
 
 
 def load_encoder(folder: ModelFolder, device: torch.device | str | None = None) -> Callable[[Tensor], Tensor]:
@@ -127,7 +127,7 @@ def caption_check(folder: ModelFolder) -> Callable[[str], object]:
 
 
 def load_component(
-    folder: ModelFolder, name: str, kind: type[Model], allowed: tuple[str, ...], **options: Any
+    folder: ModelFolder, name: str, kind: type[Model], allowed: tuple[str, ...], dtype: torch.dtype | None = None
 ) -> Model:
     """The network in sub-folder ``name``, ready to run, without gradients.
 
@@ -136,16 +136,16 @@ def load_component(
         name: the component's sub-folder.
         kind: a diffusers or transformers model class.
         allowed: the class names that its config.json may state.
-        options: for ``kind.from_pretrained``.
+        dtype: of the weights; by default as saved.
 
     Raises:
         NearstepError: if a file is missing, damaged, a pickle, of another class, or if config and weights disagree.
     """
     folder.check_class(name, *allowed)
     folder.tensors(name)  # every weight file is there and whole
-    path = folder.path / name
+    path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
-        model, report = kind.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[attr-defined]
+        model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):

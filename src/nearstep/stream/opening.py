@@ -42,8 +42,10 @@ def context_video(image: Picture | None, video: PixelClip | None, *, height: int
     return frames
 
 
-def stream_reach(model: Configs, *, window: int | None, sink: int | None, relative_sink: bool | None) -> Reach:
-    """How far a stream's chunks look back: as far as the network was made for, where nothing else is named.
+def stream_reach(
+    model: Configs, chunk: int, *, window: int | None, sink: int | None, relative_sink: bool | None
+) -> Reach:
+    """How far a stream's chunks of so many frames look back: by default as far as the network was made for.
 
     A network without a window of its own was trained on whole clips: it gets its first chunk as a sink, and a window
     such that both together are as long as those clips. A network that was trained with a sink sees it where it lies.
@@ -52,8 +54,7 @@ def stream_reach(model: Configs, *, window: int | None, sink: int | None, relati
         NearstepError: for a window shorter than a chunk, or a negative sink.
     """
     config, trained = model.transformer, latent_frames(model.settings.num_frames)
-    chunk, own = config["chunk_frames"], config.get("window_frames")
-    trained_sink = config.get("sink_frames") or 0
+    own, trained_sink = config.get("window_frames"), config.get("sink_frames") or 0
     usual = trained_sink if own else min(chunk, max(0, trained - chunk))
     first = usual if sink is None else sink
     if first < 0:

@@ -266,10 +266,9 @@ class CausalVideoPipeline(VideoModel):
         Raises:
             NearstepError: naming what the model cannot do; nothing has run by then.
         """
-        _ = self.chunk_frames
         if not isinstance(prompt, str):
             raise NearstepError(f"a session has one prompt, not {prompt!r}; open one for each")
-        reach = stream_reach(self.configs, window=window, sink=sink, relative_sink=relative_sink)
+        reach = stream_reach(self.configs, self.chunk_frames, window=window, sink=sink, relative_sink=relative_sink)
         conditioning = self.conditioning(
             prompt, negative_prompt=negative_prompt, guidance_scale=guidance_scale, seed=seed, samples=[sample]
         )
@@ -312,7 +311,6 @@ class CausalVideoPipeline(VideoModel):
         Raises:
             NearstepError: for a file that is no recording, or one that began with another picture or clip.
         """
-        _ = self.chunk_frames
         recording = recording if isinstance(recording, Recording) else Recording.load(recording)
         was = recording.opening
         conditioning = self.conditioning(
