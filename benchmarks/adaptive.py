@@ -27,8 +27,7 @@ from nearstep.evaluate.results import SUMS, summarise
 from nearstep.evaluate.run import CAPTIONS_SEED
 from nearstep.evaluate.statistics import difference, rank_correlation
 from nearstep.files import replacing
-from nearstep.flow.live_plan import ADAPTIVE
-from nearstep.flow.plan import chunk_lengths
+from nearstep.flow.plan import ADAPTIVE, chunk_lengths
 from nearstep.playground import PLAYGROUND
 from nearstep.plots import new_figure
 from nearstep.shapes import latent_frames
@@ -42,7 +41,7 @@ def clips(pipe: CausalVideoPipeline, plan: str, captions: Sequence[str], chunks:
     """Judge one stream of each caption; what evaluate.run has of a plan, and the steps of every chunk."""
     steps, videos, verdicts = [], [], []
     for sample, text in enumerate(tqdm(captions, desc=name, unit="clip")):
-        with pipe.open(text, plan, seed=0, sample=sample, undo=0) as session:
+        with pipe.open(text, plan, seed=0, sample=sample) as session:
             made = list(itertools.islice(session, chunks))
         steps.append([chunk.steps for chunk in made])
         videos.append(torch.cat([chunk.video[0] for chunk in made]))

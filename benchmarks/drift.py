@@ -34,7 +34,7 @@ from nearstep.stream.output import contact_sheet
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fixed sink": {"following": False},
+    "fixed sink": {"relative_sink": False},
     "window 9, no sink": {"window": 9, "sink": 0},
     "window 6, no sink": {"window": 6, "sink": 0},
 }

@@ -276,11 +276,11 @@ def clips(options: Options, device: torch.device) -> list[dict[str, Any]]:
 
 
 def streams(options: Options) -> list[dict[str, Any]]:
-    """Rows of the playground's streams, decoding included; they end alike bit for bit (tests/stream/test_ahead.py)."""
+    """Rows of the playground's streams, decoding included; they end alike (tests/stream/test_prefetch.py)."""
     pipe, rows = CausalVideoPipeline.from_pretrained("playground"), []
 
     def play(plan: str, ahead: bool) -> None:
-        with pipe.open(PROMPT, plan, seed=7, ahead=ahead) as session:
+        with pipe.open(PROMPT, plan, seed=7, prefetch=ahead) as session:
             for _ in itertools.islice(session, options.stream_chunks):
                 pass
 

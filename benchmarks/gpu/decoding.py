@@ -1,7 +1,7 @@
 """Pixels: each decoder by dtype and layout, beside the making of the next chunk, and the time to the first frame.
 
 A decoder is timed on a chunk in the middle of a clip. Streams run as users run them (stream/session.py): with
-``ahead=True`` a chunk is decoded in a CUDA stream of its own while the next is made.
+``prefetch=True`` a chunk is decoded in a CUDA stream of its own while the next is made.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def run(task: Task) -> None:
                 _first(task, pipe, words, plan, name)
     for name, decoder in (("tiny decoder", tiny), ("codec", None)):
         pipe.tiny_decoder = decoder
-        for ahead in (False, True):
-            what = f"stream, plan 1, {name}, {'decoding beside' if ahead else 'one after the other'}"
-            if ahead and task.needs_cuda(what):
+        for prefetch in (False, True):
+            what = f"stream, plan 1, {name}, {'decoding beside' if prefetch else 'one after the other'}"
+            if prefetch and task.needs_cuda(what):
                 continue
             with task.record.trying(what):
-                _stream(task, pipe, words, size, what, ahead=ahead)
+                _stream(task, pipe, words, size, what, prefetch=prefetch)
     if "text" not in task.skip and task.enough(15 if task.cuda else 0, "text encoder"):
         with task.record.trying("text encoder"):
             _text(task, pipe, words, size)
@@ -114,14 +114,14 @@ def _first(task: Task, pipe: CausalVideoPipeline, words: str, plan: str, name: s
     task.record(f"first frame, plan {plan}, {name}", seconds=spent, frames=first.video.shape[1])
 
 
-def _stream(task: Task, pipe: CausalVideoPipeline, words: str, size: Size, name: str, *, ahead: bool) -> None:
+def _stream(task: Task, pipe: CausalVideoPipeline, words: str, size: Size, name: str, *, prefetch: bool) -> None:
     """Seconds of a chunk in the middle of a stream."""
     taken, frames = [], 0
-    with pipe.open(words, plan="1", seed=0, window=size.windows[0], ahead=ahead) as session:
+    with pipe.open(words, plan="1", seed=0, window=size.windows[0], prefetch=prefetch) as session:
         for _ in range(CHUNKS):
             began = time.perf_counter()
             frames = next(session).video.shape[1]
-            if not ahead:  # the next chunk is being made, and these pixels are there
+            if not prefetch:  # the next chunk is being made, and these pixels are there
                 synchronise(task.device)
             taken.append(time.perf_counter() - began)
     middle = statistics.median(taken[2:])

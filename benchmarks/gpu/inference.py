@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu.sizes import SIZES, pipeline, prompt, tiny_decoder
 from benchmarks.gpu.task import NARROW, Task, named
-from nearstep.cost.bench import floors, measure, take
+from nearstep.cost.bench import floors, measure, time_clip
 from nearstep.cost.clock import Clock, Floor
 from nearstep.cost.rates import RATES
 from nearstep.nets.compiling import compile_blocks
@@ -71,9 +71,9 @@ def _measured(
 def _compiled(task: Task, pipe: CausalVideoPipeline, asked: Request, name: str) -> None:
     """As the pipeline makes it, with fused commits: half of the shapes to compile, each a minute's share."""
     clock, began = Clock(task.device), time.perf_counter()
-    take(pipe, asked, clock)
+    time_clip(pipe, asked, clock)
     warm = time.perf_counter() - began
-    chunks = [take(pipe, asked, clock)[0].chunks for _ in range(2)]
+    chunks = [time_clip(pipe, asked, clock)[0].chunks for _ in range(2)]
     best = min(chunks, key=lambda some: sum(chunk.wall for chunk in some))
     found = {rate.name: rate.of(best) for rate in RATES if rate.name in SHARED}
     task.record(name, fps=found, first_frame_seconds=best[0].wall, warm_up_seconds=warm)

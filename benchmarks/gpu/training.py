@@ -82,13 +82,13 @@ def _updates(task: Task, size: Size, name: str, counts: Sequence[int], rate: flo
             flops = counted.get_total_flops()
             seconds = time.perf_counter() - began
             task.record(f"{what}, first update", seconds=seconds, flops=flops, peak_bytes=memory[0].peak)
-        clock.take()
+        clock.spans()
         if not task.enough(time.perf_counter() - began, what):
             continue
         with peak_memory(task.device) as memory, clock.stage(ELSE):
             stage.step(index)
         task.record(
-            what, n=steps, recipe=name, **spent(clock.take(), flops, rate),
+            what, n=steps, recipe=name, **spent(clock.spans(), flops, rate),
             peak_bytes=memory[0].peak, peak_by=memory[0].by, **loading,
         )  # fmt: skip
     del stage

@@ -6,11 +6,13 @@ leaves either the finished file or what was there before.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from nearstep.errors import NearstepError
 
@@ -34,6 +36,30 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write data as JSON, whole or not at all; errors as for :func:`replacing`."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """Find out now, before anything is made, whether a file could be written; its folder is made if need be.
+
+    Raises:
+        NearstepError: naming the path and the reason.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise NearstepError(f"cannot write {path}: it is {kind}; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = beside(path)
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise NearstepError(f"cannot write {path}: {error.strerror}") from error
 
 
 def sweep(folder: Path) -> None:

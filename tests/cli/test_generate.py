@@ -8,9 +8,12 @@ from pathlib import Path
 
 import av
 import pytest
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from nearstep import files
 from nearstep.cli.main import main
+from nearstep.flow import plan
+from nearstep.models import folder
 from nearstep.stream import pipeline
 
 PROMPT = "a small red ball slides left"
@@ -62,6 +65,22 @@ def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, c
     assert capsys.readouterr().out == ""
     assert generate(*arguments, "--overwrite") == 0
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_a_folder_is_opened_a_plan_parsed_and_a_prompt_encoded_once(generate, monkeypatch) -> None:
+    opened, parsed, tokenised, encoded = [], [], [], []
+
+    def counted(owner, name, calls, unbound=None):
+        whole = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **more: (calls.append(1), whole(*given, **more))[1])
+
+    counted(folder.ModelFolder, "open", opened)
+    counted(plan, "parse", parsed)
+    counted(PreTrainedTokenizerFast, "__call__", tokenised)
+    counted(UMT5EncoderModel, "forward", encoded)
+    assert generate(PROMPT, "--plan", "4,1x", "--samples", "3", "--seed", "1", "-o", "clips/") == 0
+    assert (len(opened), len(parsed), len(tokenised), len(encoded)) == (1, 1, 1, 1)
+    assert len(written()) == 3
 
 
 def test_a_prompt_file_may_be_a_table(generate, capsys) -> None:
@@ -136,8 +155,8 @@ def test_a_full_disk_keeps_what_is_finished(generate, capsys, monkeypatch: pytes
 def test_ctrl_c_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     play = pipeline.CausalVideoPipeline.play
 
-    def interrupted(self, request):
-        frames = play(self, request)
+    def interrupted(self, request, **options):
+        frames = play(self, request, **options)
         yield next(frames)
         if request.prompts == ("a square",):
             raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from PIL import Image
 from nearstep.cli import stream
 from nearstep.cli.main import main
 from nearstep.stream.output import pixels
-from nearstep.stream.recording import Record
+from nearstep.stream.recording import Recording
 
 RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
 
@@ -28,9 +28,9 @@ def test_a_stream_is_written_and_made_again(model_folder: Path, tmp_path: Path, 
     asked = [RED, "-o", str(video), "--chunks", "4", "--at", "2", BLUE, "--plan", "2,1x", "--seed", "3"]
     assert main(["stream", *asked, "--log", str(log), *model]) == 0
     assert "4 chunks, 29 frames" in capsys.readouterr().err
-    take = Record.load(log)
-    assert [len(entry["times"]) for entry in take.chunks] == [2, 1, 2, 1]
-    assert take.chunks[2]["prompt"] == BLUE
+    recording = Recording.load(log)
+    assert [len(entry.times) for entry in recording.chunks] == [2, 1, 2, 1]
+    assert recording.chunks[2].changes.prompt == BLUE
 
     assert main(["stream", "--replay", str(log), "-o", str(again), *model]) == 0
     assert frames(video).shape == (29, 32, 32, 3)
@@ -66,10 +66,10 @@ def test_the_end_of_a_video_goes_on_and_is_made_again(model_folder: Path, tmp_pa
 
 def test_a_sink_stays_where_it_was(model_folder: Path, tmp_path: Path) -> None:
     log, video = tmp_path / "take.jsonl", tmp_path / "a.mp4"
-    for extra, following in (([], True), (["--no-following"], False)):
+    for extra, relative in (([], True), (["--no-relative-sink"], False)):
         asked = [RED, "-o", str(video), "--log", str(log), "--chunks", "1", "--window", "2", "--sink", "2", *extra]
         assert main(["stream", *asked, "--model", str(model_folder)]) == 0
-        assert Record.load(log).opening["following"] is following
+        assert Recording.load(log).opening.relative_sink is relative
 
 
 def test_a_model_streams_with_the_student_it_has_for_streams(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_model_streams_with_the_student_it_has_for_streams(tmp_path: Path) -> 
     for network in ([], ["--network", "stream"], ["--network", "transformer"]):
         asked = [RED, "-o", str(tmp_path / "a.mp4"), "--log", str(log), "--chunks", "1", "--plan", "1", "--seed", "1"]
         assert main(["stream", *asked, *network]) == 0
-        opening = Record.load(log).opening
-        seen.append((opening["weights"], opening["window"], opening["sink"]))
+        opening = Recording.load(log).opening
+        seen.append((opening.weights, opening.window, opening.sink))
     assert seen[0] == seen[1] != seen[2]
     assert (seen[0][1:], seen[2][1:]) == ((9, 0), (6, 3))
 
@@ -88,16 +88,19 @@ def test_a_model_streams_with_the_student_it_has_for_streams(tmp_path: Path) -> 
     [
         (["-o", "a.mp4"], "give a prompt to begin with, or --replay"),
         ([RED, "--replay", "t.jsonl", "-o", "a.mp4"], "not both"),
-        (["--replay", "t.jsonl", "--seed", "3", "-o", "a.mp4"], "--seed is in the take already"),
+        (["--replay", "t.jsonl", "--seed", "3", "-o", "a.mp4"], "--seed is in the recording already"),
         ([RED, "-o", "a.gif"], "ends in .mp4"),
         ([RED, "-o", "a.mp4", "--chunks", "0"], "at least 1"),
         ([RED, "-o", "a.mp4", "--at", "0", BLUE], "the first chunk is 0"),
         ([RED, "-o", "a.mp4", "--image", "none.png"], "cannot read the picture"),
         ([RED, "-o", "a.mp4", "--video", "none.mp4"], "cannot read the video none.mp4: there is no such file"),
         ([RED, "-o", "a.mp4", "--video", "b.mp4", "--image", "c.png"], "not both"),
-        (["--replay", "t.jsonl", "--no-following", "-o", "a.mp4"], "--no-following is in the take already"),
+        (
+            ["--replay", "t.jsonl", "--no-relative-sink", "-o", "a.mp4"],
+            "--no-relative-sink is in the recording",
+        ),
         ([RED, "-o", "a.mp4", "--at", "2", "a cat"], "'cat'"),
-        (["--replay", "none.jsonl", "-o", "a.mp4"], "cannot read the record"),
+        (["--replay", "none.jsonl", "-o", "a.mp4"], "cannot read the recording"),
     ],
 )
 def test_misuse_is_one_line_and_leaves_nothing(

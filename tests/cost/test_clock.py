@@ -10,7 +10,7 @@ import torch
 
 from nearstep import CausalVideoPipeline
 from nearstep.cost import clock as timing
-from nearstep.cost.bench import flops, measure, play_timed, take
+from nearstep.cost.bench import flops, measure, play_timed, time_clip
 from nearstep.cost.clock import Clock, Floor, Span, Timed, matmul_floor, peak_memory
 from nearstep.cost.flops import counter
 from nearstep.cost.rates import CALLS, COMMIT, DECODE, FUSED, STEP, TEXT, ChunkTime, quantile, rates
@@ -33,11 +33,11 @@ def test_stages_in_each_other_add_up_to_the_wall() -> None:
             with clock.stage("inner"):
                 time.sleep(0.02)
     wall = time.perf_counter() - began
-    spans = clock.take()
+    spans = clock.spans()
     assert [span.stage for span in spans] == ["inner", "inner", "outer"]
     assert 0.05 <= sum(span.seconds for span in spans) <= wall
     assert spans[0].seconds >= 0.02 and 0.01 <= spans[2].seconds <= wall - 0.04
-    assert clock.take() == []
+    assert clock.spans() == []
 
 
 def test_a_stage_that_fails_is_timed_and_fails() -> None:
@@ -46,7 +46,7 @@ def test_a_stage_that_fails_is_timed_and_fails() -> None:
         clock.timed("bad", lambda: 1 / 0)()
     with clock.stage("good"):
         pass
-    assert [span.stage for span in clock.take()] == ["bad", "good"]
+    assert [span.stage for span in clock.spans()] == ["bad", "good"]
 
 
 def test_named_methods_are_timed_and_others_are_not(pipe: CausalVideoPipeline) -> None:
@@ -58,7 +58,7 @@ def test_named_methods_are_timed_and_others_are_not(pipe: CausalVideoPipeline) -
     assert torch.equal(timed(x, t), inner(x, t))
     timed.commit(x, cache=cache, start=0)
     assert cache.end == 2
-    assert [span.stage for span in clock.take()] == ["cache", STEP, COMMIT]
+    assert [span.stage for span in clock.spans()] == ["cache", STEP, COMMIT]
     stream = Timed(pipe.decoder.stream(), clock, {"decode": DECODE})
     assert isinstance(stream, LatentStream) and stream.decode(x).shape[1] == 5 and stream.frames == 2
     with pytest.raises(AttributeError):
@@ -85,7 +85,7 @@ def test_timed_clips_are_the_same_bit_for_bit(pipe: CausalVideoPipeline, fused: 
 def test_a_clip_costs_what_torch_counts(pipe: CausalVideoPipeline, plan: str, fused: bool, guidance: float) -> None:
     asked = pipe.request([PROMPT, "a blue square"], plan, seed=3, guidance_scale=guidance)
     with counter() as count:
-        take(pipe, asked, Clock(), fused=fused)
+        time_clip(pipe, asked, Clock(), fused=fused)
     assert count.get_total_flops() == sum(sum(chunk.values()) for chunk in flops(pipe, asked, fused=fused))
 
 
@@ -97,7 +97,7 @@ def test_a_bidirectional_clip_is_one_chunk(model_folder: Path) -> None:
     assert found["fused"]["first_frame_seconds"] == found["fused"]["chunk_seconds"]["p50"]
     assert "steady" not in [rate["name"] for rate in found["fps"]]
     with counter() as count:
-        take(pipe, asked, Clock())
+        time_clip(pipe, asked, Clock())
     assert found["fused"]["flops"] == count.get_total_flops()
 
 

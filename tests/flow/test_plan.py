@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nearstep.errors import NearstepError
+from nearstep.flow.live_plan import live_plan
 from nearstep.flow.plan import (
+    GRAMMAR,
     Schedule,
     first_frame_enhanced,
     make_plan,
@@ -59,6 +61,23 @@ def test_strings(text: str, expected: tuple[int, ...]):
 def test_strings_that_are_refused(text: str):
     with pytest.raises(NearstepError):
         parse_steps(text, 7)
+
+
+@pytest.mark.parametrize("text", ["adaptive", "adaptive:.95", "fps:16"])
+def test_a_plan_of_streams_is_none_of_a_clip_and_the_error_says_so(text: str):
+    with pytest.raises(NearstepError, match="is for streams alone"):
+        make_plan(text, frames=21, chunk_frames=3, shift=5.0)
+
+
+def test_every_error_names_the_whole_grammar():
+    for text in ("four", "4,2", "0", "fps", "fps:0", "adaptive:2", "adaptive"):
+        with pytest.raises(NearstepError) as caught:
+            parse_steps(text, 7)
+        assert GRAMMAR in str(caught.value)
+    for text in ("four", "4,2", "8", "fps"):
+        with pytest.raises(NearstepError) as caught:
+            live_plan(text, shift=5.0, grid=4, frames=12)
+        assert GRAMMAR in str(caught.value)
 
 
 @pytest.mark.parametrize(

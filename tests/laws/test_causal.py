@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from nearstep.nets.transformer import VideoTransformer
 
 CHUNKS = [(3, 3, 3), (1, 3, 3), (1,) * 6, (2, 2, 2, 2, 1)]
 REACH = [(None, 0), (4, 0), (3, 1), (5, 2)]
-FOLLOWS = [(0, False), (1, True), (1, False)]
+SINKS = [(0, False), (1, True), (1, False)]
 HEIGHT, WIDTH = 4, 6
 
 
@@ -58,12 +60,12 @@ def cached(
 @torch.no_grad()
 @pytest.mark.parametrize(("window", "sink"), [(4, 1), (3, 2), (4, 4)])
 @pytest.mark.parametrize("lengths", [(3, 3, 3, 3), (1, 3, 3, 3), (1,) * 9, (2,) * 6])
-def test_cached_equals_masked_with_a_following_sink(lengths: tuple[int, ...], window: int, sink: int) -> None:
+def test_cached_equals_masked_with_a_relative_sink(lengths: tuple[int, ...], window: int, sink: int) -> None:
     net = network()
     x, t, text = clip(sum(lengths))
-    whole = net(x, 0 * t, text, visibility=block_causal(lengths, window, sink, following=True))
-    assert not torch.allclose(whole, net(x, 0 * t, text, visibility=block_causal(lengths, window, sink)))
-    reach = Reach(window=window, sink=sink, following=True)
+    reach, fixed = (Reach(window=window, sink=sink, relative_sink=relative) for relative in (True, False))
+    whole = net(x, 0 * t, text, visibility=block_causal(lengths, reach))
+    assert not torch.allclose(whole, net(x, 0 * t, text, visibility=block_causal(lengths, fixed)))
     torch.testing.assert_close(cached(net, lengths, x, 0 * t, text, x, reach), whole, rtol=0, atol=1e-10)
 
 
@@ -75,7 +77,7 @@ def test_cached_equals_masked(lengths: tuple[int, ...], window: int | None, sink
     x, _, text = clip(sum(lengths))
     with torch.set_grad_enabled(grad):
         t = torch.zeros(x.shape[:2], dtype=torch.float64)
-        whole = net(x, t, text, visibility=block_causal(lengths, window, sink))
+        whole = net(x, t, text, visibility=block_causal(lengths, net.reach))
         torch.testing.assert_close(cached(net, lengths, x, t, text, x), whole, rtol=0, atol=1e-10)
 
 
@@ -90,10 +92,29 @@ def test_teacher_forced_equals_cached_on_clean_context(lengths: tuple[int, ...],
         torch.cat([clean, noisy], 1),
         torch.cat([torch.zeros_like(t), t], 1),
         text,
-        visibility=teacher_forcing(lengths, window, sink),
+        visibility=teacher_forcing(lengths, net.reach),
     )
     expected = cached(net, lengths, noisy, t, text, clean)
     torch.testing.assert_close(both[:, sum(lengths) :], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(("window", "sink"), [(4, 1), (3, 2), (4, 4)])
+@pytest.mark.parametrize("lengths", [(3, 3, 3, 3), (1, 3, 3, 3), (1,) * 9, (2,) * 6])
+def test_teacher_forced_equals_cached_with_a_relative_sink(
+    lengths: tuple[int, ...], window: int, sink: int, grad: bool
+) -> None:
+    net, reach = network(), Reach(window=window, sink=sink, relative_sink=True)
+    noisy, t, text = clip(sum(lengths))
+    clean = torch.randn_like(noisy)
+    both, times = torch.cat([clean, noisy], 1), torch.cat([torch.zeros_like(t), t], 1)
+    with torch.set_grad_enabled(grad):
+        masked = net(both, times, text, visibility=teacher_forcing(lengths, reach))
+        fixed = net(both, times, text, visibility=teacher_forcing(lengths, replace(reach, relative_sink=False)))
+    with torch.no_grad():
+        expected = cached(net, lengths, noisy, t, text, clean, reach)
+    torch.testing.assert_close(masked[:, sum(lengths) :], expected, rtol=0, atol=1e-10)
+    assert not torch.allclose(masked, fixed)
 
 
 @torch.no_grad()
@@ -101,9 +122,9 @@ def test_two_chunks_in_one_cached_call_equal_two_calls() -> None:
     net = network(window=5, sink=1)
     x, t, text = clip(8)
     t[:] = 0
-    whole = net(x, t, text, visibility=block_causal((2,) * 4, 5, 1))
+    whole = net(x, t, text, visibility=block_causal((2,) * 4, net.reach))
     cache = net.new_cache(2, 8, HEIGHT, WIDTH)
-    pair = block_causal((2, 2), 5, 1)
+    pair = block_causal((2, 2), net.reach)
     halves = []
     for i in (0, 4):
         half = x[:, i : i + 4], t[:, i : i + 4], text
@@ -113,15 +134,15 @@ def test_two_chunks_in_one_cached_call_equal_two_calls() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("following", [False, True])
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize(("window", "sink"), REACH)
 @pytest.mark.parametrize("lengths", CHUNKS)
 def test_a_fused_commit_is_a_commit_and_a_call(
-    lengths: tuple[int, ...], window: int | None, sink: int, following: bool
+    lengths: tuple[int, ...], window: int | None, sink: int, relative: bool
 ) -> None:
     net = network(window, sink)
     x, t, text = clip(sum(lengths))
-    reach = Reach(window=window, sink=sink, following=following)
+    reach = Reach(window=window, sink=sink, relative_sink=relative)
     apart, fused = (net.new_cache(2, x.shape[1], HEIGHT, WIDTH, reach=reach) for _ in range(2))
     denoiser, before = TextDenoiser(net, text), None
     for part, times in zip(x.split(lengths, 1), t.split(lengths, 1), strict=True):
@@ -152,11 +173,11 @@ def test_a_large_commit_is_a_call_of_its_own_on_a_cpu(monkeypatch, largest: int,
 
 
 @torch.no_grad()
-def test_a_following_sink_lies_just_before_the_window() -> None:
+def test_a_relative_sink_lies_just_before_the_window() -> None:
     # In one layer a frame's keys depend on the frame alone, so the past can be laid out anew as one short clip.
     net = network(layers=1)
     x, t, text = clip(40)
-    cache = net.new_cache(2, None, HEIGHT, WIDTH, reach=Reach(window=6, sink=2, following=True))
+    cache = net.new_cache(2, None, HEIGHT, WIDTH, reach=Reach(window=6, sink=2, relative_sink=True))
     denoiser = TextDenoiser(net, text)
     for start in range(0, 40, 2):
         part, times = x[:, start : start + 2], t[:, start : start + 2]
@@ -168,11 +189,11 @@ def test_a_following_sink_lies_just_before_the_window() -> None:
 
 
 @torch.no_grad()
-def test_an_endless_stream_passes_the_last_position_where_its_sink_follows() -> None:
+def test_an_endless_stream_passes_the_last_position_where_its_sink_is_relative() -> None:
     net = network()
     x, t, text = clip(2, batch=1)
     denoiser = TextDenoiser(net, text)
-    caches = [net.new_cache(1, None, HEIGHT, WIDTH, reach=Reach(window=4, sink=s, following=f)) for s, f in FOLLOWS]
+    caches = [net.new_cache(1, None, HEIGHT, WIDTH, reach=Reach(window=4, sink=s, relative_sink=f)) for s, f in SINKS]
     for cache in caches:
         for _ in range(515):  # of two frames; positions are 1024
             if cache is caches[-1] and cache.end == 1024:
@@ -206,7 +227,7 @@ def test_the_future_does_not_show(lengths: tuple[int, ...]) -> None:
 def test_beyond_the_window_only_the_sink_shows() -> None:
     net = network()
     x, t, text = clip(8)
-    seen = block_causal((2,) * 4, window=2, sink=1)
+    seen = block_causal((2,) * 4, Reach(window=2, sink=1))
     before = net(x, t, text, visibility=seen)[:, 6:]
     for frames, shows in ((slice(0, 1), True), (slice(2, 6), False)):
         changed = x.clone()
@@ -269,7 +290,7 @@ def test_a_long_stream_needs_no_more_than_window_and_sink() -> None:
     cache = net.new_cache(1, 20, HEIGHT, WIDTH)
     assert cache.capacity_frames == 5
     lengths = (2,) * 10
-    whole = net(x, t, text, visibility=block_causal(lengths, 4, 1))
+    whole = net(x, t, text, visibility=block_causal(lengths, net.reach))
     torch.testing.assert_close(cached(net, lengths, x, t, text, x), whole, rtol=0, atol=1e-10)
 
 

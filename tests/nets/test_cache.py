@@ -7,6 +7,7 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
+from nearstep.nets.masks import Reach
 
 TOKENS = 2
 
@@ -59,7 +60,7 @@ def test_commits_are_detached() -> None:
 
 
 def test_only_frames_out_of_sight_are_dropped() -> None:
-    cache = make(5, window_frames=4, sink_frames=1)
+    cache = make(5, reach=Reach(window=4, sink=1))
     for start in range(0, 10, 2):
         cache.commit(start, frames(start, 2))
     assert cache.end == 10
@@ -70,7 +71,7 @@ def test_only_frames_out_of_sight_are_dropped() -> None:
 
 
 def test_append_only_refuses_to_drop() -> None:
-    cache = make(4, window_frames=2, append_only=True)
+    cache = make(4, reach=Reach(window=2), append_only=True)
     cache.commit(0, frames(0, 2))
     cache.commit(2, frames(2, 2))
     with pytest.raises(NearstepError, match=r"append-only .* at least 6 frames"):

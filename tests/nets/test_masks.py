@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import Visibility, block_causal, full, teacher_forcing, token_groups
+from nearstep.nets.masks import Reach, Visibility, block_causal, full, teacher_forcing, token_groups
 
 
 def table(text: str) -> torch.Tensor:
@@ -25,9 +25,9 @@ def test_a_chunk_sees_itself_and_the_past() -> None:
 
 def test_window_and_sink_count_frames_from_the_end_of_the_chunk() -> None:
     expected = table("xx...... xx...... xxxx.... xxxx.... x.xxxx.. x.xxxx.. x...xxxx x...xxxx")
-    assert torch.equal(block_causal((2, 2, 2, 2), window=4, sink=1).frame_mask(), expected)
+    assert torch.equal(block_causal((2, 2, 2, 2), Reach(window=4, sink=1)).frame_mask(), expected)
     uneven = table("x..... xx.... .xx... ..xx.. ...xx. ....xx")
-    assert torch.equal(block_causal((1,) * 6, window=2).frame_mask(), uneven)
+    assert torch.equal(block_causal((1,) * 6, Reach(window=2)).frame_mask(), uneven)
 
 
 def test_teacher_forcing_shows_noisy_chunks_the_clean_past_and_themselves() -> None:
@@ -43,12 +43,12 @@ def test_teacher_forcing_shows_noisy_chunks_the_clean_past_and_themselves() -> N
 
 
 def test_the_past_is_what_the_masked_forward_would_show() -> None:
-    whole = block_causal((2, 2, 2, 2), window=5, sink=1)
-    chunk = block_causal((2,), window=5, sink=1).shifted(6)
+    whole = block_causal((2, 2, 2, 2), Reach(window=5, sink=1))
+    chunk = block_causal((2,), Reach(window=5, sink=1)).shifted(6)
     past = chunk.past()
     assert past == (0, 3, 4, 5)
     assert torch.equal(whole.frame_mask()[6:, (*past, 6, 7)], chunk.frame_mask(past))
-    pair = block_causal((2, 2), window=5, sink=1).shifted(4)
+    pair = block_causal((2, 2), Reach(window=5, sink=1)).shifted(4)
     assert pair.past() == (0, 1, 2, 3)
     assert torch.equal(whole.frame_mask()[4:], pair.frame_mask((0, 1, 2, 3)))
 
@@ -57,9 +57,9 @@ def test_the_past_is_what_the_masked_forward_would_show() -> None:
     ("visibility", "past"),
     [
         (block_causal((1, 2, 2)), ()),
-        (block_causal((2, 2, 2, 2), window=4, sink=1), ()),
-        (teacher_forcing((1, 2, 1), window=3, sink=1), ()),
-        (block_causal((2, 2), window=5, sink=1).shifted(4), (0, 1, 2, 3)),
+        (block_causal((2, 2, 2, 2), Reach(window=4, sink=1)), ()),
+        (teacher_forcing((1, 2, 1), Reach(window=3, sink=1)), ()),
+        (block_causal((2, 2), Reach(window=5, sink=1)).shifted(4), (0, 1, 2, 3)),
     ],
 )
 def test_groups_of_tokens_are_the_frame_mask(visibility: Visibility, past: tuple[int, ...]) -> None:
@@ -75,4 +75,4 @@ def test_bad_chunks_and_windows_are_refused() -> None:
     with pytest.raises(NearstepError, match="positive"):
         block_causal((3, 0))
     with pytest.raises(NearstepError, match="at least 3"):
-        block_causal((1, 3), window=2)
+        block_causal((1, 3), Reach(window=2))

@@ -14,7 +14,7 @@ from nearstep import rng
 from nearstep.flow.guidance import Guided
 from nearstep.flow.path import per_frame
 from nearstep.flow.plan import ChunkPlan, make_plan, prefix
-from nearstep.rollout.rollout import Planned, generate, rollout, unroll
+from nearstep.rollout.rollout import PlannedChunk, generate, rollout, unroll
 
 SHAPE = (2, 4, 4)
 
@@ -94,7 +94,7 @@ def test_chunks_without_end_are_asked_for_one_at_a_time():
     def endless():
         for count in itertools.count():
             asked.append(count)
-            yield Planned(count % 2 + 1, prefix(1 + count % 3, shift=5.0))
+            yield PlannedChunk(count % 2 + 1, prefix(1 + count % 3, shift=5.0))
 
     def draw(chunk, frames, step):
         return rng.noise((frames, *SHAPE), seed=0, samples=[0], chunk=chunk, step=step)
@@ -107,10 +107,10 @@ def test_chunks_without_end_are_asked_for_one_at_a_time():
     assert denoiser.calls[0][:2] == ("commit", 3)
 
 
-def test_a_chunk_stops_when_it_is_enough():
+def test_a_chunk_stops_where_its_rule_says():
     seen = []
 
-    def enough(step, earlier, x0):
+    def stop(step, earlier, x0):
         assert (earlier is None) == (step == 1)
         seen.append(x0 if earlier is None else x0 - earlier)
         return step == 3
@@ -118,7 +118,7 @@ def test_a_chunk_stops_when_it_is_enough():
     def draw(chunk, frames, step):
         return rng.noise((frames, *SHAPE), seed=0, samples=[0], chunk=chunk, step=step)
 
-    (chunk,) = unroll(Recorder(), [Planned(3, prefix(4, shift=5.0), enough)], draw, cache=None)
+    (chunk,) = unroll(Recorder(), [PlannedChunk(3, prefix(4, shift=5.0), stop)], draw, cache=None)
     assert chunk.steps == len(seen) == 3
     torch.testing.assert_close(chunk.latents, sum(seen))
 

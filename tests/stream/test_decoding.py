@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import UMT5EncoderModel
 
 from nearstep import CausalVideoPipeline, NearstepError
 from nearstep.cli.main import main
+from nearstep.models import loading
 from nearstep.nets.tiny_decoder import TinyDecoder
-from nearstep.stream import pipeline
 
 PROMPTS = ["a small red ball slides left", "the large blue square bounces on snow"]
 WISHES = dict(plan="1", seed=7, output_type="pt")
@@ -88,13 +89,13 @@ def test_a_tiny_decoder_makes_the_pixels_of_the_same_latents(model_folder: Path,
 def test_wrong_options_are_one_line_before_the_network_is_read(
     model_folder: Path, options: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = pipeline.load_component
+    read = loading.load_component
 
     def no_network(folder, name, *arguments, **named):
         assert name != "transformer", "the network was read"
         return read(folder, name, *arguments, **named)
 
-    monkeypatch.setattr(pipeline, "load_component", no_network)
+    monkeypatch.setattr(loading, "load_component", no_network)
     with pytest.raises(NearstepError, match=message) as caught:
         load(model_folder, **options)
     assert "\n" not in str(caught.value)
@@ -114,7 +115,7 @@ def test_a_text_encoder_that_will_be_needed_is_looked_at_first(
 ) -> None:
     shutil.copytree(model_folder, tmp_path / "model")
     spoil(tmp_path / "model")
-    monkeypatch.setattr(pipeline, "load_component", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "load_component", lambda *_, **__: pytest.fail("weights were read"))
     with pytest.raises(NearstepError, match=message):
         load(tmp_path / "model", text_cache=tmp_path / "cache")
 
@@ -132,7 +133,7 @@ def test_the_command_line_passes_them_on(
     command = ["generate", PROMPTS[0], "--model", str(model_folder), "--seed", "1", "--plan", "1", "-o"]
     options = ["--tiny-decoder", str(tiny_file), "--text-cache", "cache", "--vae-dtype", "bfloat16"]
     assert main([*command, "a.gif", *options, "--text-device", "cpu"]) == 0
-    monkeypatch.setattr(pipeline.CausalVideoPipeline, "_loaded_text_encoder", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr(UMT5EncoderModel, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
     assert main([*command, "b.gif", *options]) == 0
     assert Path("a.gif").read_bytes() == Path("b.gif").read_bytes()
     assert main([*command, "c.gif", "--text-cache", "cache", "--vae-tile", "32"]) == 0

@@ -101,7 +101,7 @@ def test_a_link_stays_a_link(clip: torch.Tensor, tmp_path: Path) -> None:
 
 
 def test_writable_is_found_out_before(tmp_path: Path) -> None:
-    output.check_writable(tmp_path / "deep" / "er" / "clip.mp4")
+    output.check_video_path(tmp_path / "deep" / "er" / "clip.mp4")
     assert not list((tmp_path / "deep" / "er").iterdir())
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()
@@ -114,7 +114,7 @@ def test_writable_is_found_out_before(tmp_path: Path) -> None:
     }
     for path, message in bad.items():
         with pytest.raises(NearstepError, match=message):
-            output.check_writable(path)
+            output.check_video_path(path)
 
 
 def test_odd_sides_are_refused_for_mp4(tmp_path: Path) -> None:

@@ -88,10 +88,12 @@ def test_global_randomness_is_neither_read_nor_moved(pipe: CausalVideoPipeline) 
 
 
 @pytest.mark.parametrize(
-    ("wishes", "message"),
+    ("options", "message"),
     [
         (dict(plan="4,0x"), "at least 1 step"),
         (dict(plan="four"), "does not parse"),
+        (dict(plan="adaptive"), "is for streams alone"),
+        (dict(plan="fps:16"), "is for streams alone"),
         (dict(plan="4,2"), "2 chunks and the clip has 3"),
         (dict(plan="4", num_inference_steps=4), "not both"),
         (dict(num_frames=20), "4n\\+1"),
@@ -106,13 +108,30 @@ def test_global_randomness_is_neither_read_nor_moved(pipe: CausalVideoPipeline) 
     ],
     ids=str,
 )
-def test_bad_wishes_are_one_line_and_run_nothing(
-    pipe: CausalVideoPipeline, wishes: dict, message: str, monkeypatch: pytest.MonkeyPatch
+def test_bad_options_are_one_line_and_run_nothing(
+    pipe: CausalVideoPipeline, options: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(pipe), "denoiser", lambda *_: pytest.fail("a network was run"))
     with pytest.raises(NearstepError, match=message) as caught:
-        pipe(PROMPTS[0], **wishes)
+        pipe(PROMPTS[0], **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_is_tokenised_and_encoded_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = CausalVideoPipeline.from_pretrained(model_folder)
+    encoded, tokenised = [], []
+    pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    tokenise = type(pipe.tokenizer).__call__
+
+    def noted(self, texts, **options):
+        tokenised.extend(texts)
+        return tokenise(self, texts, **options)
+
+    monkeypatch.setattr(type(pipe.tokenizer), "__call__", noted)
+    many = pipe([PROMPTS[0]] * 3, "1", seed=7, output_type="latent").frames
+    assert (len(encoded), tokenised) == (1, [PROMPTS[0], ""])
+    alone = pipe(PROMPTS[0], "1", seed=7, samples=[2], output_type="latent").frames
+    torch.testing.assert_close(many[2:], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_bad_prompts(pipe: CausalVideoPipeline) -> None:

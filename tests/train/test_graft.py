@@ -46,6 +46,6 @@ def test_a_grafted_student_streams_with_the_window_of_what_it_learnt_from(model,
     torch.testing.assert_close(now["proj_out.weight"].float(), was["proj_out.weight"].float() + 2, rtol=0, atol=0.02)
     assert json.loads((made / "transformer" / "config.json").read_text())["window_frames"] == 6
     with CausalVideoPipeline.from_pretrained(made).open("a red ball slides left", "1", seed=0) as session:
-        assert session.record.opening["window"] == 6
+        assert session.recording.opening.window == 6
     with pytest.raises(NearstepError, match="no network at"):
         replace(config, after=tmp_path / "none").run()

@@ -15,7 +15,7 @@ from worlds import Shades
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import teacher_forcing
+from nearstep.nets.masks import Reach, teacher_forcing
 from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
@@ -140,10 +140,10 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
     long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, world=PLAYGROUND, frames=45))
     stage = CausalStage(long)
     assert stage.lengths == (3, 3, 3, 3)
-    assert stage.visibility == teacher_forcing(stage.lengths, 6)
+    assert stage.visibility == teacher_forcing(stage.lengths, Reach(window=6))
     pipe = CausalVideoPipeline.from_pretrained(long.run())
     with pipe.open("a red ball slides left", "1", seed=0) as session:
-        assert {name: session.record.opening[name] for name in ("window", "sink")} == {"window": 6, "sink": 0}
+        assert (session.recording.opening.window, session.recording.opening.sink) == (6, 0)
     with pytest.raises(NearstepError, match="window_frames=2 is shorter than a chunk of 3"):
         replace(long, window_frames=2)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, ModelArgument, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
-from nearstep.files import beside, replacing
-from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.files import check_writable, write_json
+from nearstep.models.folder import EMBEDDED
 
 if TYPE_CHECKING:
-    from nearstep.stream.pipeline import CausalVideoPipeline, Request
+    from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.request import Request
 
 PLANS = ("4", "4,2x", "4,1x", "1")
 _PROMPT = "a small red ball slides left on snow"  # words that the playground knows
@@ -34,24 +34,19 @@ class Bench:
     time in which its FLOPs would be done at that rate.
     """
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """"playground" (inside this package), a model folder, or a hub id."""
+    model: ModelArgument = EMBEDDED
     plans: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--plan"], metavar="PLAN ...", help_behavior_hint="")] = ()
     """Steps per chunk of each clip (default: 4 4,2x 4,1x 1; a bidirectional network's own)."""
     prompt: str = _PROMPT
     """What to show; it matters to the text's time alone."""
-    frames: Annotated[int | None, optional("4N+1")] = None
-    """Pixel frames."""
-    height: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
-    width: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
+    size: FlatClipSize = OWN_SIZE
+    """Size of a clip."""
     guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
     """In v = u + w (c - u); 1 is none."""
     repeats: int = 3
     """Clips of each plan and way to commit that count, after one to warm up."""
     threads: Annotated[int | None, optional("N", "torch's own choice")] = None
-    """Of a CPU. With other work beside this, threads that wait for each other take many times as long: use fewer."""
+    """Threads of a CPU. With other work beside this, threads that wait for each other take far longer: use fewer."""
     json: Annotated[Path | None, optional("FILE", "none")] = None
     """Everything measured, as JSON."""
     loading: FlatLoading = AS_IT_IS
@@ -60,74 +55,56 @@ class Bench:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, measure, print, and write the JSON."""
-    asked = tyro.cli(Bench, prog="nearstep bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    plans = _check(asked)
-    folder = ModelFolder.open(asked.model)
-    for plan in plans:
-        asked.loading.clip(folder, **_size(asked, plan))
-    pipe = asked.loading.pipeline(folder)
-    requests = [
-        pipe.request(asked.prompt, guidance_scale=asked.guidance, seed=0, **_size(asked, plan)) for plan in plans
-    ]
-    found = _measure(asked, pipe, requests)
-    found["command"] = shlex.join(["nearstep", "bench", *arguments])
-    if asked.json:
-        with replacing(asked.json) as part:
-            part.write_text(json.dumps(found, indent=2) + "\n")
+    options = tyro.cli(Bench, prog="nearstep bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    from nearstep.stream.request import Request, plan_clip
+
+    _check(options)
+    model = options.loading.open(options.model)
+    own = PLANS if model.transformer.get("chunk_frames") else (None,)
+    clips = [plan_clip(model, plan=plan, **options.size.pixels) for plan in options.plans or own]
+    pipe = options.loading.pipeline(model)
+    conditioning = pipe.conditioning(options.prompt, guidance_scale=options.guidance, seed=0)
+    measured = _measure(options, pipe, [Request.of(conditioning, clip) for clip in clips])
+    measured["command"] = shlex.join(["nearstep", "bench", *arguments])
+    if options.json:
+        write_json(options.json, measured)
 
 
-def _check(asked: Bench) -> Sequence[str | None]:
-    """The plans, once what needs no model is found to be in order."""
-    if asked.repeats < 1:
-        raise NearstepError(f"--repeats {asked.repeats}; at least 1")
-    if asked.threads is not None and asked.threads < 1:
-        raise NearstepError(f"--threads {asked.threads}; at least 1")
-    if twice := [plan for plan in asked.plans if asked.plans.count(plan) > 1]:
+def _check(options: Bench) -> None:
+    """What needs no model."""
+    if options.repeats < 1:
+        raise NearstepError(f"--repeats {options.repeats}; at least 1")
+    if options.threads is not None and options.threads < 1:
+        raise NearstepError(f"--threads {options.threads}; at least 1")
+    if twice := [plan for plan in options.plans if options.plans.count(plan) > 1]:
         raise NearstepError(f"plan {twice[0]!r} is given twice; --repeats measures it more often")
-    if asked.json:
-        if asked.json.is_dir():
-            raise NearstepError(f"cannot write {asked.json}: it is a folder; name a file such as bench.json")
-        try:
-            asked.json.parent.mkdir(parents=True, exist_ok=True)
-            part = beside(asked.json)
-            part.touch()
-            part.unlink()
-        except OSError as error:
-            raise NearstepError(f"cannot write {asked.json}: {error.strerror}") from error
-    if asked.plans:
-        return asked.plans
-    config = ModelFolder.open(asked.model).config(asked.loading.name)
-    causal = asked.loading.student.chosen is not None or config.get("chunk_frames")
-    return PLANS if causal else (None,)
+    if options.json:
+        check_writable(options.json)
 
 
-def _size(asked: Bench, plan: str | None) -> dict[str, Any]:
-    return {"plan": plan, "num_frames": asked.frames, "height": asked.height, "width": asked.width}
-
-
-def _measure(asked: Bench, pipe: CausalVideoPipeline, requests: Sequence[Request]) -> dict[str, Any]:
+def _measure(options: Bench, pipe: CausalVideoPipeline, requests: Sequence[Request]) -> dict[str, Any]:
     """Measure each request, and print it at once."""
     import torch
 
     from nearstep.cost.bench import dtypes, floors, measure
     from nearstep.cost.clock import machine
 
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     device, known = pipe.transformer.device, floors(pipe)
     shape, stages = requests[0].clip.shape, dtypes(pipe)
     facts = {
-        "model": asked.model,
+        "model": options.model,
         "machine": machine(device),
         "dtypes": {stage: _name(dtype) for stage, dtype in stages.items()},
-        "compiled": asked.loading.compile,
-        "prompt": asked.prompt,
+        "compiled": options.loading.compile,
+        "prompt": options.prompt,
         "latents": [shape.frames, *shape.frame],
     }
     print("\n".join(_heading(facts)))
     plans = []
     for request in requests:
-        plans.append(measure(pipe, request, repeats=asked.repeats, floors=known))
+        plans.append(measure(pipe, request, repeats=options.repeats, floors=known))
         print("\n" + "\n".join(_plan(plans[-1])))
     after = floors(pipe)
     print("\n" + _floor_line(known, after))
@@ -150,38 +127,38 @@ def _heading(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _plan(found: dict[str, Any]) -> list[str]:
-    fused, separate = found["fused"], found.get("separate")
+def _plan(clip: dict[str, Any]) -> list[str]:
+    fused, separate = clip["fused"], clip.get("separate")
     lines = [
-        f"plan {found['plan']}: {found['steps']} steps + {found['commits']} commits in {fused['calls']} calls; "
-        f"{found['pixel_frames']} frames in {found['chunks']} chunks",
+        f"plan {clip['plan']}: {clip['steps']} steps + {clip['commits']} commits in {fused['calls']} calls; "
+        f"{clip['pixel_frames']} frames in {clip['chunks']} chunks",
         *_indented(table(_stages(fused, fused["stages"]))),
         f"  first frame after {_digits(fused['first_frame_seconds'])} s; a later chunk takes "
         f"{_digits(fused['chunk_seconds']['p50'])} s, p95 {_digits(fused['chunk_seconds']['p95'])} s; "
-        f"warming up took {_digits(found['warm_up_seconds'])} s",
-        f"  memory {short(found['memory']['peak_bytes'])}B, {short(found['memory']['before_bytes'])}B of it before "
-        f"({found['memory']['by']})",
+        f"warming up took {_digits(clip['warm_up_seconds'])} s",
+        f"  memory {short(clip['memory']['peak_bytes'])}B, {short(clip['memory']['before_bytes'])}B of it before "
+        f"({clip['memory']['by']})",
     ]
     if separate:
         own = {name: separate["stages"][name] for name in ("step", "commit")}
         lines += [f"  with commits of their own, {separate['calls']} calls:"]
         lines += _indented(table(_stages(separate, own)))
     rows = [("fps", "", "counts", "as does")]
-    rows += [(rate["name"], _digits(rate["fps"]), rate["counts"], rate["whose"]) for rate in found["fps"]]
+    rows += [(rate["name"], _digits(rate["fps"]), rate["counts"], rate["whose"]) for rate in clip["fps"]]
     return lines + _indented(table(rows))
 
 
-def _stages(made: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, ...]]:
+def _stages(clip: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("stage", "times", "seconds", "p50 ms", "p95 ms", "FLOP", "floor")]
     for name, has in stages.items():
         spread = [_digits(1000 * has[key]) if key in has else "" for key in ("p50", "p95")]
         share = f"{has['share_of_floor']:.1%}" if "share_of_floor" in has else ""
         work = short(has["flops"]).strip() if "flops" in has else ""
         rows.append((name, str(has["times"]), _digits(has["seconds"]), *spread, work, share))
-    if stages is made["stages"]:
+    if stages is clip["stages"]:
         inside = sum(has["seconds"] for name, has in stages.items() if name != "codec decode")
-        rows.append(("all else", "", _digits(made["wall_seconds"] - inside), "", "", "", ""))
-        rows.append(("wall", "", _digits(made["wall_seconds"]), "", "", short(made["flops"]).strip(), ""))
+        rows.append(("all else", "", _digits(clip["wall_seconds"] - inside), "", "", "", ""))
+        rows.append(("wall", "", _digits(clip["wall_seconds"]), "", "", short(clip["flops"]).strip(), ""))
     return rows
 
 
@@ -194,8 +171,8 @@ def _indented(lines: Sequence[str]) -> list[str]:
 
 
 def _floor_line(before: dict[Any, Any], after: dict[Any, Any]) -> str:
-    told = [
+    rates = [
         f"{_name(dtype)} {short(floor.rate)}FLOP/s (side {floor.side}), {short(after[dtype].rate)}FLOP/s at the end"
         for dtype, floor in before.items()
     ]
-    return "floor: products of square matrices in " + "; ".join(told)
+    return "floor: products of square matrices in " + "; ".join(rates)

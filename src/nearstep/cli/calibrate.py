@@ -12,7 +12,7 @@ import tyro
 from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
 from nearstep.cli.text import table
 from nearstep.errors import NearstepError
-from nearstep.models.folder import INDEX, ModelFolder
+from nearstep.models.folder import INDEX
 from nearstep.shapes import latent_frames
 
 if TYPE_CHECKING:
@@ -48,47 +48,45 @@ def run(arguments: Sequence[str]) -> None:
     calibrate(tyro.cli(Calibrate, prog="nearstep calibrate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
-def calibrate(asked: Calibrate) -> None:
+def calibrate(options: Calibrate) -> None:
     """Measure, show and write."""
-    _check(asked)
-    folder = ModelFolder.open(asked.model)
-    prompts = _prompts(asked)
-    pipe = asked.loading.pipeline(folder)
-    length = pipe.transformer.config["chunk_frames"]
-    if not length:
-        raise NearstepError(f"{asked.model}'s {asked.loading.name} is not causal: it has no chunks to stop")
+    _check(options)
+    model, prompts = options.loading.open(options.model), _prompts(options)
+    if not (length := model.transformer.get("chunk_frames")):
+        raise NearstepError(f"{options.model}'s {model.network} is not causal: it has no chunks to stop")
+    pipe = options.loading.pipeline(model)
     for prompt in prompts:
-        pipe.request(prompt, "1")
+        pipe.prompt_encoder.tokens([prompt])  # unknown words are found now
     from nearstep.evaluate.calibrate import levels, measure_agreement, thresholds, write_agreement
 
-    chunks = asked.chunks or max(1, latent_frames(pipe.settings.num_frames) // length)
-    measured = measure_agreement(pipe, prompts, chunks=chunks, seed=asked.seed, batch=asked.batch)
-    found = levels(measured, asked.closeness)
+    chunks = options.chunks or max(1, latent_frames(pipe.settings.num_frames) // length)
+    measured = measure_agreement(pipe, prompts, chunks=chunks, seed=options.seed, batch=options.batch)
+    found = levels(measured, options.closeness)
     print("\n".join(_lines(found)))
-    if Path(asked.model).expanduser().is_dir():
-        write_agreement(folder.path, found)
-        print(f"written to {folder.path / INDEX}: plan adaptive uses them")
+    if Path(options.model).expanduser().is_dir():
+        write_agreement(model.folder.path, found)
+        print(f"written to {model.folder.path / INDEX}: plan adaptive uses them")
     else:
-        print(f'nothing is written, for {asked.model!r} is no folder; "agreement": {thresholds(found)}')
+        print(f'nothing is written, for {options.model!r} is no folder; "agreement": {thresholds(found)}')
 
 
-def _check(asked: Calibrate) -> None:
-    if not 0 < asked.closeness < 1:
-        raise NearstepError(f"--closeness {asked.closeness}: a cosine between 0 and 1, such as .98")
+def _check(options: Calibrate) -> None:
+    if not 0 < options.closeness < 1:
+        raise NearstepError(f"--closeness {options.closeness}: a cosine between 0 and 1, such as .98")
     for name in ("captions", "chunks", "batch"):
-        if (value := getattr(asked, name)) is not None and value < 1:
+        if (value := getattr(options, name)) is not None and value < 1:
             raise NearstepError(f"--{name} {value}: at least 1")
 
 
-def _prompts(asked: Calibrate) -> list[str]:
-    if asked.prompts_file is None:
+def _prompts(options: Calibrate) -> list[str]:
+    if options.prompts_file is None:
         from nearstep.evaluate.calibrate import CAPTIONS_SEED
         from nearstep.recipes.worlds import find_world
 
-        return find_world(asked.world).prompts(CAPTIONS_SEED, range(asked.captions))
+        return find_world(options.world).prompts(CAPTIONS_SEED, range(options.captions))
     from nearstep.data.prompts import read_prompts
 
-    return list(read_prompts([asked.prompts_file]).texts[: asked.captions])
+    return list(read_prompts([options.prompts_file]).texts[: options.captions])
 
 
 def _lines(found: Sequence[Sequence[Level]]) -> list[str]:

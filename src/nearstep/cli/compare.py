@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import secrets
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nearstep.cli.options import NO_STUDENT, FlatStudent
+from nearstep.cli.options import NO_STUDENT, FlatStudent, Model, optional
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
-from nearstep.models.folder import EMBEDDED, ModelFolder
-from nearstep.models.student import configs_of
-from nearstep.stream.output import check_writable, safe_name, side_by_side, write_sheet, write_video
+from nearstep.models.configs import ModelConfigs
+from nearstep.models.folder import EMBEDDED
+from nearstep.stream.output import check_video_path, safe_name, side_by_side, write_sheet, write_video
+
+if TYPE_CHECKING:
+    from nearstep.stream.request import Clip
 
 SHEET = "sheet.png"
 
@@ -34,11 +37,10 @@ class Compare:
     """Steps per chunk; one clip of each."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER/")] = Path("compare")
     """Where to."""
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """"playground" (inside this package), a model folder, or a hub id."""
-    seed: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: random, and printed)")] = None
+    model: Model = EMBEDDED
+    seed: Annotated[int | None, optional("N", "random, and printed")] = None
     """Names all noise."""
-    device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE", help_behavior_hint="(default: the CPU)")] = None
+    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
     """Where to run, such as cuda."""
     student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
@@ -49,54 +51,57 @@ def run(arguments: Sequence[str]) -> None:
     compare(tyro.cli(Compare, prog="nearstep compare", args=arguments))
 
 
-def compare(asked: Compare) -> None:
+def compare(options: Compare) -> None:
     """Make, write and name every file, after all of what is asked has been checked."""
     from nearstep.stream.request import plan_clip
 
-    files = _files(asked)
-    folder = ModelFolder.open(asked.model)
-    has = configs_of(folder, student=asked.student.chosen)
-    calls = {
-        plan: plan_clip(has.transformer, has.vae, has.scheduler, has.settings, plan=plan).plan.calls
-        for plan in asked.plans
-    }
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    print(f"seed {seed}; calls a clip: " + ", ".join(f"{calls[plan]} at {plan}" for plan in calls), file=sys.stderr)
-    clips, labels = _make(asked, folder, files, seed, [f"{plan} ({calls[plan]} calls)" for plan in asked.plans])
-    print(write_sheet(asked.output / SHEET, clips, labels=labels))
+    files = _files(options)
+    model = ModelConfigs.open(options.model, student=options.student.chosen)
+    clips = {plan: plan_clip(model, plan=plan) for plan in options.plans}
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    calls = ", ".join(f"{clip.plan.calls} at {plan}" for plan, clip in clips.items())
+    note(f"seed {seed}; calls a clip: {calls}")
+    videos, labels = _write(options, model, clips, files, seed)
+    print(write_sheet(options.output / SHEET, videos, labels=labels))
 
 
-def _files(asked: Compare) -> dict[str, Path]:
+def _files(options: Compare) -> dict[str, Path]:
     """Prompt -> its file, each of which can be written."""
-    if not asked.prompts or not asked.plans:
+    if not options.prompts or not options.plans:
         raise NearstepError('give a prompt and a plan: nearstep compare "a red ball slides left" --plans 4 1')
-    for name, given in (("prompt", asked.prompts), ("plan", asked.plans)):
+    for name, given in (("prompt", options.prompts), ("plan", options.plans)):
         if twice := [value for value in given if given.count(value) > 1]:
             raise NearstepError(f"{name} {twice[0]!r} is given twice; each makes a clip of its own")
-    files = {prompt: asked.output / f"{safe_name(prompt)}.mp4" for prompt in asked.prompts}
-    for path in (*files.values(), asked.output / SHEET):
-        check_writable(path)
+    files = {prompt: options.output / f"{safe_name(prompt)}.mp4" for prompt in options.prompts}
+    for path in (*files.values(), options.output / SHEET):
+        check_video_path(path)
     return files
 
 
-def _make(asked: Compare, folder: ModelFolder, files: dict[str, Path], seed: int, names: Sequence[str]) -> tuple:
+def _write(
+    options: Compare, model: ModelConfigs, clips: dict[str, Clip], files: dict[str, Path], seed: int
+) -> tuple[list, list[str]]:
     """Write every prompt's file; returns all clips and a label for each."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.request import Request
 
     disable_progress_bar()
-    pipe = CausalVideoPipeline.from_pretrained(folder.path, student=asked.student.chosen, device=asked.device)
-    wishes = {"seed": seed, "samples": [0]}
-    requests = {prompt: [pipe.request(prompt, plan, **wishes) for plan in asked.plans] for prompt in files}
-    clips, labels, began = [], [], time.perf_counter()
+    pipe = CausalVideoPipeline.from_pretrained(model, device=options.device)
+    names = [f"{plan} ({clip.plan.calls} calls)" for plan, clip in clips.items()]
+    conditionings = {prompt: pipe.conditioning(prompt, seed=seed) for prompt in files}
+    videos, labels, began = [], [], time.perf_counter()
     for prompt, path in files.items():
-        made = [torch.cat([f.video[0] for f in pipe.play(request)]).cpu() for request in requests[prompt]]
-        metadata = {"model": asked.model, "prompt": prompt, "plans": list(asked.plans), "seed": seed}
-        write_video(path, side_by_side(made, names), fps=pipe.settings.fps, metadata=metadata)
+        denoiser, row = pipe.denoiser(conditionings[prompt]), []
+        for clip in clips.values():
+            chunks = pipe.play(Request.of(conditionings[prompt], clip), denoiser=denoiser)
+            row.append(torch.cat([chunk.video[0] for chunk in chunks]).cpu())
+        metadata = {"model": options.model, "prompt": prompt, "plans": list(options.plans), "seed": seed}
+        write_video(path, side_by_side(row, names), fps=pipe.settings.fps, metadata=metadata)
         print(path)
-        clips += made
+        videos += row
         labels += [f"{name}   {prompt}" for name in names]
-    print(f"{len(clips)} clips in {time.perf_counter() - began:.1f} s", file=sys.stderr)
-    return clips, labels
+    note(f"{len(videos)} clips in {time.perf_counter() - began:.1f} s")
+    return videos, labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.options import optional
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 
 _CAUSAL = ("chunk_frames", "window_frames", "sink_frames")
 _SETTINGS = ("grid", "default_plan")
-
-
-def _optional(metavar: str, otherwise: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,35 +30,35 @@ class Convert:
     """A new folder."""
     to: Literal["nearstep", "diffusers", "official"] = "nearstep"
     """Layout; official is the network alone, under the names of Wan2.1's release."""
-    base: Annotated[str | None, _optional("MODEL", "none")] = None
+    base: Annotated[str | None, optional("MODEL", "none")] = None
     """A model in any layout that gives what SRC lacks."""
-    role: Annotated[str | None, _optional("NAME", "generator_ema, generator or model, the first there is")] = None
+    role: Annotated[str | None, optional("NAME", "generator_ema, generator or model, the first there is")] = None
     """Which network of a checkpoint file."""
-    lora: Annotated[Path | None, _optional("FILE", "none")] = None
+    lora: Annotated[Path | None, optional("FILE", "none")] = None
     """A LoRA as peft saves it, merged into the network."""
-    lora_alpha: Annotated[float | None, _optional("A", "its rank")] = None
+    lora_alpha: Annotated[float | None, optional("A", "its rank")] = None
     """Its alpha."""
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
-    """Of network and text encoder; the codec stays as it is."""
-    chunk_frames: Annotated[int | None, _optional("N", "SRC's own; none, bidirectional, for a file")] = None
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
+    """Precision of network and text encoder; the codec stays as it is."""
+    chunk_frames: Annotated[int | None, optional("N", "SRC's own; none, bidirectional, for a file")] = None
     """Latent frames that the network denoises together."""
-    window_frames: Annotated[int | None, _optional("N", "SRC's own, or all")] = None
+    window_frames: Annotated[int | None, optional("N", "SRC's own, or all")] = None
     """Newest latent frames that a chunk sees."""
-    sink_frames: Annotated[int | None, _optional("N", "SRC's own, or 0")] = None
+    sink_frames: Annotated[int | None, optional("N", "SRC's own, or 0")] = None
     """First latent frames that every chunk sees in addition."""
-    shift: Annotated[float | None, _optional("K", "SRC's own; 5 for a causal file; else the base's")] = None
-    """Of the schedule."""
-    grid: Annotated[int | None, _optional("N", "SRC's own, or 4")] = None
+    shift: Annotated[float | None, optional("K", "SRC's own; 5 for a causal file; else the base's")] = None
+    """The shift k of the schedule."""
+    grid: Annotated[int | None, optional("N", "SRC's own, or 4")] = None
     """Steps of the grid a student was distilled on."""
-    default_plan: Annotated[str | None, _optional("PLAN", "SRC's own, or 4")] = None
+    default_plan: Annotated[str | None, optional("PLAN", "SRC's own, or 4")] = None
     """A student's plan unless another is asked for."""
-    head_dim: Annotated[int | None, _optional("N", "128, Wan2.1's")] = None
+    head_dim: Annotated[int | None, optional("N", "128, Wan2.1's")] = None
     """Width of a head, where no configuration says it."""
     licence: Annotated[str, tyro.conf.arg(metavar="NAME")] = "apache-2.0"
-    """Of the weights, for the model card; Wan2.1's is apache-2.0, a student's may differ."""
-    base_model: Annotated[str | None, _optional("OWNER/NAME", "none")] = None
+    """Licence of the weights, for the model card; Wan2.1's is apache-2.0, a student's may differ."""
+    base_model: Annotated[str | None, optional("OWNER/NAME", "none")] = None
     """Hub id of what the model was made from, for the model card."""
-    results: Annotated[Path | None, _optional("FILE.json", "none")] = None
+    results: Annotated[Path | None, optional("FILE.json", "none")] = None
     """Results of nearstep evaluate, for the model card."""
 
 
@@ -70,46 +67,48 @@ def run(arguments: Sequence[str]) -> None:
     convert(tyro.cli(Convert, prog="nearstep convert", args=arguments))
 
 
-def convert(asked: Convert) -> None:
-    """Look at all of what is asked, then write."""
-    if asked.lora_alpha is not None and asked.lora is None:
-        raise NearstepError(f"--lora-alpha {asked.lora_alpha:g} needs --lora FILE")
+def convert(options: Convert) -> None:
+    """Look at all of what is options, then write."""
+    if options.lora_alpha is not None and options.lora is None:
+        raise NearstepError(f"--lora-alpha {options.lora_alpha:g} needs --lora FILE")
     import torch
 
     from nearstep.models import convert as work
     from nearstep.models.card import Card
-    from nearstep.models.layouts import parts_of
+    from nearstep.models.layouts import open_layout
     from nearstep.models.student import Causality
 
-    network, settings = _given(asked, _CAUSAL), _given(asked, _SETTINGS)
-    parts = parts_of(asked.source, role=asked.role, head_dim=asked.head_dim)
-    own = parts.transformer.config.get("chunk_frames") if parts.transformer else None
-    causality = {**({"chunk_frames": own} if own else {}), **network, **settings, **_given(asked, ("shift",))}
+    network, settings = _given(options, _CAUSAL), _given(options, _SETTINGS)
+    layout = open_layout(options.source, role=options.role, head_dim=options.head_dim)
+    own = layout.transformer.config.get("chunk_frames") if layout.transformer else None
+    causality = {**({"chunk_frames": own} if own else {}), **network, **settings, **_given(options, ("shift",))}
     Causality(**causality)  # refuses what no network has
-    shift = asked.shift
-    if asked.chunk_frames and parts.shift is None:  # a causal student's, rather than that of a base made for many steps
+    shift = options.shift
+    if (
+        options.chunk_frames and layout.shift is None
+    ):  # a causal student's, rather than that of a base made for many steps
         shift = shift or Causality.shift
-    if asked.base is not None:
-        parts = parts.over(parts_of(asked.base, head_dim=asked.head_dim))
-    parts = work.with_causality(parts, network, settings, shift)
-    if asked.lora is not None:
-        parts = work.with_lora(parts, asked.lora, alpha=asked.lora_alpha)
-    recipe = {"converted from": Path(asked.source).name, **_given(asked, ("role", "dtype", *_CAUSAL, "shift"))}
-    if asked.lora is not None:
-        recipe["merged LoRA"] = asked.lora.name
+    if options.base is not None:
+        layout = layout.over(open_layout(options.base, head_dim=options.head_dim))
+    layout = work.with_causality(layout, network, settings, shift)
+    if options.lora is not None:
+        layout = work.with_lora(layout, options.lora, alpha=options.lora_alpha)
+    recipe = {"converted from": Path(options.source).name, **_given(options, ("role", "dtype", *_CAUSAL, "shift"))}
+    if options.lora is not None:
+        recipe["merged LoRA"] = options.lora.name
     card = Card(
-        title=asked.destination.resolve().name,
-        licence=asked.licence,
-        base_model=asked.base_model,
+        title=options.destination.resolve().name,
+        licence=options.licence,
+        base_model=options.base_model,
         recipe=recipe,
-        results=asked.results,
+        results=options.results,
     )
-    dtype = getattr(torch, asked.dtype) if asked.dtype else None
-    work.convert(parts, asked.destination, to=asked.to, card=card, dtype=dtype)
-    print(asked.destination)
-    if asked.to == "diffusers" and parts.transformer and parts.transformer.config.get("chunk_frames"):
-        print("diffusers' WanPipeline runs this causal network bidirectionally, as it was not trained", file=sys.stderr)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    work.convert(layout, options.destination, to=options.to, card=card, dtype=dtype)
+    print(options.destination)
+    if options.to == "diffusers" and layout.transformer and layout.transformer.config.get("chunk_frames"):
+        note("diffusers' WanPipeline runs this causal network bidirectionally, as it was not trained")
 
 
-def _given(asked: Convert, names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(asked, name)) is not None}
+def _given(options: Convert, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}

@@ -5,23 +5,25 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
-from nearstep.models.folder import EMBEDDED, ModelFolder
-from nearstep.models.student import named
-from nearstep.stream.output import ENCODERS, check_writable, safe_name, write_sheet, write_video
+from nearstep.models.configs import ModelConfigs
+from nearstep.models.folder import EMBEDDED
+from nearstep.stream.output import ENCODERS, check_video_path, safe_name, write_sheet, write_video
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nearstep.stream.pipeline import CausalVideoPipeline, Request
+    from nearstep.stream.pipeline import CausalVideoPipeline
+    from nearstep.stream.request import Clip, Request
 
 PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
 
@@ -41,16 +43,11 @@ class Generate:
     """More prompts: a .txt with one a line, or a .jsonl or .csv with a caption, text or prompt column."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE|FOLDER/")] = "."
     """Where to."""
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """"playground" (inside this package), a model folder, or a hub id."""
+    model: Model = EMBEDDED
     plan: Annotated[str | None, optional("PLAN")] = None
     """Steps per chunk: "4" for all; "4,1x" for a first chunk of 4 and the rest 1."""
-    frames: Annotated[int | None, optional("4N+1")] = None
-    """Pixel frames."""
-    height: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
-    width: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
+    size: FlatClipSize = OWN_SIZE
+    """Size of a clip."""
     guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
     """In v = u + w (c - u); 1 is none."""
     negative: Annotated[str, tyro.conf.arg(metavar="PROMPT")] = ""
@@ -60,7 +57,7 @@ class Generate:
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Clips per prompt, with indices 0, 1, ..."""
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
-    """Of the files in a folder."""
+    """Format of the files in a folder."""
     sheet: Annotated[Path | None, optional("FILE.png", "none")] = None
     """One picture of all clips made, a row of frames each."""
     overwrite: bool = False
@@ -85,57 +82,57 @@ def run(arguments: Sequence[str]) -> None:
     generate(tyro.cli(Generate, prog="nearstep generate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
-def generate(asked: Generate) -> None:
-    """Make what is asked, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
-    targets = pending(asked)
+def generate(options: Generate) -> None:
+    """Make what is options, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
+    from nearstep.stream.request import plan_clip
+
+    targets = pending(options)
     if not targets:
         return
-    folder = ModelFolder.open(asked.model)
-    asked.loading.clip(folder, **_size(asked))
-    pipe = asked.loading.pipeline(folder)
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    requests = [_request(pipe, asked, target, seed) for target in targets]
-    _say(_summary(requests[0], len(targets)))
-    if asked.dry_run:
+    model = options.loading.open(options.model)
+    clip = plan_clip(model, plan=options.plan, **options.size.pixels)
+    pipe = options.loading.pipeline(model)
+    requests = _requests(pipe, options, clip, targets)
+    note(_summary(requests[0], len(targets)))
+    if options.dry_run:
         for target in targets:
             print(target.path)
         return
-    made = _make(pipe, _origin(asked), targets, requests)
-    kept = [clip for clip in made if asked.sheet]  # a clip is let go once it is written, unless a sheet shows it
-    if asked.sheet:
-        print(write_sheet(asked.sheet, kept, labels=[target.prompt for target in targets]))
+    clips = _write(pipe, _origin(options, model), targets, requests, keep=options.sheet is not None)
+    if options.sheet:
+        print(write_sheet(options.sheet, clips, labels=[target.prompt for target in targets]))
 
 
-def pending(asked: Generate) -> list[Target]:
+def pending(options: Generate) -> list[Target]:
     """The clips whose files are still to be made, each of which can be written."""
-    targets = _targets(asked)
-    kept = [target for target in targets if asked.overwrite or not target.path.is_file()]
+    targets = _targets(options)
+    kept = [target for target in targets if options.overwrite or not target.path.is_file()]
     if skipped := [target for target in targets if target not in kept]:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-        _say(f"skipped, already there: {skipped[0].path}{more} (--overwrite makes them again)")
-    if asked.sheet and asked.sheet.suffix.lower() != ".png":
-        raise NearstepError(f"--sheet {asked.sheet}: a contact sheet ends in .png")
-    for path in [target.path for target in kept] + ([asked.sheet] if asked.sheet else []):
-        check_writable(path)
+        note(f"skipped, already there: {skipped[0].path}{more} (--overwrite makes them again)")
+    if options.sheet and options.sheet.suffix.lower() != ".png":
+        raise NearstepError(f"--sheet {options.sheet}: a contact sheet ends in .png")
+    for path in [target.path for target in kept] + ([options.sheet] if options.sheet else []):
+        check_video_path(path)
     return kept
 
 
-def _targets(asked: Generate) -> list[Target]:
-    prompts = [*asked.prompts, *(_in_file(asked.prompts_file) if asked.prompts_file else ())]
+def _targets(options: Generate) -> list[Target]:
+    prompts = [*options.prompts, *(_in_file(options.prompts_file) if options.prompts_file else ())]
     if not prompts:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
     if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
         raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
-    if asked.samples < 1:
-        raise NearstepError(f"--samples {asked.samples}; at least 1")
-    clips = [(prompt, index) for prompt in prompts for index in range(asked.samples)]
-    if _is_folder(asked.output):
-        folder = Path(asked.output)
-        names = [f"{safe_name(prompt)}-{index}.{asked.format}" for prompt, index in clips]
+    if options.samples < 1:
+        raise NearstepError(f"--samples {options.samples}; at least 1")
+    clips = [(prompt, index) for prompt in prompts for index in range(options.samples)]
+    if _is_folder(options.output):
+        folder = Path(options.output)
+        names = [f"{safe_name(prompt)}-{index}.{options.format}" for prompt, index in clips]
         return [Target(prompt=p, index=i, path=folder / name) for (p, i), name in zip(clips, names, strict=True)]
     if len(clips) > 1:
-        raise NearstepError(f"{len(clips)} clips do not fit into the file {asked.output}; give -o a folder")
-    return [Target(prompt=clips[0][0], index=clips[0][1], path=Path(asked.output))]
+        raise NearstepError(f"{len(clips)} clips do not fit into the file {options.output}; give -o a folder")
+    return [Target(prompt=clips[0][0], index=clips[0][1], path=Path(options.output))]
 
 
 def _is_folder(output: str) -> bool:
@@ -155,50 +152,57 @@ def _in_file(file: Path) -> list[str]:
     return [*found.texts, *found.repeated]
 
 
-def _size(asked: Generate) -> dict[str, Any]:
-    return {"plan": asked.plan, "num_frames": asked.frames, "height": asked.height, "width": asked.width}
-
-
-def _origin(asked: Generate) -> dict[str, Any]:
+def _origin(options: Generate, model: ModelConfigs) -> dict[str, Any]:
     """What a clip comes from besides its request."""
-    loading = asked.loading
-    student = {"student": named(loading.student.chosen)} if loading.student.chosen else {}
-    tiny = {"tiny_decoder": loading.tiny_decoder.name} if loading.tiny_decoder else {}
-    return {"model": asked.model, "network": loading.name, **student, **tiny}
+    tiny = {"tiny_decoder": options.loading.tiny_decoder.name} if options.loading.tiny_decoder else {}
+    return {"model": options.model, **model.origin, **tiny}
 
 
-def _request(pipe: CausalVideoPipeline, asked: Generate, target: Target, seed: int) -> Request:
-    return pipe.request(
-        target.prompt,
-        negative_prompt=asked.negative,
-        guidance_scale=asked.guidance,
-        seed=seed,
-        samples=[target.index],
-        **_size(asked),
-    )
+def _requests(pipe: CausalVideoPipeline, options: Generate, clip: Clip, targets: Sequence[Target]) -> list[Request]:
+    """One for each target; a prompt is looked at once, however many samples of it there are."""
+    from nearstep.stream.request import Request
+
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    conditionings = {
+        prompt: pipe.conditioning(
+            prompt, negative_prompt=options.negative, guidance_scale=options.guidance, seed=seed, samples=[0]
+        )
+        for prompt in dict.fromkeys(target.prompt for target in targets)
+    }
+    return [Request.of(replace(conditionings[each.prompt], samples=(each.index,)), clip) for each in targets]
 
 
-def _make(
-    pipe: CausalVideoPipeline, origin: dict[str, Any], targets: Sequence[Target], requests: Sequence[Request]
-) -> Iterator[Tensor]:
-    """Make and write each clip, then hand it on."""
+def _write(
+    pipe: CausalVideoPipeline,
+    origin: dict[str, Any],
+    targets: Sequence[Target],
+    requests: Sequence[Request],
+    *,
+    keep: bool,
+) -> list[Tensor]:
+    """Make and write every clip; the clips, where they are to be kept."""
     import torch
     from tqdm import tqdm
 
     began, chunks = time.perf_counter(), len(requests[0].clip.plan.lengths)
+    kept, shown, denoiser = [], None, None
     with tqdm(total=len(targets) * chunks, unit="chunk", disable=None, dynamic_ncols=True) as bar:
         for target, request in zip(targets, requests, strict=True):
             bar.set_description(target.prompt[:PROMPT_SHOWN])
+            if denoiser is None or target.prompt != shown:  # samples of a prompt share its text's keys and values
+                shown, denoiser = target.prompt, pipe.denoiser(request)
             parts = []
-            for frames in pipe.play(request):
-                parts.append(frames.video[0])
+            for chunk in pipe.play(request, denoiser=denoiser):
+                parts.append(chunk.video[0])
                 bar.update()
             clip = torch.cat(parts).cpu()
             write_video(target.path, clip, fps=pipe.settings.fps, metadata={**origin, **request.metadata(0)})
             bar.write(str(target.path), file=sys.stdout)
-            yield clip
+            if keep:
+                kept.append(clip)
     seconds = time.perf_counter() - began
-    _say(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
+    note(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
+    return kept
 
 
 def _summary(request: Request, count: int) -> str:
@@ -206,7 +210,3 @@ def _summary(request: Request, count: int) -> str:
     size = f"{count} x {shape.frames} latent frames in {len(plan.lengths)} chunks"
     guided = f", guidance {request.guidance:g} (each call twice as wide)" if request.guidance != 1 else ""
     return f"plan {plan}: {plan.steps} steps + {plan.commits} commits a clip{guided}; {size}; seed {request.seed}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

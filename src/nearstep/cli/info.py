@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
-from nearstep.cli.options import NO_STUDENT, FlatStudent
+from nearstep.cli.options import NO_STUDENT, FlatStudent, ModelArgument
 from nearstep.cli.text import short, table
+from nearstep.models.configs import Configs, ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder, shift_of
-from nearstep.models.student import Configs, Student, configs_of
+from nearstep.models.student import Student
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
 
@@ -23,8 +24,7 @@ PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
 class Info:
     """Show a model's components, sizes and plans."""
 
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """"playground" (inside this package), a model folder, or a hub id."""
+    model: ModelArgument = EMBEDDED
     json: bool = False
     """Print JSON."""
     student: FlatStudent = NO_STUDENT
@@ -33,15 +33,15 @@ class Info:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print."""
-    asked = tyro.cli(Info, prog="nearstep info", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    facts = describe(ModelFolder.open(asked.model), asked.student.chosen)
-    print(json.dumps(facts, indent=2) if asked.json else _text(facts))
+    options = tyro.cli(Info, prog="nearstep info", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    facts = describe(ModelFolder.open(options.model), options.student.chosen)
+    print(json.dumps(facts, indent=2) if options.json else _text(facts))
 
 
 def describe(folder: ModelFolder, student: Student | None = None) -> dict[str, Any]:
     """Everything ``nearstep info`` says, as data; a student's file takes the place of ``transformer``."""
     networks = ["transformer"] if student else folder.networks()
-    configs = {name: configs_of(folder, name, student) for name in networks}
+    configs = {name: ModelConfigs.open(folder, name, student) for name in networks}
     components = {name: _component(folder, name) for name in [*networks, "text_encoder", "vae"]}
     if student:
         components["transformer"] = _student(student)
@@ -85,10 +85,9 @@ def _student(student: Student) -> dict[str, Any]:
 def _network(has: Configs) -> dict[str, Any]:
     from nearstep.stream.request import plan_clip
 
-    config, settings = has.transformer, has.settings
-    configs = (config, has.vae, has.scheduler)
+    config = has.transformer
     causal = config.get("chunk_frames") is not None
-    clips = [plan_clip(*configs, settings, plan=plan) for plan in (PLANS if causal else [settings.teacher_plan])]
+    clips = [plan_clip(has, plan=plan) for plan in (PLANS if causal else [has.settings.teacher_plan])]
     shape = clips[0].shape
     _, rows, columns = config["patch_size"]
     return {
@@ -98,7 +97,7 @@ def _network(has: Configs) -> dict[str, Any]:
         "tokens_per_frame": shape.height // rows * (shape.width // columns),
         "width": config["num_attention_heads"] * config["attention_head_dim"],
         "layers": config["num_layers"],
-        "shift": shift_of(configs[2]),
+        "shift": shift_of(has.scheduler),
         "plans": {
             str(clip.plan): {"steps": clip.plan.steps, "commits": clip.plan.commits, "calls": clip.plan.calls}
             for clip in clips

@@ -1,4 +1,4 @@
-"""The options that several commands share: how a pipeline is loaded, and a student in a file of its own."""
+"""The options that several commands share: model, size, a student in a file of its own, how a pipeline is loaded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,51 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.errors import NearstepError
+from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import ModelFolder
-from nearstep.models.student import Student, configs_of
+from nearstep.models.student import Student
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline
-    from nearstep.stream.request import Clip
 
+
+def optional(metavar: str, otherwise: str = "the model's own") -> Any:
+    """How an option that may be left out is shown, and what it then is."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
+
+
+_MODEL = tyro.conf.arg(metavar="MODEL", help='"playground" (inside this package), a model folder, or a hub id.')
+Model = Annotated[str, _MODEL]
+ModelArgument = Annotated[tyro.conf.Positional[str], _MODEL]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSize:
+    """Size of a frame."""
+
+    height: Annotated[int | None, optional("PIXELS")] = None
+    """Height of a frame."""
+    width: Annotated[int | None, optional("PIXELS")] = None
+    """Width of a frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSize(FrameSize):
+    """Size of a clip."""
+
+    frames: Annotated[int | None, optional("4N+1")] = None
+    """Pixel frames of a clip."""
+
+    @property
+    def pixels(self) -> dict[str, int | None]:
+        """The size as plan_clip names it."""
+        return {"num_frames": self.frames, "height": self.height, "width": self.width}
+
+
+OWN_FRAME_SIZE, OWN_SIZE = FrameSize(), ClipSize()
+FlatFrameSize = Annotated[FrameSize, tyro.conf.arg(name="")]
+FlatClipSize = Annotated[ClipSize, tyro.conf.arg(name="")]
+"""The options beside a command's own, without a prefix."""
 
 _DEFAULTS = {field.name: field.default for field in fields(Student)}
 
@@ -42,7 +80,7 @@ class StudentOptions:
     sink_frames: Annotated[int | None, _student_option("N", "sink_frames")] = None
     """First latent frames that every chunk sees in addition."""
     shift: Annotated[float | None, _student_option("K", "shift")] = None
-    """Of its schedule."""
+    """The shift k of its schedule."""
     grid: Annotated[int | None, _student_option("N", "grid")] = None
     """Steps of the grid it was distilled on."""
 
@@ -70,11 +108,6 @@ FlatStudent = Annotated[StudentOptions, tyro.conf.arg(name="")]
 """The options beside a command's own, without a prefix."""
 
 
-def optional(metavar: str, otherwise: str = "the model's own") -> Any:
-    """How an option that may be left out is shown, and what it then is."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """Which network of a model runs, where, and with what."""
@@ -100,19 +133,11 @@ class Loading:
     student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
 
-    @property
-    def name(self) -> str:
-        """Of the network."""
-        return self.network or "transformer"
+    def open(self, model: str | ModelFolder, *, network: str = "transformer") -> ModelConfigs:
+        """The model's configurations, ``network``'s where no other is named: weights may take minutes to load."""
+        return ModelConfigs.open(model, self.network or network, self.student.chosen)
 
-    def clip(self, folder: ModelFolder, **wishes: Any) -> Clip:
-        """The clip that is wished for, checked against the model's configurations: weights may take minutes to load."""
-        from nearstep.stream.request import plan_clip
-
-        configs = configs_of(folder, self.name, self.student.chosen)
-        return plan_clip(configs.transformer, configs.vae, configs.scheduler, configs.settings, **wishes)
-
-    def pipeline(self, folder: ModelFolder) -> CausalVideoPipeline:
+    def pipeline(self, model: ModelConfigs) -> CausalVideoPipeline:
         """Load it."""
         import torch
         from transformers.utils.logging import disable_progress_bar
@@ -121,9 +146,7 @@ class Loading:
 
         disable_progress_bar()  # of loading a file; ours counts chunks
         pipe = CausalVideoPipeline.from_pretrained(
-            folder.path,
-            transformer=self.name,
-            student=self.student.chosen,
+            model,
             torch_dtype=getattr(torch, self.dtype) if self.dtype else None,
             device=self.device,
             text_device=self.text_device,

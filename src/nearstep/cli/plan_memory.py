@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import tyro
 from nearstep.cli.text import table
 from nearstep.cli.train import configured
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.files import write_json
 from nearstep.models.folder import CONFIG, read_json
 
 if TYPE_CHECKING:
@@ -72,8 +71,7 @@ def run(arguments: Sequence[str]) -> None:
         print(_first(trial, asked) if len(tried) == 1 else _next(trial), flush=True)
     print("\n" + _verdict(name, tried, unknown, room))
     if asked.json:
-        with replacing(asked.json) as part:
-            part.write_text(json.dumps([_plain(trial, asked, room) for trial in tried], indent=2) + "\n")
+        write_json(asked.json, [_plain(trial, asked, room) for trial in tried])
 
 
 def _room(memory: str) -> float:

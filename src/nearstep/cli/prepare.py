@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.options import OWN_SIZE, FlatClipSize, Model, optional
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
+from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder
 
 if TYPE_CHECKING:
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
     from nearstep.stream.request import Clip
 
 _MOST_WORKERS = 16
-
-
-def _optional(metavar: str, otherwise: str = "the model's own") -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {otherwise})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,43 +43,39 @@ class Prepare:
     """A folder of videos, or a prompt file."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """Folder of the latents."""
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """Whose codec encodes: "playground" (inside this package), a model folder, or a hub id."""
-    frames: Annotated[int | None, _optional("4N+1")] = None
-    """Pixel frames of a clip."""
-    height: Annotated[int | None, _optional("PIXELS")] = None
-    """Of a frame."""
-    width: Annotated[int | None, _optional("PIXELS")] = None
-    """Of a frame."""
-    fps: Annotated[float | None, _optional("FPS")] = None
+    model: Model = EMBEDDED
+    """Whose codec encodes."""
+    size: FlatClipSize = OWN_SIZE
+    """Size of a clip."""
+    fps: Annotated[float | None, optional("FPS")] = None
     """Frames per second of a clip."""
     clips_per_video: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """At most this many clips of a video, one after the other from its beginning."""
-    caption_column: Annotated[str | None, _optional("NAME", "caption, text or prompt")] = None
-    """Of the metadata or the prompt file."""
+    caption_column: Annotated[str | None, optional("NAME", "caption, text or prompt")] = None
+    """Where captions stand in the metadata or the prompt file."""
     from_teacher: bool = False
     """Make the clips from prompts by the network named by --transformer."""
     transformer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "teacher"
     """The model's network that makes clips."""
-    plan: Annotated[str | None, _optional("PLAN")] = None
+    plan: Annotated[str | None, optional("PLAN")] = None
     """Its steps, such as 50."""
-    guidance: Annotated[float | None, _optional("W")] = None
+    guidance: Annotated[float | None, optional("W")] = None
     """In v = u + w (c - u); 1 is none."""
     negative: Annotated[str, tyro.conf.arg(metavar="PROMPT")] = ""
     """What guidance leads away from."""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Names the teacher's noise."""
-    workers: Annotated[int | None, _optional("N", "one less than there are cores, at most 16")] = None
+    workers: Annotated[int | None, optional("N", "one less than there are cores, at most 16")] = None
     """Processes that decode videos; 0 decodes without any."""
     batch: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Clips that codec or teacher work on together."""
-    shard: Annotated[int | None, _optional("N", "what makes 256 MiB, at most 512")] = None
+    shard: Annotated[int | None, optional("N", "what makes 256 MiB, at most 512")] = None
     """Clips per shard; a run that is killed loses less than one."""
     store: Literal["float16", "bfloat16", "float32"] = "float16"
     """Type of the stored numbers."""
-    device: Annotated[str | None, _optional("DEVICE", "the CPU")] = None
+    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
     """Where codec and teacher run, such as cuda."""
-    dtype: Annotated[Literal["float32", "bfloat16"] | None, _optional("{float32,bfloat16}", "as saved")] = None
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
     """Precision of the teacher and its text encoder; the codec runs in float32."""
     dry_run: bool = False
     """Check everything, say what would be done, and stop."""
@@ -92,44 +86,50 @@ def run(arguments: Sequence[str]) -> None:
     prepare(tyro.cli(Prepare, prog="nearstep prepare", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
-def prepare(asked: Prepare) -> None:
+def prepare(options: Prepare) -> None:
     """Make the latents, after everything that can be checked without weights has been."""
-    if asked.batch < 1:
-        raise NearstepError(f"--batch {asked.batch}; at least 1")
-    (_from_prompts if asked.from_teacher else _from_videos)(asked, ModelFolder.open(asked.model))
+    if options.batch < 1:
+        raise NearstepError(f"--batch {options.batch}; at least 1")
+    folder = ModelFolder.open(options.model)
+    if options.from_teacher:
+        _from_prompts(options, ModelConfigs.open(folder, options.transformer))
+    else:
+        networks = folder.networks()
+        _from_videos(options, ModelConfigs.open(folder, "teacher" if "teacher" in networks else networks[0]))
 
 
 # --- videos --------------------------------------------------------------------------------------------------------
 
 
-def _from_videos(asked: Prepare, folder: ModelFolder) -> None:
+def _from_videos(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import SKIPPED, prepare_videos, remaining
     from nearstep.data.videos import list_videos
+    from nearstep.models.loading import caption_check, load_encoder
 
-    if asked.source.is_file():
-        raise NearstepError(f"{asked.source} is a file; give a folder of videos, or prompts with --from-teacher")
-    networks = folder.networks()
-    clip, size = _clip(asked, folder, "teacher" if "teacher" in networks else networks[0]), _size(asked, folder)
-    videos = list_videos(asked.source, column=asked.caption_column)
-    index = _opened(asked, folder, clip, size, kind="videos", clips_per_video=size.clips_per_video)
-    work, check, writer = remaining(videos, asked.target, index), _check_captions(folder), _writer(asked, index)
-    _say(f"{len(videos)} videos, {len(videos) - len(work)} of them done; {_describe(index)}")
-    if asked.dry_run:
+    if options.source.is_file():
+        raise NearstepError(f"{options.source} is a file; give a folder of videos, or prompts with --from-teacher")
+    clip, size = _clip(options, model), _size(options, model)
+    videos = list_videos(options.source, column=options.caption_column)
+    index = _opened(options, model, clip, size, {"kind": "videos", "clips_per_video": size.clips_per_video})
+    work, check, writer = remaining(videos, options.target, index), caption_check(model.folder), _writer(options, index)
+    note(f"{len(videos)} videos, {len(videos) - len(work)} of them done; {_describe(index)}")
+    if options.dry_run:
         _foresee(work, index, size, check)
         return
     cores = min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
-    workers = min(cores if asked.workers is None else asked.workers, len(work))
-    began, encode = time.perf_counter(), _encoder(folder, asked.device)
+    workers = min(cores if options.workers is None else options.workers, len(work))
+    began, encode = time.perf_counter(), load_encoder(model.folder, options.device)
     with _progress(len(work), "video") as told:
-        options: dict[str, Any] = {"workers": workers, "batch": asked.batch, "check": check, "told": told}
-        skipped = prepare_videos(work, size, writer, encode, **options)
-    _report(asked.target, writer.index, index.clips, time.perf_counter() - began)
+        skipped = prepare_videos(
+            work, size, writer, encode, workers=workers, batch=options.batch, check=check, told=told
+        )
+    _report(options.target, writer.index, index.clips, time.perf_counter() - began)
     if skipped:
         counted = Counter(one.reason.partition(":")[0] for one in skipped).most_common()
         reasons = ", ".join(f"{count} {reason}" for reason, count in counted)
-        _say(f"skipped {len(skipped)} of {len(videos)} videos ({reasons}): {asked.target / SKIPPED} says why")
+        note(f"skipped {len(skipped)} of {len(videos)} videos ({reasons}): {options.target / SKIPPED} says why")
     if not writer.index.clips:
-        raise NearstepError(f"{asked.source} gave no clip: {skipped[0].file}: {skipped[0].reason}")
+        raise NearstepError(f"{options.source} gave no clip: {skipped[0].file}: {skipped[0].reason}")
 
 
 def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable[[str], object]) -> None:
@@ -144,58 +144,49 @@ def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable
             print(f"would skip {name}: {reason}")
 
 
-def _encoder(folder: ModelFolder, device: str | None) -> Callable[[Tensor], Tensor]:
-    import torch
-    from diffusers import AutoencoderKLWan
-
-    from nearstep.models.loading import load_component
-    from nearstep.nets.codec import VideoCodec
-
-    codec = VideoCodec(
-        load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype=torch.float32)
-    )
-    codec.to(device or "cpu")
-
-    @torch.no_grad()
-    def encode(video: Tensor) -> Tensor:
-        return codec.encode(video.to(device or "cpu"))
-
-    return encode
-
-
 # --- prompts and a teacher -----------------------------------------------------------------------------------------
 
 
-def _from_prompts(asked: Prepare, folder: ModelFolder) -> None:
+def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import prepare_prompts
     from nearstep.data.prompts import read_prompts
 
-    prompts = read_prompts([asked.source], column=asked.caption_column)
-    clip, size = _clip(asked, folder, asked.transformer), _size(asked, folder)
-    if size.fps != folder.settings.fps:
-        raise NearstepError(f"--fps {size.fps:g}: this model's clips have {folder.settings.fps:g} fps")
-    _check_prompts(asked.source, prompts.texts, folder)
-    own = 1.0 if clip.causal else folder.settings.guidance_scale
-    guidance = float(own if asked.guidance is None else asked.guidance)
-    names = {"model": asked.model, "network": asked.transformer, "plan": str(clip.plan), "guidance": guidance}
-    index = _opened(asked, folder, clip, size, kind="teacher", **names, negative=asked.negative, seed=asked.seed)
+    prompts = read_prompts([options.source], column=options.caption_column)
+    clip, size = _clip(options, model), _size(options, model)
+    if size.fps != model.settings.fps:
+        raise NearstepError(f"--fps {size.fps:g}: this model's clips have {model.settings.fps:g} fps")
+    _check_prompts(options.source, prompts.texts, model.folder)
+    own = 1.0 if clip.causal else model.settings.guidance_scale
+    guidance = float(own if options.guidance is None else options.guidance)
+    made_from = {
+        "kind": "teacher",
+        "model": options.model,
+        "network": options.transformer,
+        "plan": str(clip.plan),
+        "guidance": guidance,
+        "negative": options.negative,
+        "seed": options.seed,
+    }
+    index = _opened(options, model, clip, size, made_from)
     if prompts.repeated:
-        _say(f"prompts that are there more than once count once ({len(prompts.repeated)}): {prompts.repeated[0]!r}")
+        note(f"prompts that are there more than once count once ({len(prompts.repeated)}): {prompts.repeated[0]!r}")
     todo = max(0, len(prompts.texts) - index.clips)
     calls = clip.plan.calls * (1 if guidance == 1 else 2)
-    _say(f"{len(prompts.texts)} prompts, {index.clips} done; {calls} network calls a clip; {_describe(index)}")
-    if asked.dry_run:
+    note(f"{len(prompts.texts)} prompts, {index.clips} done; {calls} network calls a clip; {_describe(index)}")
+    if options.dry_run:
         print(f"would make {todo} clips, {_bytes(todo * _clip_bytes(index))}")
         return
-    writer, make = _writer(asked, index), _maker(asked, folder)
+    writer, make = _writer(options, index), _maker(options, model)
     began = time.perf_counter()
     with _progress(todo, "clip") as told:
-        prepare_prompts(prompts.texts, writer, make, batch=asked.batch, told=told)
-    _report(asked.target, writer.index, index.clips, time.perf_counter() - began)
+        prepare_prompts(prompts.texts, writer, make, batch=options.batch, told=told)
+    _report(options.target, writer.index, index.clips, time.perf_counter() - began)
 
 
 def _check_prompts(file: Path, prompts: Sequence[str], folder: ModelFolder) -> None:
-    check = _check_captions(folder)
+    from nearstep.models.loading import caption_check
+
+    check = caption_check(folder)
     for number, prompt in enumerate(prompts, start=1):
         try:
             check(prompt)
@@ -203,7 +194,7 @@ def _check_prompts(file: Path, prompts: Sequence[str], folder: ModelFolder) -> N
             raise NearstepError(f"prompt {number} of {file}: {error}") from None
 
 
-def _maker(asked: Prepare, folder: ModelFolder) -> Callable[[list[str], list[int]], Tensor]:
+def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[int]], Tensor]:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -211,24 +202,23 @@ def _maker(asked: Prepare, folder: ModelFolder) -> Callable[[list[str], list[int
 
     disable_progress_bar()  # of loading a file; ours counts clips
     pipe = CausalVideoPipeline.from_pretrained(
-        folder.path,
-        transformer=asked.transformer,
-        torch_dtype=getattr(torch, asked.dtype) if asked.dtype else None,
-        device=asked.device,
+        model,
+        torch_dtype=getattr(torch, options.dtype) if options.dtype else None,
+        device=options.device,
     )
 
     def make(texts: list[str], numbers: list[int]) -> Tensor:
         output = pipe(
             texts,
             output_type="latent",
-            negative_prompt=asked.negative,
-            guidance_scale=asked.guidance,
-            seed=asked.seed,
+            negative_prompt=options.negative,
+            guidance_scale=options.guidance,
+            seed=options.seed,
             samples=numbers,
-            plan=asked.plan,
-            num_frames=asked.frames,
-            height=asked.height,
-            width=asked.width,
+            plan=options.plan,
+            num_frames=options.size.frames,
+            height=options.size.height,
+            width=options.size.width,
         )
         return output.frames
 
@@ -238,58 +228,46 @@ def _maker(asked: Prepare, folder: ModelFolder) -> Callable[[list[str], list[int
 # --- both ----------------------------------------------------------------------------------------------------------
 
 
-def _clip(asked: Prepare, folder: ModelFolder, network: str) -> Clip:
+def _clip(options: Prepare, model: ModelConfigs) -> Clip:
     """The clip that a network could make, or learn, at the sizes asked for."""
     from nearstep.stream.request import plan_clip
 
-    transformer, vae, scheduler = (folder.config(name) for name in (network, "vae", "scheduler"))
-    sizes = {"num_frames": asked.frames, "height": asked.height, "width": asked.width}
-    return plan_clip(transformer, vae, scheduler, folder.settings, plan=asked.plan, **sizes)
+    return plan_clip(model, plan=options.plan, **options.size.pixels)
 
 
-def _size(asked: Prepare, folder: ModelFolder) -> ClipSize:
+def _size(options: Prepare, model: ModelConfigs) -> ClipSize:
     from nearstep.data.videos import ClipSize
 
-    settings = folder.settings
+    size, settings = options.size, model.settings
     return ClipSize(
-        frames=asked.frames or settings.num_frames,
-        height=asked.height or settings.height,
-        width=asked.width or settings.width,
-        fps=asked.fps or settings.fps,
-        clips_per_video=asked.clips_per_video,
+        frames=size.frames or settings.num_frames,
+        height=size.height or settings.height,
+        width=size.width or settings.width,
+        fps=options.fps or settings.fps,
+        clips_per_video=options.clips_per_video,
     )
 
 
-def _opened(asked: Prepare, folder: ModelFolder, clip: Clip, size: ClipSize, **made_from: Any) -> Index:
+def _opened(options: Prepare, model: ModelConfigs, clip: Clip, size: ClipSize, made_from: Mapping[str, Any]) -> Index:
     from nearstep.data.prepare import open_folder
     from nearstep.data.shards import Index, codec_key
 
     pixels = {"frames": size.frames, "height": size.height, "width": size.width}
     wanted = Index(
-        codec=codec_key(folder.config("vae")),
+        codec=codec_key(model.vae),
         shape=(clip.shape.frames, *clip.shape.frame),
-        dtype=asked.store,
+        dtype=options.store,
         fps=size.fps,
         made_from={**made_from, **pixels},
     )
-    return open_folder(asked.target, wanted)
+    return open_folder(options.target, wanted)
 
 
-def _writer(asked: Prepare, index: Index) -> ShardWriter:
+def _writer(options: Prepare, index: Index) -> ShardWriter:
     from nearstep.data.prepare import shard_size
     from nearstep.data.shards import ShardWriter
 
-    return ShardWriter(asked.target, index, shard_size(index, asked.shard))
-
-
-def _check_captions(folder: ModelFolder) -> Callable[[str], object]:
-    """What refuses a caption that the model's tokenizer cannot hold; the text encoder's weights stay on disk."""
-    from nearstep.models.empty import empty_text_encoder
-    from nearstep.models.loading import load_tokenizer
-    from nearstep.nets.text import PromptEncoder
-
-    encoder = PromptEncoder(load_tokenizer(folder), empty_text_encoder(folder.config("text_encoder")))
-    return lambda caption: encoder.tokens([caption])
+    return ShardWriter(options.target, index, shard_size(index, options.shard))
 
 
 @contextmanager
@@ -309,7 +287,7 @@ def _describe(index: Index) -> str:
 
 def _report(target: Path, index: Index, before: int, seconds: float) -> None:
     made, size = index.clips - before, _bytes(index.clips * _clip_bytes(index))
-    _say(f"{made} clips in {seconds:.1f} s; {target} holds {index.clips} in {len(index.shards)} shards, {size}")
+    note(f"{made} clips in {seconds:.1f} s; {target} holds {index.clips} in {len(index.shards)} shards, {size}")
 
 
 def _clip_bytes(index: Index) -> int:
@@ -324,7 +302,3 @@ def _bytes(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} TB"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

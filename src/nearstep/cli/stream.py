@@ -1,4 +1,4 @@
-"""``nearstep stream``: a video without an end in sight, written as it is made; or a recorded take again."""
+"""``nearstep stream``: a video without an end in sight, written as it is made; or a recorded one again."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
+from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
+from nearstep.files import check_writable
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.output import check_writable, growing_mp4, pixels
-from nearstep.stream.recording import Record
+from nearstep.stream.output import growing_mp4, pixels
+from nearstep.stream.recording import Recording
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline
@@ -31,19 +33,18 @@ SECONDS = 10  # of video, unless --chunks says otherwise
 class Stream:
     """Stream a video to a file, chunk after chunk; Ctrl-C ends it, and what was made is whole.
 
-    The prompt may change on the way: --at 8 "a small blue ring drifts up". --log keeps the take; --replay makes it
-    again, also under another plan: draft at 1, final at 4.
+    The prompt may change on the way: --at 8 "a small blue ring drifts up". --log keeps a recording; --replay
+    makes it again, also under another plan: draft at 1, final at 4.
     """
 
-    prompt: Annotated[tyro.conf.Positional[str | None], optional("PROMPT", "the take's")] = None
+    prompt: Annotated[tyro.conf.Positional[str | None], optional("PROMPT", "the recording's")] = None
     """What it shows first."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.mp4")]
     """Where to."""
-    model: Annotated[str, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
-    """"playground" (inside this package), a model folder, or a hub id."""
+    model: Model = EMBEDDED
     plan: Annotated[str | None, optional("PLAN")] = None
     """"4,1x": first chunk 4 steps, the rest 1; "adaptive": until the steps agree; "fps:16": as the machine allows."""
-    chunks: Annotated[int | None, optional("N", f"{SECONDS} seconds, or the take's")] = None
+    chunks: Annotated[int | None, optional("N", f"{SECONDS} seconds, or the recording's")] = None
     """How many."""
     at: Annotated[
         tuple[tuple[int, str], ...], tyro.conf.arg(metavar="CHUNK PROMPT", help_behavior_hint="(repeatable)")
@@ -55,20 +56,18 @@ class Stream:
     """A video to go on from, cut and resized to the stream's size and rate; of a long one, the end."""
     seed: Annotated[int | None, optional("N", "random, and printed")] = None
     """Names all noise."""
-    height: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
-    width: Annotated[int | None, optional("PIXELS")] = None
-    """Of a frame."""
+    size: FlatFrameSize = OWN_FRAME_SIZE
+    """Size of a frame."""
     window: Annotated[int | None, optional("FRAMES", "as far as it was trained")] = None
     """Newest latent frames that a chunk sees."""
     sink: Annotated[int | None, optional("FRAMES", "the first chunk")] = None
     """First latent frames that it sees in addition."""
-    no_following: bool = False
+    no_relative_sink: bool = False
     """See those where they lie, further away with every chunk, and not as if just before the window."""
     log: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
-    """Keeps the take, line by line."""
+    """Keeps a recording, line by line."""
     replay: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
-    """A take to make again."""
+    """A recording to make again."""
     loading: FlatLoading = AS_IT_IS
     """Network, device, precision, decoder."""
 
@@ -79,61 +78,70 @@ def run(arguments: Sequence[str]) -> None:
     stream(tyro.cli(Stream, prog="nearstep stream", args=arguments, config=flags))
 
 
-def stream(asked: Stream) -> None:
-    """Make what is asked, after checking all of it."""
-    _check(asked)
-    folder, loading = ModelFolder.open(asked.model), asked.loading
-    if loading.network is None and loading.student.chosen is None and STREAM in folder.networks():
-        loading = replace(loading, network=STREAM)
-    pipe = loading.pipeline(folder)
-    for _, prompt in asked.at:
-        pipe.request(prompt, "1")  # unknown words are found now, not an hour into the stream
-    given = _given(asked, pipe)
-    if asked.replay:
-        session = pipe.replay(asked.replay, asked.plan, ahead=True, **given)
-    else:
-        assert asked.prompt is not None
-        names = ("seed", "height", "width", "window", "sink", "log")
-        wishes = {name: getattr(asked, name) for name in names}
-        following = False if asked.no_following else None
-        ahead = not asked.at  # else prompts would come a chunk late
-        session = pipe.open(asked.prompt, asked.plan, following=following, ahead=ahead, **given, **wishes)
-    with session:
-        if asked.loading.compile:
-            print("compiling; the stream begins when all that it needs is there", file=sys.stderr)
+def stream(options: Stream) -> None:
+    """Make what is options, after checking all of it."""
+    _check(options)
+    folder = ModelFolder.open(options.model)
+    own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
+    pipe = options.loading.pipeline(options.loading.open(folder, network=own))
+    for _, prompt in options.at:
+        pipe.prompt_encoder.tokens([prompt])  # unknown words are found now, not an hour into the stream
+    with _session(options, pipe) as session:
+        if options.loading.compile:
+            note("compiling; the stream begins when all that it needs is there")
             session.warm_up()
-        _write(asked, pipe, session)
+        _write(options, pipe, session)
 
 
-def _check(asked: Stream) -> None:
-    if (asked.prompt is None) == (asked.replay is None):
+def _session(options: Stream, pipe: CausalVideoPipeline) -> Session:
+    image = _picture(options.image) if options.image else None
+    if options.replay:
+        recording = Recording.load(options.replay)
+        video = _context(options, pipe, recording.opening.height, recording.opening.width)
+        return pipe.replay(recording, options.plan, image=image, video=video, prefetch=True)
+    assert options.prompt is not None  # _check has seen to that
+    height, width = options.size.height, options.size.width
+    return pipe.open(
+        options.prompt,
+        options.plan,
+        seed=options.seed,
+        height=height,
+        width=width,
+        image=image,
+        video=_context(options, pipe, height or pipe.settings.height, width or pipe.settings.width),
+        window=options.window,
+        sink=options.sink,
+        relative_sink=False if options.no_relative_sink else None,
+        prefetch=not options.at,  # else prompts would come a chunk late
+        log=options.log,
+    )
+
+
+def _check(options: Stream) -> None:
+    if (options.prompt is None) == (options.replay is None):
         raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
-    if asked.image and asked.video:
+    if options.image and options.video:
         raise NearstepError("give --image or --video to go on from, not both")
-    fixed = ("at", "seed", "height", "width", "window", "sink", "no_following", "log")
-    if asked.replay and (given := [name for name in fixed if getattr(asked, name)]):
-        raise NearstepError(f"--{given[0].replace('_', '-')} is in the take already; a replay may change --plan alone")
-    if asked.chunks is not None and asked.chunks < 1:
-        raise NearstepError(f"--chunks {asked.chunks}: at least 1")
-    if late := [chunk for chunk, _ in asked.at if chunk < 1]:
+    fixed = {"at": options.at, "seed": options.seed, "height": options.size.height, "width": options.size.width,
+             "window": options.window, "sink": options.sink, "no-relative-sink": options.no_relative_sink,
+             "log": options.log}  # fmt: skip
+    if options.replay and (told := [name for name, value in fixed.items() if value]):
+        raise NearstepError(f"--{told[0]} is in the recording already; a replay may change --plan alone")
+    if options.chunks is not None and options.chunks < 1:
+        raise NearstepError(f"--chunks {options.chunks}: at least 1")
+    if late := [chunk for chunk, _ in options.at if chunk < 1]:
         raise NearstepError(f"--at {late[0]}: the first chunk is 0, and has the prompt; give 1 or later")
-    for path in filter(None, (asked.output, asked.log)):
-        if path is asked.output and path.suffix.lower() != ".mp4":
-            raise NearstepError(f"-o {path}: a stream is written to a file that ends in .mp4")
-        check_writable(path.with_suffix(".mp4"))
+    if options.output.suffix.lower() != ".mp4":
+        raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4")
+    for path in filter(None, (options.output, options.log)):
+        check_writable(path)
 
 
-def _given(asked: Stream, pipe: CausalVideoPipeline) -> dict[str, Any]:
-    """What the stream goes on from, by its name in pipe.open."""
-    if asked.image:
-        return {"image": _picture(asked.image)}
-    if asked.video is None:
-        return {}
-    was = Record.load(asked.replay).opening if asked.replay else {}
-    settings = pipe.settings
-    height = was.get("height") or asked.height or settings.height
-    width = was.get("width") or asked.width or settings.width
-    return {"video": _ending(asked.video, fps=settings.fps, height=height, width=width, most=settings.num_frames)}
+def _context(options: Stream, pipe: CausalVideoPipeline, height: int, width: int) -> Any:
+    """The video that the stream goes on from, if there is one."""
+    if options.video is None:
+        return None
+    return _ending(options.video, fps=pipe.settings.fps, height=height, width=width, most=pipe.settings.num_frames)
 
 
 def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> Any:
@@ -160,16 +168,16 @@ def _picture(path: Path) -> Any:
         raise NearstepError(f"cannot read the picture {path}: {error}") from error
 
 
-def _write(asked: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
+def _write(options: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
     from tqdm import tqdm
 
-    opening, fps = session.record.opening, pipe.settings.fps
-    size = {"height": opening["height"], "width": opening["width"]}
-    frames = TEMPORAL_STRIDE * pipe.transformer.config["chunk_frames"]
-    count = asked.chunks if asked.chunks or asked.replay else round(SECONDS * fps / frames)
-    changes, made, pictures, began = dict(asked.at), 0, 0, time.perf_counter()
+    opening, fps = session.recording.opening, pipe.settings.fps
+    size = {"height": opening.height, "width": opening.width}
+    frames = TEMPORAL_STRIDE * pipe.chunk_frames
+    count = options.chunks if options.chunks or options.replay else round(SECONDS * fps / frames)
+    changes, made, pictures, began = dict(options.at), 0, 0, time.perf_counter()
     with (
-        growing_mp4(asked.output, fps=fps, comment=json.dumps(dict(opening)), **size) as grow,
+        growing_mp4(options.output, fps=fps, comment=json.dumps(asdict(opening)), **size) as grow,
         tqdm(total=count, unit="chunk", disable=None, dynamic_ncols=True) as bar,
     ):
         try:
@@ -187,7 +195,7 @@ def _write(asked: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
             if not made:
                 raise
     seconds = time.perf_counter() - began
-    print(asked.output)
+    print(options.output)
     tqdm.write(
         f"{made} chunks, {pictures} frames in {seconds:.1f} s, {pictures / seconds / fps:.2f} times real time; "
         f"plan {session.plan}, seed {session.seed}",

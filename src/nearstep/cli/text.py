@@ -1,10 +1,16 @@
-"""Plain tables and numbers for a terminal."""
+"""Plain lines, tables and numbers for a terminal."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def note(line: str) -> None:
+    """A line beside a command's results, which go to standard output alone."""
+    print(line, file=sys.stderr)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -70,8 +70,8 @@ class Clock:
 
         return call
 
-    def take(self) -> list[Span]:
-        """The spans that ended since the last time this was asked."""
+    def spans(self) -> list[Span]:
+        """The spans that have ended since the last call of this."""
         spans, self._spans = self._spans, []
         return spans
 
@@ -85,7 +85,7 @@ class Timed:
         stages: method -> stage; all other methods are ``inner``'s own.
     """
 
-    def __init__(self, inner: Any, clock: Clock, stages: Mapping[str, str]) -> None:
+    def __init__(self, inner: object, clock: Clock, stages: Mapping[str, str]) -> None:
         self._inner = inner
         # Its methods are bound here, where protocols look: from Python 3.12 on they pass __getattr__ over.
         for name in dir(type(inner)):
@@ -109,7 +109,7 @@ class Floor(NamedTuple):
     rate: float
     """FLOP a second, 2 for a multiply-add."""
     side: int
-    """Of the square matrices that it was seen with."""
+    """Side of the square matrices whose product was fastest."""
 
 
 def matmul_floor(dtype: torch.dtype, device: torch.device | str = "cpu") -> Floor:
@@ -153,17 +153,17 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[list[Memory]]:
     A GPU's is what torch's allocator gave out. A CPU's is the process's resident memory, and its peak so far where the
     system cannot begin a new one.
     """
-    device, found = torch.device(device), []
+    device, result = torch.device(device), []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        yield found
-        found.append(Memory(torch.cuda.max_memory_allocated(device), before, "torch.cuda.max_memory_allocated"))
+        yield result
+        result.append(Memory(torch.cuda.max_memory_allocated(device), before, "torch.cuda.max_memory_allocated"))
         return
     by = _begin_peak()
     before = _resident("VmRSS") or _highest()
-    yield found
-    found.append(Memory(max(before, _resident("VmHWM") or _highest()), before, by))
+    yield result
+    result.append(Memory(max(before, _resident("VmHWM") or _highest()), before, by))
 
 
 def _begin_peak() -> str:

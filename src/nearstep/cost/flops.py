@@ -16,11 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.masks import Reach, block_causal
+from nearstep.nets.masks import EVERYTHING, Reach, block_causal
 from nearstep.nets.tiny_decoder import TinyDecoder
-
-EVERYTHING = Reach()
-"""A chunk sees all before it."""
 
 
 class CallFlops(NamedTuple):
@@ -158,5 +155,5 @@ def _width(config: Mapping[str, Any]) -> int:
 
 def _seen(lengths: Sequence[int], start: int, reach: Reach) -> list[int]:
     """How many frames each frame of the call sees."""
-    visibility = block_causal(tuple(lengths), reach.window, reach.sink).shifted(start)
+    visibility = block_causal(tuple(lengths), reach).shifted(start)
     return [int(row.sum()) for row in visibility.frame_mask(visibility.past())]

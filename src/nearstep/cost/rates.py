@@ -31,7 +31,7 @@ class ChunkTime:
     """Decoded again by another decoder, outside of the wall time."""
 
     def seconds(self, *stages: str) -> float:
-        """Of these stages."""
+        """Seconds in these stages, together."""
         return sum(span.seconds for span in (*self.spans, *self.beside) if span.stage in stages)
 
 
@@ -41,13 +41,13 @@ class Rate:
 
     name: str
     counts: str
-    """What the time is of."""
+    """What its time is spent on."""
     whose: str
     """Who counts so."""
     stages: tuple[str, ...] = ()
-    """Whose times add up; none: wall time."""
+    """Stages whose times add up; none: wall time."""
     separate: bool = False
-    """Of a clip whose commits are calls of their own, as all others make them."""
+    """Whether it counts a clip whose commits are calls of their own, as all others make them."""
     later: bool = False
     """Chunks after the first alone."""
     tiny: bool = False
@@ -125,13 +125,13 @@ def rates(clips: Mapping[str, Sequence[ChunkTime]], *, tiny: bool) -> list[dict[
         clips: chunks of the clip with ``fused`` commits, and of the one with ``separate`` ones where there are commits.
         tiny: whether a tiny decoder made the pixels.
     """
-    found = []
+    applying = []
     for rate in RATES:
         chunks = clips.get("separate" if rate.separate else "fused", clips["fused"])
         fps = rate.of(chunks) if tiny or not rate.tiny else None
         if fps is not None:
-            found.append({"name": rate.name, "fps": fps, "counts": rate.counts, "whose": rate.whose})
-    return found
+            applying.append({"name": rate.name, "fps": fps, "counts": rate.counts, "whose": rate.whose})
+    return applying
 
 
 def summary(

@@ -12,7 +12,7 @@ from torch import nn
 
 from nearstep.models.empty import empty_network, empty_text_encoder
 from nearstep.models.wan import SIZES
-from nearstep.nets.transformer import VideoTransformer
+from nearstep.nets.transformer import kept_in_float32
 
 UMT5_XXL: Mapping[str, Any] = {
     "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
@@ -78,8 +78,7 @@ def count_network(config: Mapping[str, Any]) -> Count:
 @cache
 def _count_network(config: tuple[tuple[str, Any], ...]) -> Count:
     network = empty_network(dict(config))
-    kept = VideoTransformer._keep_in_fp32_modules
-    wide = sum(p.numel() for name, p in network.named_parameters() if set(kept) & set(name.split(".")))
+    wide = sum(p.numel() for name, p in network.named_parameters() if kept_in_float32(name))
     return Count(all=parameters(network), block=parameters(network.blocks[0]), wide=wide)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.files import replacing, write_json
 
 INDEX = "index.json"
 FORMAT, VERSION = "nearstep latents", 1
@@ -138,8 +138,7 @@ def _unnumbered(folder: Path, given: Mapping[str, Any]) -> Index | None:
 def write_index(folder: Path, index: Index) -> None:
     """Write the index, whole or not at all."""
     content = {"format": FORMAT, "version": VERSION, **asdict(index), "clips": index.clips}
-    with replacing(folder / INDEX) as part:
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, content)
 
 
 def check_same(folder: Path, found: Index, wanted: Index) -> None:

@@ -8,7 +8,6 @@ chunks above it are, on average, close enough.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from nearstep.evaluate.similarity import Watched
-from nearstep.files import replacing
-from nearstep.flow.live_plan import ADAPTIVE, agreements, ladder
-from nearstep.flow.plan import ChunkPlan
+from nearstep.files import write_json
+from nearstep.flow.live_plan import agreements, ladder
+from nearstep.flow.plan import ADAPTIVE, ChunkPlan
 from nearstep.models.folder import INDEX, read_json, shift_of
 from nearstep.rollout.rollout import generate
 from nearstep.stream.pipeline import CausalVideoPipeline
+from nearstep.stream.request import latent_shape
 
 CAPTIONS_SEED = 7_500_000
 """Stream of the captions to calibrate with; neither training nor evaluation draws from it."""
@@ -76,12 +76,12 @@ def measure_agreement(
 def _watch(
     pipe: CausalVideoPipeline, prompts: Sequence[str], samples: Sequence[int], chunks: int, seed: int
 ) -> Agreements:
-    asked = pipe.request(list(prompts), "1", seed=seed, samples=list(samples))
-    length = pipe.transformer.config["chunk_frames"]
+    conditioning = pipe.conditioning(list(prompts), seed=seed, samples=list(samples))
+    shape, length = latent_shape(pipe.configs), pipe.chunk_frames
     schedule = ladder(shift=shift_of(pipe.scheduler.config), grid=pipe.settings.grid)
     plan = ChunkPlan(text=ADAPTIVE, lengths=(length,) * chunks, schedules=(schedule,) * chunks)
-    watched = Watched(pipe.denoiser(asked))
-    generate(watched, plan, shape=asked.clip.shape.frame, seed=asked.seed, samples=asked.samples)
+    watched = Watched(pipe.denoiser(conditioning))
+    generate(watched, plan, shape=shape.frame, seed=seed, samples=conditioning.samples)
     chunks_of_steps = watched.chunks()
     befores = [None, *(steps[-1] for steps in chunks_of_steps)]
     rows = [_measures(steps, before) for steps, before in zip(chunks_of_steps, befores, strict=False)]
@@ -138,5 +138,4 @@ def write_agreement(folder: Path, found: Sequence[Sequence[Level]]) -> None:
     """Put the thresholds of levels into a model folder's index."""
     index = read_json(folder / INDEX)
     index.setdefault("nearstep", {})["agreement"] = thresholds(found)
-    with replacing(folder / INDEX) as part:
-        part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index)

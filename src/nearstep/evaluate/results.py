@@ -18,7 +18,7 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
 from nearstep.evaluate.frechet import gaussian, gaussian_distance
 from nearstep.evaluate.statistics import Interval
-from nearstep.files import replacing
+from nearstep.files import write_json
 from nearstep.protocols import Verdict
 
 Head = Literal["total", "quality", "semantic", "correct"]
@@ -133,5 +133,4 @@ def settings_of(results: Results) -> EvaluationSettings:
 
 def write_results(out: Path, results: Results) -> None:
     """Write them, whole or not at all."""
-    with replacing(out) as part:
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(out, results, indent=1)

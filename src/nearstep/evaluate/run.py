@@ -60,6 +60,7 @@ def evaluate(
         out: where the results go; plans that it already holds are not measured again.
     """
     from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
+    from nearstep.stream.request import plan_clip
 
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer)
 
@@ -68,7 +69,7 @@ def evaluate(
         return torch.as_tensor(video)
 
     def calls(plan: str) -> int:
-        return pipe.request(world.prompts(CAPTIONS_SEED, [0]), plan, seed=seed).clip.plan.calls
+        return plan_clip(pipe.configs, plan=plan).plan.calls
 
     name = f"{model} ({transformer}" + (")" if guidance is None else f", guidance {guidance:g})")
     results = measure(

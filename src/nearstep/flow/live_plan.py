@@ -7,38 +7,42 @@ first-frame enhancement comes by itself where a scene begins.
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from nearstep.errors import NearstepError
-from nearstep.flow.plan import Schedule, parse_steps, respaced
+from nearstep.flow.plan import ADAPTIVE, Live, Schedule, parse, refused, respaced
 
 T = TypeVar("T")
 
-ADAPTIVE, PACED = "adaptive", "fps"
 DEFAULT_AGREEMENT = 0.945
 """Cosine at which one step is as good as the next, read off the paper's figure."""
 
-Enough = Callable[[int, Tensor | None, Tensor], bool]
+StopRule = Callable[[int, Tensor | None, Tensor], bool]
 """Whether a chunk is done after so many steps, from the x0 [B, F, C, H, W] of its last two; None before the first."""
 Levels = Sequence[Sequence[float]]
 """``[chunk][step - 1]`` the agreement that is enough; the last of each repeats."""
 
-_SYNTAX = f'"4", "4,1x", "{ADAPTIVE}", "{ADAPTIVE}:.95" or "{PACED}:16"'
+
+class ChunkSteps(NamedTuple):
+    """What a chunk is to take."""
+
+    schedule: Schedule
+    stop: StopRule | None = None
+    """What may end it before the schedule does."""
 
 
 @runtime_checkable
 class LivePlan(Protocol):
     """Decides as the stream goes."""
 
-    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
-        """What the next chunk is to take, and what may stop it early.
+    def next(self, since: int, before: Tensor | None = None) -> ChunkSteps:
+        """What the next chunk is to take.
 
         Args:
             since: chunks made since the start, or since the prompt or plan changed.
@@ -46,8 +50,12 @@ class LivePlan(Protocol):
         """
         ...
 
-    def made(self, steps: int, calls: float, rest: float) -> None:
+    def observe(self, steps: int, calls: float, rest: float) -> None:
         """What the last chunk took: steps, seconds in the network, and seconds in all else."""
+        ...
+
+    def copy(self) -> LivePlan:
+        """A plan that has observed the same, and shares nothing that changes."""
         ...
 
 
@@ -59,12 +67,16 @@ class Repeating:
     shift: float
     grid: int
 
-    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
+    def next(self, since: int, before: Tensor | None = None) -> ChunkSteps:
         """The respaced list of this many steps."""
-        return respaced(_at(self.steps, since), shift=self.shift, grid=self.grid), None
+        return ChunkSteps(respaced(_at(self.steps, since), shift=self.shift, grid=self.grid))
 
-    def made(self, steps: int, calls: float, rest: float) -> None:
+    def observe(self, steps: int, calls: float, rest: float) -> None:
         """Nothing to learn from it."""
+
+    def copy(self) -> LivePlan:
+        """Itself: it never changes."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +91,25 @@ class Adaptive:
     shift: float
     grid: int
 
-    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
+    def next(self, since: int, before: Tensor | None = None) -> ChunkSteps:
         """The whole ladder, and when to leave it."""
         levels = _at(self.levels, since)
-        return ladder(shift=self.shift, grid=self.grid), (
-            lambda step, earlier, x0: agreement(step, earlier, x0, before) >= _at(levels, step - 1)
-        )
 
-    def made(self, steps: int, calls: float, rest: float) -> None:
+        def stop(step: int, earlier: Tensor | None, x0: Tensor) -> bool:
+            return agreement(step, earlier, x0, before) >= _at(levels, step - 1)
+
+        return ChunkSteps(ladder(shift=self.shift, grid=self.grid), stop)
+
+    def observe(self, steps: int, calls: float, rest: float) -> None:
         """Nothing to learn from it."""
+
+    def copy(self) -> LivePlan:
+        """Itself: it never changes."""
+        return self
 
 
 @dataclass(kw_only=True)
-class Paced:
+class FrameRatePlan:
     """As many steps as leave the frame rate whole, the first chunk all of them."""
 
     fps: float
@@ -102,19 +120,23 @@ class Paced:
     _call: float | None = field(default=None, init=False)
     _rest: float = field(default=0.0, init=False)
 
-    def next(self, since: int, before: Tensor | None = None) -> tuple[Schedule, Enough | None]:
+    def next(self, since: int, before: Tensor | None = None) -> ChunkSteps:
         """From measured times; one step until there are any, but for the first chunk."""
         steps = self.grid if since == 0 else 1
         if since and self._call is not None:
             spare = self.frames / self.fps - self._rest
             steps = min(self.grid, max(1, int(spare / self._call) - 1))  # a commit costs a call
-        return respaced(steps, shift=self.shift, grid=self.grid), None
+        return ChunkSteps(respaced(steps, shift=self.shift, grid=self.grid))
 
-    def made(self, steps: int, calls: float, rest: float) -> None:
+    def observe(self, steps: int, calls: float, rest: float) -> None:
         """Remember, half old and half new: a stutter passes, a slower machine stays."""
         call = calls / (steps + 1)
         self._rest = rest if self._call is None else (self._rest + rest) / 2
         self._call = call if self._call is None else (self._call + call) / 2
+
+    def copy(self) -> LivePlan:
+        """One with the same timings, that goes on to measure its own."""
+        return copy.copy(self)
 
 
 def ladder(*, shift: float, grid: int) -> Schedule:
@@ -155,29 +177,23 @@ def live_plan(text: str, *, shift: float, grid: int, frames: int, levels: Levels
     Raises:
         NearstepError: for a string that does not parse, ends, or asks for more steps than the student was trained on.
     """
-    kind, _, value = text.strip().partition(":")
-    if kind == ADAPTIVE:
-        if value or not levels:
-            levels = [[_number(text, value, 0.0, 1.0) if value else DEFAULT_AGREEMENT]]
+    plan = parse(text)
+    if isinstance(plan, Live):
+        return _decided(plan, shift=shift, grid=grid, frames=frames, levels=levels)
+    if not plan.repeats:
+        raise refused(text, "ends, and a stream does not: end it with x to repeat the last entry")
+    if max(plan.entries) > grid:
+        raise refused(text, f"asks for {max(plan.entries)} steps and the student was trained for 1 to {grid}")
+    return Repeating(steps=plan.entries, shift=shift, grid=grid)
+
+
+def _decided(plan: Live, *, shift: float, grid: int, frames: int, levels: Levels) -> LivePlan:
+    if plan.kind == ADAPTIVE:
+        if plan.number is not None or not levels:
+            levels = [[DEFAULT_AGREEMENT if plan.number is None else plan.number]]
         return Adaptive(levels=tuple(tuple(chunk) for chunk in levels), shift=shift, grid=grid)
-    if kind == PACED:
-        return Paced(fps=_number(text, value, 0.0, float("inf")), frames=frames, shift=shift, grid=grid)
-    if "," in text and not text.strip().endswith("x"):
-        raise NearstepError(f"plan {text!r} ends, and a stream does not: end it with x to repeat the last entry")
-    try:
-        steps = parse_steps(text, text.count(",") + 1)
-    except NearstepError as error:
-        raise NearstepError(f"plan {text!r} is none that a stream can follow ({error}); use {_SYNTAX}") from error
-    if max(steps) > grid:
-        raise NearstepError(f"plan {text!r} asks for {max(steps)} steps and the student was trained for 1 to {grid}")
-    return Repeating(steps=steps, shift=shift, grid=grid)
-
-
-def _number(text: str, value: str, above: float, limit: float) -> float:
-    number = float(value) if re.fullmatch(r"\d*\.?\d+", value) else None
-    if number is None or not above < number <= limit:
-        raise NearstepError(f"plan {text!r} does not parse; write {_SYNTAX}")
-    return number
+    assert plan.number is not None  # the parser's table says that a rate needs one
+    return FrameRatePlan(fps=plan.number, frames=frames, shift=shift, grid=grid)
 
 
 def _at(entries: Sequence[T], index: int) -> T:

@@ -1,8 +1,12 @@
 """Plans: how many steps each chunk gets, and at which times. Data, not behaviour.
 
 A schedule of n steps holds n times and costs n network calls; n = 1 is no special case. A plan is a schedule per
-chunk. One syntax everywhere (recipes, command line, Python): steps per chunk, comma separated, the last repeated
-with ``x``::
+chunk. One grammar everywhere (recipes, command line, Python), for clips and for streams::
+
+    plan    = steps | live
+    steps   = N {"," N} ["x"]              x repeats the last entry, and so does an entry that is alone
+    live    = "adaptive" [":" cosine]      decided as a stream goes (live_plan.py)
+            | "fps:" rate
 
     "4"        every chunk 4 steps
     "4,1x"     first chunk 4, the others 1: first-frame enhancement, the paper's 1*
@@ -14,6 +18,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
 
 from nearstep.errors import NearstepError
 from nearstep.flow.times import shifted
@@ -21,8 +27,26 @@ from nearstep.flow.times import shifted
 GRID = 4
 """Steps of the grid a student is distilled on [paper]."""
 
-_SYNTAX = re.compile(r"\d+(,\d+)*x?")
-_EXAMPLES = '"4" (every chunk), "4,1x" (first 4, the rest 1) or "4,2,1x"'
+ADAPTIVE, FRAME_RATE = "adaptive", "fps"
+"""Kinds of live plans, as they are written."""
+
+GRAMMAR = (
+    'a plan is steps per chunk, "4" (every chunk), "4,1x" (first 4, the rest 1) or "4,2,1x"; '
+    f'of streams also "{ADAPTIVE}", "{ADAPTIVE}:.95" and "{FRAME_RATE}:16"'
+)
+
+_STEPS = re.compile(r"\d+(,\d+)*x?")
+_LIVE = re.compile(r"(?P<kind>[a-z]+)(:(?P<number>\d*\.?\d+))?")
+
+
+class _Number(NamedTuple):
+    """What may stand behind the colon of a live plan."""
+
+    needed: bool
+    most: float
+
+
+_KINDS = {ADAPTIVE: _Number(needed=False, most=1.0), FRAME_RATE: _Number(needed=True, most=inf)}
 
 
 @dataclass(frozen=True)
@@ -100,25 +124,67 @@ class ChunkPlan:
         return self.steps + self.commits
 
 
+class Steps(NamedTuple):
+    """Steps as they are written, chunk by chunk."""
+
+    entries: tuple[int, ...]
+    repeats: bool
+    """Whether the last entry holds for all later chunks."""
+
+
+class Live(NamedTuple):
+    """A plan that is decided as a stream goes."""
+
+    kind: str
+    number: float | None
+    """What stands behind the colon, if anything does."""
+
+
+def parse(text: str) -> Steps | Live:
+    """What a plan string says, of a clip or of a stream: the one parser.
+
+    Raises:
+        NearstepError: if the string is no plan, or has a chunk without steps.
+    """
+    text = text.strip()
+    if _STEPS.fullmatch(text):
+        entries = tuple(int(entry) for entry in text.removesuffix("x").split(","))
+        if min(entries) < 1:
+            raise refused(text, "gives a chunk 0 steps, and it needs at least 1 step")
+        return Steps(entries, repeats=text.endswith("x") or len(entries) == 1)
+    match = _LIVE.fullmatch(text)
+    number = float(match["number"]) if match and match["number"] else None
+    rule = _KINDS.get(match["kind"]) if match else None
+    if (
+        match is None
+        or rule is None
+        or (number is None and rule.needed)
+        or not (number is None or 0 < number <= rule.most)
+    ):
+        raise refused(text, "does not parse")
+    return Live(match["kind"], number)
+
+
+def refused(text: str, why: str) -> NearstepError:
+    """The error for a plan that cannot be followed; it names every plan that can."""
+    return NearstepError(f"plan {text!r} {why}; {GRAMMAR}")
+
+
 def parse_steps(text: str, chunks: int) -> tuple[int, ...]:
     """Steps per chunk of a plan string, for a clip of ``chunks`` chunks.
 
     Raises:
-        NearstepError: if the string does not parse, asks for no steps, or names another number of chunks.
+        NearstepError: if the string does not parse, is for streams alone, or names another number of chunks.
     """
-    text = text.strip()
-    if not _SYNTAX.fullmatch(text):
-        raise NearstepError(f"plan {text!r} does not parse; write steps per chunk like {_EXAMPLES}")
-    steps = [int(entry) for entry in text.removesuffix("x").split(",")]
-    for entry in steps:
-        _positive(entry)
-    if text.endswith("x") or len(steps) == 1:
-        steps += [steps[-1]] * (chunks - len(steps))
-    elif len(steps) != chunks:
-        raise NearstepError(
-            f"plan {text!r} names {len(steps)} chunks and the clip has {chunks}; end it with x to repeat the last entry"
+    plan = parse(text)
+    if isinstance(plan, Live):
+        raise refused(text, "is for streams alone, which decide as they go, and this is a clip")
+    (*entries, last), repeats = plan
+    if not repeats and len(plan.entries) != chunks:
+        raise refused(
+            text, f"names {len(plan.entries)} chunks and the clip has {chunks}: end it with x to repeat the last entry"
         )
-    return tuple(steps[:chunks])
+    return (*entries, *[last] * max(1, chunks - len(entries)))[:chunks]
 
 
 def chunk_lengths(frames: int, chunk_frames: int | None) -> tuple[int, ...]:

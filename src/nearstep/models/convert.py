@@ -1,4 +1,4 @@
-"""Write a model's parts as a folder: ours, diffusers', or a network as Wan2.1 releases it.
+"""Write a model's components as a folder: ours, diffusers', or a network as Wan2.1 releases it.
 
 Weights are copied tensor by tensor in shards, so that a model larger than memory goes through; those that stay as they
 are, in files that are already laid out so, are linked (files.link_or_copy). The folder appears under its name when it
@@ -7,12 +7,11 @@ is complete.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -20,14 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nearstep.errors import NearstepError
-from nearstep.files import link_or_copy, open_to_readers, replacing_folder
+from nearstep.files import link_or_copy, open_to_readers, replacing_folder, write_json
 from nearstep.flow.plan import make_plan
 from nearstep.models.card import LIBRARIES, Card, model_index, write_card
 from nearstep.models.empty import arguments_of, empty_codec, empty_network, empty_text_encoder, shapes_of
 from nearstep.models.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings, read_header, weight_files
-from nearstep.models.layouts import SHIFT, Part, Parts
+from nearstep.models.layouts import SHIFT, Component, Layout
 from nearstep.models.wan import official_name
 from nearstep.models.weights import Weights, open_updates
+
+T = TypeVar("T")
 
 SHARD_BYTES = 2 * 1024**3
 _CAUSAL = ("chunk_frames", "window_frames", "sink_frames")
@@ -36,73 +37,75 @@ _STEM = "diffusion_pytorch_model"
 _TIED = "encoder.embed_tokens.weight"  # UMT5's second name for shared.weight, which no file need hold
 
 
-def convert(parts: Parts, folder: Path, *, to: str, card: Card, dtype: torch.dtype | None = None) -> None:
-    """Write ``parts`` to ``folder``.
+def convert(layout: Layout, folder: Path, *, to: str, card: Card, dtype: torch.dtype | None = None) -> None:
+    """Write ``layout`` to ``folder``.
 
     Args:
-        parts: complete, or the network alone for ``official``.
+        layout: complete, or the network alone for ``official``.
         folder: absent or empty; complete or absent afterwards.
         to: a key of :data:`WRITERS`.
         card: what the model card should say that the folder does not.
         dtype: of network and text encoder; by default, and always for the codec, as they are.
 
     Raises:
-        NearstepError: for weights that do not fit their configuration, parts that are missing, a folder in use.
+        NearstepError: for weights that do not fit their configuration, components that are missing, a folder in use.
     """
     if to not in WRITERS:
         raise NearstepError(f"there is no layout {to!r}; use one of {', '.join(WRITERS)}")
     needed = ["transformer"] if to == "official" else ["transformer", "vae", "text_encoder", "tokenizer"]
-    if missing := [name for name in needed if name in parts.missing]:
+    if missing := [name for name in needed if name in layout.missing]:
         raise NearstepError(f"the source has no {', '.join(missing)}; name a model that has with --base")
-    _check(parts, needed)
+    _check(layout, needed)
     if dtype is not None:
-        parts = replace(
-            parts, transformer=_typed(parts.transformer, dtype), text_encoder=_typed(parts.text_encoder, dtype)
+        layout = replace(
+            layout, transformer=_typed(layout.transformer, dtype), text_encoder=_typed(layout.text_encoder, dtype)
         )
     with replacing_folder(folder) as part:
-        WRITERS[to](parts, part, card)
+        WRITERS[to](layout, part, card)
         open_to_readers(part, part / "README.md")
 
 
-def with_causality(parts: Parts, network: Mapping[str, Any], settings: Mapping[str, Any], shift: float | None) -> Parts:
-    """The parts with what is asked about chunks, window, plan and shift."""
-    if parts.transformer is None:
-        return parts
-    changed = replace(parts.transformer, config={**parts.transformer.config, **network})
-    asked, shift = Settings.of({**parts.settings, **settings}), shift or parts.shift
+def with_causality(
+    layout: Layout, network: Mapping[str, Any], settings: Mapping[str, Any], shift: float | None
+) -> Layout:
+    """The layout with what is set about chunks, window, plan and shift."""
+    if layout.transformer is None:
+        return layout
+    changed = replace(layout.transformer, config={**layout.transformer.config, **network})
+    own, shift = Settings.of({**layout.settings, **settings}), shift or layout.shift
     if (chunk := changed.config.get("chunk_frames")) is not None:  # a plan that does not parse is found here
-        make_plan(asked.default_plan, frames=chunk, chunk_frames=chunk, shift=shift or SHIFT, grid=asked.grid)
-    return replace(parts, transformer=changed, settings={**parts.settings, **settings}, shift=shift)
+        make_plan(own.default_plan, frames=chunk, chunk_frames=chunk, shift=shift or SHIFT, grid=own.grid)
+    return replace(layout, transformer=changed, settings={**layout.settings, **settings}, shift=shift)
 
 
-def with_lora(parts: Parts, file: Path, *, alpha: float | None = None) -> Parts:
-    """The parts with a LoRA merged into the network as it is read.
+def with_lora(layout: Layout, file: Path, *, alpha: float | None = None) -> Layout:
+    """The layout with a LoRA merged into the network as it is read.
 
     Raises:
         NearstepError: naming an update that fits no weight.
     """
-    if parts.transformer is None:
+    if layout.transformer is None:
         raise NearstepError("a LoRA changes a network, and the source has none")
-    updates, weights = open_updates(file, alpha=alpha), parts.transformer.weights
+    updates, weights = open_updates(file, alpha=alpha), layout.transformer.weights
     for name, update in updates.items():
         shape = (update.up.shape[0], update.down.shape[1])
         if weights.shapes.get(name) != shape:
             raise NearstepError(f"{file} does not fit: it changes {name} of {shape}, here {weights.shapes.get(name)}")
     merged = weights.mapped(lambda name, value: updates[name].merged(value) if name in updates else value)
-    return replace(parts, transformer=Part(config=parts.transformer.config, weights=merged))
+    return replace(layout, transformer=Component(config=layout.transformer.config, weights=merged))
 
 
-def _nearstep(parts: Parts, folder: Path, card: Card) -> None:
-    config = _components(parts, folder, "VideoTransformer")
-    settings = dict(parts.settings)
+def _nearstep(layout: Layout, folder: Path, card: Card) -> None:
+    config = _components(layout, folder, "VideoTransformer")
+    settings = dict(layout.settings)
     causal = config.get("chunk_frames") is not None
     plan = settings.get("default_plan", Settings.default_plan) if causal else None
     write_card(folder, card, config=config, plan=plan, library="nearstep")
-    _write_json(folder / INDEX, model_index(["transformer"], settings))
+    write_json(folder / INDEX, model_index(["transformer"], settings))
 
 
-def _diffusers(parts: Parts, folder: Path, card: Card) -> None:
-    config = _components(parts, folder, "WanTransformer3DModel", without=_CAUSAL)
+def _diffusers(layout: Layout, folder: Path, card: Card) -> None:
+    config = _components(layout, folder, "WanTransformer3DModel", without=_CAUSAL)
     write_card(folder, card, config=config, plan=None, library="diffusers")
     index = {
         "_class_name": "WanPipeline",
@@ -110,17 +113,17 @@ def _diffusers(parts: Parts, folder: Path, card: Card) -> None:
         "transformer": ("diffusers", "WanTransformer3DModel"),
         **LIBRARIES,
     }
-    _write_json(folder / INDEX, index)
+    write_json(folder / INDEX, index)
 
 
-def _official(parts: Parts, folder: Path, card: Card) -> None:
-    config, weights = _of(parts.transformer)
-    _write_weights(folder, _STEM, weights.renamed(official_name))
-    _write_json(folder / CONFIG, _official_config(config))
-    write_card(folder, card, config=config, plan=None, library="wan")
+def _official(layout: Layout, folder: Path, card: Card) -> None:
+    network = _there(layout.transformer)
+    _write_weights(folder, _STEM, network.weights.renamed(official_name))
+    write_json(folder / CONFIG, _official_config(network.config))
+    write_card(folder, card, config=network.config, plan=None, library="wan")
 
 
-WRITERS: Mapping[str, Callable[[Parts, Path, Card], None]] = {
+WRITERS: Mapping[str, Callable[[Layout, Path, Card], None]] = {
     "nearstep": _nearstep,
     "diffusers": _diffusers,
     "official": _official,
@@ -128,26 +131,21 @@ WRITERS: Mapping[str, Callable[[Parts, Path, Card], None]] = {
 """Layout -> what writes it."""
 
 
-def _components(parts: Parts, folder: Path, kind: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+def _components(layout: Layout, folder: Path, kind: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """Everything but the index; returns the network's configuration."""
-    config, _ = _of(parts.transformer)
-    config = _whole(empty_network(config), config)
+    network, codec = _there(layout.transformer), _there(layout.vae)
+    config = _whole(empty_network(network.config), network.config)
     config = {"_class_name": kind, **{k: v for k, v in config.items() if k not in (*without, "_class_name")}}
-    assert parts.transformer is not None
-    _component(folder, "transformer", replace(parts.transformer, config=config))
-    codec, _ = _of(parts.vae)
-    assert parts.vae is not None
-    _component(folder, "vae", replace(parts.vae, config=_whole(empty_codec(codec), codec)))
-    assert parts.text_encoder is not None
-    _component(folder, "text_encoder", parts.text_encoder)
-    assert parts.tokenizer is not None
+    _component(folder, "transformer", replace(network, config=config))
+    _component(folder, "vae", replace(codec, config=_whole(empty_codec(codec.config), codec.config)))
+    _component(folder, "text_encoder", _there(layout.text_encoder))
     (folder / "tokenizer").mkdir()
-    for file in parts.tokenizer.iterdir():
+    for file in _there(layout.tokenizer).iterdir():
         if file.is_file():
             shutil.copyfile(file, folder / "tokenizer" / file.name)
     scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
     (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / SCHEDULER_CONFIG, {**scheduler, "shift": parts.shift or SHIFT})
+    write_json(folder / "scheduler" / SCHEDULER_CONFIG, {**scheduler, "shift": layout.shift or SHIFT})
     return config
 
 
@@ -156,14 +154,14 @@ def _whole(built: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments_of(built.config), **given}
 
 
-def _component(folder: Path, name: str, part: Part) -> None:
+def _component(folder: Path, name: str, part: Component) -> None:
     (folder / name).mkdir()
     if part.folder is None:
         _write_weights(folder / name, _STEMS.get(name, _STEM), part.weights)
     else:  # the text encoder alone is 11 GB
         for file in (*weight_files(part.folder), *part.folder.glob("*.safetensors.index.json")):
             link_or_copy(file, folder / name / file.name)
-    _write_json(folder / name / CONFIG, part.config)
+    write_json(folder / name / CONFIG, part.config)
 
 
 def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
@@ -191,20 +189,20 @@ def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
         (folder / f"{index}.part").rename(folder / name)
     if many:
         homes = {weight: file for file, inside in zip(names, shards, strict=True) for weight in inside}
-        _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": homes})
+        write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": homes})
 
 
-def _check(parts: Parts, needed: list[str]) -> None:
+def _check(layout: Layout, needed: list[str]) -> None:
     """Weights against the networks that their configurations build, without building their numbers."""
-    config, weights = _of(parts.transformer)
-    weights.check(shapes_of(empty_network(config)), "its configuration")
+    network = _there(layout.transformer)
+    network.weights.check(shapes_of(empty_network(network.config)), "its configuration")
     for name in ("vae", "text_encoder"):
         if name in needed:
-            config, weights = _of(getattr(parts, name))
-            shapes = shapes_of(_EMPTY[name](config))
-            if _TIED not in weights.shapes:
+            component: Component = _there(getattr(layout, name))
+            shapes = shapes_of(_EMPTY[name](component.config))
+            if _TIED not in component.weights.shapes:
                 shapes.pop(_TIED, None)
-            weights.check(shapes, f"the {name.replace('_', ' ')} of its configuration")
+            component.weights.check(shapes, f"the {name.replace('_', ' ')} of its configuration")
 
 
 _EMPTY: Mapping[str, Callable[[Mapping[str, Any]], nn.Module]] = {
@@ -243,21 +241,17 @@ class _Cast:
         return value.to(self.dtype) if value.is_floating_point() else value
 
 
-def _typed(part: Part | None, dtype: torch.dtype) -> Part | None:
+def _typed(part: Component | None, dtype: torch.dtype) -> Component | None:
     if part is None or (part.folder is not None and _types(part.folder) == {str(dtype).removeprefix("torch.")}):
         return part
-    return Part(config=part.config, weights=part.weights.mapped(_Cast(dtype)))
+    return Component(config=part.config, weights=part.weights.mapped(_Cast(dtype)))
 
 
 def _types(folder: Path) -> set[str]:
     return {info.dtype for file in weight_files(folder) for info in read_header(file).values()}
 
 
-def _of(part: Part | None) -> tuple[Mapping[str, Any], Weights]:
-    if part is None:
+def _there(component: T | None) -> T:
+    if component is None:
         raise NearstepError("a component is missing")
-    return part.config, part.weights
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return component

@@ -65,18 +65,14 @@ class ModelFolder:
     """A model folder whose index has been read."""
 
     path: Path
+    index: Mapping[str, Any]
+    """model_index.json."""
 
     @classmethod
     def open(cls, name: str | Path) -> ModelFolder:
         """The model called ``name``: ``"playground"``, a folder, or a hub id ``owner/model`` (downloaded once)."""
-        folder = cls(_locate(name))
-        folder.index  # noqa: B018  read it now, so that a wrong folder is found at once
-        return folder
-
-    @cached_property
-    def index(self) -> dict[str, Any]:
-        """model_index.json."""
-        return read_json(self.path / INDEX)
+        path = _locate(name)
+        return cls(path, read_json(path / INDEX))
 
     @cached_property
     def settings(self) -> Settings:

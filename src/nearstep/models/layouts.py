@@ -1,4 +1,4 @@
-"""A model in any published layout, as its parts under our names: what is there, and what a base must add.
+"""A model in any published layout, as components under our names: what is there, and what a base must add.
 
 Layouts: a diffusers folder; Wan2.1's release (Wan-Video/Wan2.1, wan/text2video.py and configs: config.json with
 diffusion_pytorch_model*.safetensors under official names, a pickled text encoder and codec, google/umt5-xxl);
@@ -26,7 +26,7 @@ SHIFT = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Component:
     """One network: its configuration and its weights."""
 
     config: Mapping[str, Any]
@@ -36,19 +36,19 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Layout:
     """What a model has; None for what it lacks."""
 
-    transformer: Part | None = None
-    vae: Part | None = None
-    text_encoder: Part | None = None
+    transformer: Component | None = None
+    vae: Component | None = None
+    text_encoder: Component | None = None
     tokenizer: Path | None = None
     shift: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def over(self, base: Parts) -> Parts:
-        """These parts, and a base's where there are none."""
-        absent = {part.name: getattr(base, part.name) for part in fields(self) if not getattr(self, part.name)}
+    def over(self, base: Layout) -> Layout:
+        """These components, and a base's where there are none."""
+        absent = {entry.name: getattr(base, entry.name) for entry in fields(self) if not getattr(self, entry.name)}
         return replace(self, **absent)
 
     @property
@@ -57,7 +57,7 @@ class Parts:
         return [name for name in ("transformer", "vae", "text_encoder", "tokenizer") if getattr(self, name) is None]
 
 
-def parts_of(source: str | Path, *, role: str | None = None, head_dim: int | None = None) -> Parts:
+def open_layout(source: str | Path, *, role: str | None = None, head_dim: int | None = None) -> Layout:
     """Open a model in any layout; weights are only looked at.
 
     Args:
@@ -70,7 +70,7 @@ def parts_of(source: str | Path, *, role: str | None = None, head_dim: int | Non
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return Parts(transformer=_network(path, role, head_dim))
+        return Layout(transformer=_network(path, role, head_dim))
     if role is not None:
         raise NearstepError(f"--role {role} chooses within a checkpoint file, and {source} is none; leave it out")
     if not path.is_dir() or (path / INDEX).exists():
@@ -78,12 +78,12 @@ def parts_of(source: str | Path, *, role: str | None = None, head_dim: int | Non
     return _folder(path, head_dim)
 
 
-def _folder(path: Path, head_dim: int | None) -> Parts:
+def _folder(path: Path, head_dim: int | None) -> Layout:
     """A folder without an index: a release, or one network."""
     config = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
     kind = config.get("_class_name")
     if kind in NETWORKS:
-        return Parts(transformer=_component(path, config))
+        return Layout(transformer=_component(path, config))
     if kind is not None and kind not in OFFICIAL_NETWORKS:
         raise NearstepError(f"{path / CONFIG} is a {kind}, not a network of Wan2.1 ({', '.join(NETWORKS)}, WanModel)")
     official = [path / OFFICIAL_TEXT, path / OFFICIAL_CODEC]
@@ -91,7 +91,7 @@ def _folder(path: Path, head_dim: int | None) -> Parts:
     if not any(path.glob("*.safetensors")) and not any(file.exists() for file in official) and not _pickles(path):
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:5])
         raise NearstepError(f"{path} is no model: neither {INDEX} nor weights; it holds {held or 'nothing'}")
-    return Parts(
+    return Layout(
         transformer=_network(path, None, head_dim, config),
         text_encoder=_renamed(official[0], text_name, text_config),
         vae=_renamed(official[1], codec_name, codec_config),
@@ -103,7 +103,7 @@ def _pickles(path: Path) -> list[Path]:
     return [file for file in path.iterdir() if file.suffix in (".pt", ".bin") or file.name == "model.pth"]
 
 
-def _network(path: Path, role: str | None, head_dim: int | None, stated: Mapping[str, Any] | None = None) -> Part:
+def _network(path: Path, role: str | None, head_dim: int | None, stated: Mapping[str, Any] | None = None) -> Component:
     """A network whose sizes are those of its weights; ``stated`` is the release's config.json."""
     weights, stated = open_network(path, role), stated or {}
     if head_dim is None and "num_heads" in stated:
@@ -112,27 +112,27 @@ def _network(path: Path, role: str | None, head_dim: int | None, stated: Mapping
         sizes = sizes_of(weights.shapes, head_dim=head_dim or 128)
     except NearstepError as error:
         raise NearstepError(f"{path}: {error}") from None
-    return Part(config={**sizes, **({"eps": stated["eps"]} if "eps" in stated else {})}, weights=weights)
+    return Component(config={**sizes, **({"eps": stated["eps"]} if "eps" in stated else {})}, weights=weights)
 
 
-def _renamed(file: Path, rename: Callable[[str], str], config: Callable[[Shapes], dict[str, Any]]) -> Part | None:
+def _renamed(file: Path, rename: Callable[[str], str], config: Callable[[Shapes], dict[str, Any]]) -> Component | None:
     if not file.exists():
         return None
     weights = open_weights(file).renamed(rename)
     try:
-        return Part(config=config(weights.shapes), weights=weights)
+        return Component(config=config(weights.shapes), weights=weights)
     except NearstepError as error:
         raise NearstepError(f"{file}: {error}") from None
 
 
-def _diffusers(folder: ModelFolder) -> Parts:
+def _diffusers(folder: ModelFolder) -> Layout:
     folder.check_class("transformer", *NETWORKS)
     folder.check_class("vae", "AutoencoderKLWan")
     folder.check_class("text_encoder", "UMT5EncoderModel", "umt5")
     tokenizer = folder.path / "tokenizer"
     if not tokenizer.is_dir():
         raise NearstepError(f"{tokenizer} is missing: is the model folder complete?")
-    return Parts(
+    return Layout(
         **{
             name: _component(folder.path / name, folder.config(name)) for name in ("transformer", "vae", "text_encoder")
         },
@@ -142,7 +142,7 @@ def _diffusers(folder: ModelFolder) -> Parts:
     )
 
 
-def _component(path: Path, config: Mapping[str, Any]) -> Part:
+def _component(path: Path, config: Mapping[str, Any]) -> Component:
     weight_files(path)  # which refuses pickles and says what to do
     public = {key: value for key, value in config.items() if key != "_name_or_path"}
-    return Part(config=public, weights=open_weights(path), folder=path)
+    return Component(config=public, weights=open_weights(path), folder=path)

@@ -1,31 +1,133 @@
-"""Load one component of a model folder, or a student's file, or say in one line which file is wrong."""
+"""Load a model folder's components, or a student's file, or say in one line which file is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, UMT5EncoderModel
 
 from nearstep.errors import NearstepError
+from nearstep.models.configs import ModelConfigs
 from nearstep.models.empty import empty_network, shapes_of
 from nearstep.models.folder import CONFIG, ModelFolder, first_line
+from nearstep.models.layouts import NETWORKS
 from nearstep.models.student import Student
 from nearstep.models.weights import Weights, open_network
+from nearstep.nets.codec import VideoCodec
+from nearstep.nets.text import text_length, tokens
+from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
 from nearstep.nets.tiny_decoder import TinyDecoder
-from nearstep.nets.transformer import VideoTransformer
+from nearstep.nets.transformer import VideoTransformer, kept_in_float32
 from nearstep.shapes import spatial_stride
 
 Model = TypeVar("Model")
+TEXT_ENCODERS = ("UMT5EncoderModel", "umt5")
+"""What a text encoder's config.json may call itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeferredTextEncoder:
+    """Where the features of prompts lie, and how to load the encoder for those that are not there."""
+
+    cache: Path
+    source: str
+    """Names the encoder (nets/text_cache.py)."""
+    load: Callable[[], UMT5EncoderModel]
+    device: torch.device | str | None
+    """Where it then goes; to the network by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """The components of a pipeline."""
+
+    transformer: VideoTransformer
+    vae: AutoencoderKLWan
+    tokenizer: PreTrainedTokenizerFast
+    text_encoder: UMT5EncoderModel | None
+    deferred_text: DeferredTextEncoder | None
+    tiny_decoder: TinyDecoder | None
+
+
+def load_model(
+    model: ModelConfigs,
+    *,
+    torch_dtype: torch.dtype | None = None,
+    text_device: torch.device | str | None = None,
+    text_cache: Path | None = None,
+    vae_dtype: torch.dtype | None = None,
+    vae_tile: int | None = None,
+    tiny_decoder: Path | None = None,
+) -> LoadedModel:
+    """The components of a model, on the CPU; arguments as for CausalVideoPipeline.from_pretrained.
+
+    What is small is read first: wrong options are found before minutes go into the network.
+    """
+    folder = model.folder
+    tiny = None if tiny_decoder is None else load_tiny_decoder(tiny_decoder, model.vae, vae_dtype)
+    tokenizer = load_tokenizer(folder)
+    load = partial(load_component, folder, "text_encoder", UMT5EncoderModel, TEXT_ENCODERS, torch_dtype)
+    deferred = None
+    if text_cache is not None:
+        check_cache_folder(text_cache)
+        folder.check_class("text_encoder", *TEXT_ENCODERS)
+        folder.tensors("text_encoder")  # whole, for it will be needed
+        source = encoder_name(folder.path / "text_encoder", folder.path / "tokenizer", torch_dtype)
+        deferred = DeferredTextEncoder(cache=text_cache, source=source, load=load, device=text_device)
+    vae = load_codec(folder, torch_dtype=vae_dtype)
+    if vae_tile is not None:
+        tile_codec(vae, vae_tile)
+    return LoadedModel(
+        transformer=load_network(model, torch_dtype=torch_dtype),
+        vae=vae,
+        tokenizer=tokenizer,
+        text_encoder=load() if deferred is None else None,
+        deferred_text=deferred,
+        tiny_decoder=tiny,
+    )
+
+
+def load_network(model: ModelConfigs, *, torch_dtype: torch.dtype | None = None) -> VideoTransformer:
+    """A model's network, or the student that takes its place."""
+    if model.student is None:
+        return load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
+    model.folder.check_class(model.network, *NETWORKS)
+    return load_student(model.student, model.transformer, torch_dtype=torch_dtype)
+
+
+def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -> AutoencoderKLWan:
+    """A model's codec."""
+    return load_component(folder, "vae", AutoencoderKLWan, ("AutoencoderKLWan",), torch_dtype)
+
+
+def load_encoder(folder: ModelFolder, device: torch.device | str | None = None) -> Callable[[Tensor], Tensor]:
+    """What encodes videos [B, T, 3, H, W] in [0, 1] as a model's latents [B, F, C, h, w], in float32."""
+    place = device or "cpu"
+    codec = VideoCodec(load_codec(folder, torch_dtype=torch.float32)).to(place)
+
+    @torch.no_grad()
+    def encode(video: Tensor) -> Tensor:
+        return codec.encode(video.to(place))
+
+    return encode
+
+
+def caption_check(folder: ModelFolder) -> Callable[[str], object]:
+    """What refuses a caption that a model's tokenizer cannot hold; the text encoder stays on disk."""
+    tokenizer = load_tokenizer(folder)
+    return lambda caption: tokens(tokenizer, [caption], text_length(tokenizer))
 
 
 def load_component(
-    folder: ModelFolder, name: str, kind: type[Model], allowed: tuple[str, ...], **options: Any
+    folder: ModelFolder, name: str, kind: type[Model], allowed: tuple[str, ...], dtype: torch.dtype | None = None
 ) -> Model:
     """The network in sub-folder ``name``, ready to run, without gradients.
 
@@ -34,16 +136,16 @@ def load_component(
         name: the component's sub-folder.
         kind: a diffusers or transformers model class.
         allowed: the class names that its config.json may state.
-        options: for ``kind.from_pretrained``.
+        dtype: of the weights; by default as saved.
 
     Raises:
         NearstepError: if a file is missing, damaged, a pickle, of another class, or if config and weights disagree.
     """
     folder.check_class(name, *allowed)
     folder.tensors(name)  # every weight file is there and whole
-    path = folder.path / name
+    path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
-        model, report = kind.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[attr-defined]
+        model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):
@@ -59,7 +161,7 @@ def load_student(
     """A student's network with a base network's sizes, ready to run, without gradients.
 
     Tensors go from the file to their type one by one. As with any folder, the parts that need it stay in float32
-    where ``torch_dtype`` is given (VideoTransformer._keep_in_fp32_modules).
+    where ``torch_dtype`` is given (nets/transformer.py:kept_in_float32).
 
     Args:
         student: the file and how to run it.
@@ -75,11 +177,10 @@ def load_student(
 
 
 def _in_type(name: str, weights: Weights, dtype: torch.dtype | None) -> Tensor:
-    kept = any(part in name.split(".") for part in VideoTransformer._keep_in_fp32_modules)
     value = weights[name]
     if dtype is None:
         return value.clone()  # off the file's pages, which a later write may change
-    return value.to(torch.float32 if kept else dtype, copy=True)
+    return value.to(torch.float32 if kept_in_float32(name) else dtype, copy=True)
 
 
 def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerFast:

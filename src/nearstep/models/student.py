@@ -6,13 +6,11 @@ Published students are one network in a .pt file; everything else is Wan2.1's. W
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.models.folder import ModelFolder, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class Causality:
     chunk_frames: int = 3
     """Latent frames denoised together."""
     shift: float = 5.0
-    """Of the schedule."""
+    """The schedule's shift k."""
     window_frames: int | None = None
     """Newest latent frames that a chunk sees, its own included; None for all."""
     sink_frames: int = 0
@@ -68,44 +66,3 @@ class Student(Causality):
         if not Path(student.path).expanduser().exists():
             raise NearstepError(f"there is no student {student.path}; give a weights file")
         return replace(student, path=Path(student.path).expanduser())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configs:
-    """What decides the clips that a model can make."""
-
-    transformer: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    scheduler: Mapping[str, Any]
-    settings: Settings
-
-
-def configs_of(folder: ModelFolder, network: str = "transformer", student: Student | None = None) -> Configs:
-    """A folder's configurations, with a student's causality, shift and settings where one takes its network's place."""
-    own = Configs(
-        transformer=folder.config(network),
-        vae=folder.config("vae"),
-        scheduler=folder.config("scheduler"),
-        settings=folder.settings,
-    )
-    if student is None:
-        return own
-    if network != "transformer":
-        raise NearstepError(f"a student takes the place of transformer/, so {network}/ would go unused; ask for one")
-    return Configs(
-        transformer={**own.transformer, **student.network},
-        vae=own.vae,
-        scheduler={"shift": student.shift},
-        settings=replace(own.settings, **student.settings),
-    )
-
-
-def settings_of(folder: ModelFolder, student: Student | None) -> dict[str, Any]:
-    """What the index of a folder says under "nearstep", and a student's on top."""
-    given = dict(folder.index.get("nearstep") or {})
-    return {**given, **student.settings} if student else given
-
-
-def named(student: Student) -> dict[str, Any]:
-    """What to keep beside a clip about the student that made it."""
-    return {**asdict(student), "path": str(student.path)}

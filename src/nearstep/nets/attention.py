@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from nearstep.nets.cache import KeysValues, Past
-from nearstep.nets.masks import Group
+from nearstep.nets.masks import Group, without_queries
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable, advance, rotate
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         """
         q, k = queries.to(values.dtype), keys.to(values.dtype)
         if groups:
-            parts = [attention(q[:, g.first : g.end], seen(k, g, g.nearer), seen(values, g)) for g in groups]
+            parts = [attention(q[:, g.first : g.end], visible(k, g, g.sink_shift), visible(values, g)) for g in groups]
             return self.to_out[0](torch.cat(parts, dim=1).flatten(2))
         return self.to_out[0](attention(q, k, values).flatten(2))
 
@@ -70,19 +70,19 @@ class SelfAttention(Attention):
     """Attention of a call's tokens over those committed before and over themselves."""
 
     def forward(
-        self, x: Tensor, rope: RopeTable, groups: Sequence[Group] = (), past: Past | None = None, left: int = 0
+        self, x: Tensor, rope: RopeTable, groups: Sequence[Group] = (), past: Past | None = None, keys_only: int = 0
     ) -> tuple[Tensor, KeysValues]:
-        """x [B, S, D] -> output [B, S - left, D] and x's own rotated keys and values, each [B, S, heads, head_dim].
+        """x [B, S, D] -> output [B, S - keys_only, D] and x's rotated keys and values, each [B, S, heads, head_dim].
 
-        left: so many of the first tokens ask nothing: they are only seen.
+        keys_only: so many of the first tokens have no queries: others see them, and that is all.
         """
         keys, values = self.keys_values(x)
         keys = rotate(keys, rope)
-        if left == x.shape[1]:
-            return x[:, left:], (keys, values)
-        if left:
-            x, rope = x[:, left:], (rope[0][left:], rope[1][left:])
-            groups = [g._replace(first=max(0, g.first - left), end=g.end - left) for g in groups if g.end > left]
+        if keys_only == x.shape[1]:
+            return x[:, keys_only:], (keys, values)
+        if keys_only:
+            x, rope = x[:, keys_only:], (rope[0][keys_only:], rope[1][keys_only:])
+            groups = without_queries(groups, keys_only)
         queries = rotate(self.queries(x), rope)
         return self.attend(queries, *joined(past, keys, values), groups), (keys, values)
 
@@ -118,14 +118,14 @@ def fused() -> Iterator[None]:
         _FUSED.reset(token)
 
 
-def seen(x: Tensor, group: Group, nearer: int = 0) -> Tensor:
+def visible(x: Tensor, group: Group, sink_shift: int = 0) -> Tensor:
     """The tokens of x [B, K, heads, head_dim] that the group sees; a view where they lie side by side.
 
-    nearer: frames by which those of the first run, if they are rotated keys, are turned on.
+    sink_shift: frames by which those of the first run, if they are keys, are rotated forward.
     """
     parts = [x[:, first:end] for first, end in group.keys]
-    if nearer:
-        parts[0] = advance(parts[0], nearer)
+    if sink_shift:
+        parts[0] = advance(parts[0], sink_shift)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -76,7 +76,7 @@ class TransformerBlock(nn.Module):
         groups: Sequence[Group] = (),
         past: Past | None = None,
         keep: bool = False,
-        left: int = 0,
+        keys_only: int = 0,
     ) -> tuple[Tensor, KeysValues | None]:
         """One block.
 
@@ -88,16 +88,16 @@ class TransformerBlock(nn.Module):
             groups: which tokens see what of [past | x] (masks.py); empty where all see all.
             past: committed keys and values to read before x's own.
             keep: also return x's own keys and values, for a commit.
-            left: so many of x's first frames are wanted for their keys and values alone, and are not returned.
+            keys_only: so many of x's first frames are wanted for their keys and values alone, and are not returned.
         """
         dtype = x.dtype
         rows = wide(self.scale_shift_table + modulation).unsqueeze(-2)
         shift_a, scale_a, *_ = rows.unbind(2)
-        *_, gate_a, shift_f, scale_f, gate_f = (rows[:, left:] if rows.shape[1] > 1 else rows).unbind(2)
+        *_, gate_a, shift_f, scale_f, gate_f = (rows[:, keys_only:] if rows.shape[1] > 1 else rows).unbind(2)
 
         normed = (self.norm1(x) * (1 + scale_a) + shift_a).to(dtype)
-        attended, own = self.attn1(normed.flatten(1, 2), rope, groups, past, left * x.shape[2])
-        x = x[:, left:]
+        attended, own = self.attn1(normed.flatten(1, 2), rope, groups, past, keys_only * x.shape[2])
+        x = x[:, keys_only:]
         if not (frames := x.shape[1]):
             return x, own
         x = (x + attended.unflatten(1, (frames, -1)) * gate_a).to(dtype)

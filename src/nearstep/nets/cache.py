@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import gap, within_reach
+from nearstep.nets.masks import EVERYTHING, Reach
 from nearstep.nets.rope import advance
 
 KeysValues = tuple[Tensor, Tensor]  # each [B, tokens, heads, head_dim]
@@ -38,8 +38,7 @@ class Past(NamedTuple):
 class KVCache:
     """Preallocated keys and values of `capacity_frames` frames for every layer.
 
-    window_frames, sink_frames: how far back a chunk may look (masks.py); None sees everything.
-    following_sink: the sink's keys are turned on with the window (masks.Reach).
+    reach: how far back a chunk may look (masks.py); a relative sink's keys are rotated forward with the window.
     chunk_frames: what the next chunk has at least. Frames that it does not see are dropped by the commit before it.
     append_only: never drop a frame. Training needs it: the backward pass may read frames again, so a commit that would
         have to drop one is refused.
@@ -54,9 +53,7 @@ class KVCache:
         tokens_per_frame: int,
         heads: int,
         head_dim: int,
-        window_frames: int | None = None,
-        sink_frames: int = 0,
-        following_sink: bool = False,
+        reach: Reach = EVERYTHING,
         chunk_frames: int = 1,
         append_only: bool = False,
         dtype: torch.dtype = torch.float32,
@@ -68,9 +65,7 @@ class KVCache:
         self.batch = batch
         self.capacity_frames = capacity_frames
         self.tokens_per_frame = tokens_per_frame
-        self.window_frames = window_frames
-        self.sink_frames = sink_frames
-        self.following_sink = following_sink
+        self.reach = reach
         self.chunk_frames = chunk_frames
         self.append_only = append_only
         self.end = 0
@@ -79,10 +74,15 @@ class KVCache:
         """Absolute frame in every used slot, ascending."""
         self._sink: list[Tensor] = []
         """Every layer's keys of the sink as they were committed, once the window has left it behind."""
-        self.turned = 0
-        """Frames by which the held keys of the sink have been turned on."""
+        self.sink_shift = 0
+        """Frames by which the held keys of the sink have been rotated forward."""
         self.skipped: tuple[int, int] = (0, 0)
         """From which frame to which nothing was committed (`skip_to`): nobody sees anything there."""
+
+    def in_sight(self, positions: Sequence[int]) -> tuple[int, ...]:
+        """Those of `positions` at which anything was committed: where frames were skipped, nobody sees anything."""
+        first, end = self.skipped
+        return tuple(position for position in positions if not first <= position < end)
 
     def find(self, positions: Sequence[int]) -> list[slice]:
         """Slots of the held `positions` (ascending), as few slices as possible."""
@@ -128,7 +128,7 @@ class KVCache:
 
     def clear(self) -> None:
         """Forget all frames, as if none had been committed."""
-        self.end, self.positions, self._sink, self.turned, self.skipped = 0, (), [], 0, (0, 0)
+        self.end, self.positions, self._sink, self.sink_shift, self.skipped = 0, (), [], 0, (0, 0)
 
     def skip_to(self, frame: int) -> None:
         """Go on at a later frame, with nothing in between: what a stream has forgotten stays forgotten."""
@@ -136,36 +136,35 @@ class KVCache:
             raise NearstepError(f"cannot skip to frame {frame}: the cache ends at frame {self.end} already")
         if frame > self.end:
             self.skipped, self.end = (self.end, frame), frame
-            if self.following_sink and self.positions:  # as a commit before `frame` would have
-                self._follow(gap(frame + self.chunk_frames, self.window_frames, self.sink_frames))
+            self._shift_sink(frame + self.chunk_frames)  # as a commit before `frame` would have
 
     def copy(self) -> KVCache:
         """Another cache that holds the same, and shares nothing with this one."""
-        other = copy.copy(self)
-        for name in ("keys", "values", "_sink"):
-            setattr(other, name, [buffer.clone() for buffer in getattr(self, name)])
-        return other
+        return copy.deepcopy(self)
 
     def _forget(self, frames: int) -> None:
-        """Drop what no chunk after the next `frames` sees, and close the gap, so that a read is a view."""
+        """Drop what no chunk after the next `frames` sees, and close the gap, so that a read is a view.
+
+        slots   [ sink | hidden | window | free ]   ->   [ sink | window | next `frames` | free ]
+        """
         held = len(self.positions)
         if self.append_only and held + frames > self.capacity_frames:
             raise NearstepError(
                 f"an append-only cache of {self.capacity_frames} frames cannot take {frames} more after "
                 f"{held}; make it with at least {held + frames} frames"
             )
+        # The chunk after the next frames ends here at the earliest; later chunks see no older frames.
         next_end = self.end + frames + self.chunk_frames
-        reach = (self.window_frames, self.sink_frames)
-        kept = tuple(p for p in self.positions if self.append_only or within_reach(p, next_end, *reach))
+        kept = tuple(p for p in self.positions if self.append_only or self.reach.covers(p, next_end))
         if len(kept) + frames > self.capacity_frames:
             raise NearstepError(
                 f"a cache of {self.capacity_frames} frames cannot take {frames} more after {len(kept)} that are still "
                 f"in sight; make it with at least {len(kept) + frames} frames or set a shorter window"
             )
-        if self.following_sink and self.positions:
-            self._follow(gap(next_end, *reach))
+        self._shift_sink(next_end)
         if kept == self.positions:
             return
+        # What is kept moves down to the first slots, run by run, in ascending order: nothing kept is overwritten.
         place = 0
         with torch.no_grad():
             for run in self.find(kept):
@@ -175,16 +174,20 @@ class KVCache:
                         buffer[:, target] = buffer[:, source].clone()  # they may overlap
         self.positions = kept
 
-    def _follow(self, frames: int) -> None:
-        """Turn the sink's keys on by `frames`, from what was committed: rounding does not add up."""
-        if frames == self.turned:
+    def _shift_sink(self, end: int) -> None:
+        """Rotate a relative sink's keys to where a chunk that ends before frame `end` sees them.
+
+        Always from what was committed: rounding does not add up.
+        """
+        frames = self.reach.sink_shift(end)
+        if frames == self.sink_shift or not self.positions:
             return
-        tokens = self._tokens(slice(0, sum(p < self.sink_frames for p in self.positions)))
+        tokens = self._tokens(slice(0, sum(p < self.reach.sink for p in self.positions)))
         with torch.no_grad():
             self._sink = self._sink or [keys[:, tokens].clone() for keys in self.keys]
             for keys, first in zip(self.keys, self._sink, strict=True):
                 keys[:, tokens] = advance(first, frames)
-        self.turned = frames
+        self.sink_shift = frames
 
     def _tokens(self, slots: slice) -> slice:
         return slice(slots.start * self.tokens_per_frame, slots.stop * self.tokens_per_frame)

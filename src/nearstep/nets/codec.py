@@ -10,7 +10,7 @@ Tiles are diffusers' setting, ``vae.enable_tiling(...)``; each tile of a stream 
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -143,23 +143,28 @@ class VideoCodec(nn.Module):
 class _Tiles:
     """The tiles of one clip, each with a feature cache: one slot per causal convolution of ``half``."""
 
-    def __init__(self, codec: VideoCodec, half: str):
-        self._codec, self._slots = codec, codec.vae._cached_conv_counts[half]
-        self._caches: dict[Tile, list[Any]] = {}
-        self._size: tuple[int, int] | None = None
+    def __init__(
+        self,
+        codec: VideoCodec,
+        half: str,
+        caches: Mapping[Tile, list[Any]] | None = None,
+        size: tuple[int, int] | None = None,
+    ):
+        self._codec, self._half = codec, half
+        self._caches = {tile: [*cache] for tile, cache in (caches or {}).items()}
+        self._size = size
 
     def copy(self) -> _Tiles:
         """The same tiles; the tensors in their caches are replaced by decoding, never written to."""
-        other = copy.copy(self)
-        other._caches = {tile: [*cache] for tile, cache in self._caches.items()}
-        return other
+        return _Tiles(self._codec, self._half, self._caches, self._size)
 
     def of(self, height: int, width: int) -> dict[Tile, list[Any]]:
         """Tile (in latents) -> feature cache, for ``height x width`` latents."""
         if self._size is None:
             self._size = (height, width)
             tiles = cut(height, width, self._codec.tiling, self._codec.spatial_stride)
-            self._caches = {tile: [None] * self._slots for tile in tiles}
+            slots = self._codec.vae._cached_conv_counts[self._half]  # diffusers' own count of causal convolutions
+            self._caches = {tile: [None] * slots for tile in tiles}
         if self._size != (height, width):
             raise NearstepError(
                 f"this stream's clip has {self._size[0]} x {self._size[1]} latents a frame, got {height} x {width}; "
@@ -171,16 +176,14 @@ class _Tiles:
 class CodecStream:
     """Decodes one clip, a chunk at a time, holding the causal convolutions' feature cache between chunks."""
 
-    def __init__(self, codec: VideoCodec):
-        self._codec, self._tiles = codec, _Tiles(codec, "decoder")
-        self.frames = 0
+    def __init__(self, codec: VideoCodec, tiles: _Tiles | None = None, frames: int = 0):
+        self._codec, self._tiles = codec, tiles or _Tiles(codec, "decoder")
+        self.frames = frames
         """Latent frames decoded so far."""
 
     def copy(self) -> CodecStream:
         """A stream of its own that has decoded the same."""
-        other = CodecStream(self._codec)
-        other._tiles, other.frames = self._tiles.copy(), self.frames
-        return other
+        return CodecStream(self._codec, self._tiles.copy(), self.frames)
 
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """The next normalised latents [B, f, C, h, w] -> their pixel frames [B, T, 3, H, W] in [0, 1].

@@ -69,9 +69,7 @@ class TextDenoiser:
                 torch.cat([clean, x], dim=1),
                 torch.cat([t.new_zeros(t.shape[0], before), t], dim=1),
                 self.text,
-                visibility=block_causal(
-                    (before, x.shape[1]), cache.window_frames, cache.sink_frames, cache.following_sink
-                ),
+                visibility=block_causal((before, x.shape[1]), cache.reach),
                 cache=cache,
                 start=start - before,
                 commit=before,

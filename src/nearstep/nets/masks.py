@@ -21,25 +21,29 @@ from nearstep.errors import NearstepError
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """How far back a stream's chunks look."""
+    """How far back chunks look: one object for masks, caches and streams."""
 
     window: int | None = None
     """Newest frames, a chunk's own included; None: all."""
     sink: int = 0
     """First frames of the video, seen in addition."""
-    following: bool = False
+    relative_sink: bool = False
     """The sink is seen as if it lay just before the window, however far that has moved on. Then no distance in an
     endless stream is longer than those a network was trained on."""
 
+    def covers(self, position: int, end: int) -> bool:
+        """Whether a chunk that ends before frame `end` may look back at frame `position`."""
+        return self.window is None or position >= end - self.window or position < self.sink
 
-def within_reach(position: int, end: int, window: int | None, sink: int) -> bool:
-    """Whether a chunk that ends before frame `end` may look back at frame `position`."""
-    return window is None or position >= end - window or position < sink
+    def sink_shift(self, end: int) -> int:
+        """Frames by which a chunk that ends before frame `end` sees the sink nearer than it is."""
+        if self.window is None or not self.sink or not self.relative_sink:
+            return 0
+        return max(0, end - self.window - self.sink)
 
 
-def gap(end: int, window: int | None, sink: int) -> int:
-    """Frames between the sink and the window of a chunk that ends before frame `end`."""
-    return 0 if window is None or not sink else max(0, end - window - sink)
+EVERYTHING = Reach()
+"""No window: chunks look back at all frames."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +53,19 @@ class Visibility:
     positions: absolute frame number of every frame in the sequence, which its rotary position follows too.
     spans: (first frame, one past the last) of the chunk that the frame belongs to.
     noisy: frames that only their own chunk may see.
-    window, sink, following: see Reach.
+    reach: how far back chunks look.
     """
 
     positions: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     noisy: tuple[bool, ...]
-    window: int | None = None
-    sink: int = 0
-    following: bool = False
+    reach: Reach = EVERYTHING
 
     def __post_init__(self) -> None:
-        longest = max(end - start for start, end in self.spans)
-        if self.window is not None and self.window < longest:
+        longest, window = max(end - start for start, end in self.spans), self.reach.window
+        if window is not None and window < longest:
             raise NearstepError(
-                f"a window of {self.window} frames is shorter than a chunk of {longest}; "
+                f"a window of {window} frames is shorter than a chunk of {longest}; "
                 f"give a window of at least {longest} frames"
             )
 
@@ -75,9 +77,7 @@ class Visibility:
             positions=tuple(position + start for position in self.positions),
             spans=tuple((first + start, end + start) for first, end in self.spans),
             noisy=self.noisy,
-            window=self.window,
-            sink=self.sink,
-            following=self.following,
+            reach=self.reach,
         )
 
     def sees(self, observer: int, other: int) -> bool:
@@ -89,17 +89,17 @@ class Visibility:
 
     def recalls(self, observer: int, position: int) -> bool:
         """Whether frame number `observer` sees the clean frame at an earlier absolute `position`."""
-        return within_reach(position, self.spans[observer][1], self.window, self.sink)
+        return self.reach.covers(position, self.spans[observer][1])
 
-    def gap(self, observer: int) -> int:
-        """How much nearer than it is frame number `observer` of the sequence sees the sink."""
-        return gap(self.spans[observer][1], self.window, self.sink) if self.following else 0
+    def sink_shift(self, observer: int) -> int:
+        """Frames by which frame number `observer` of the sequence sees the sink nearer than it is."""
+        return self.reach.sink_shift(self.spans[observer][1])
 
     def past(self) -> tuple[int, ...]:
         """Positions before the sequence that some frame of it sees."""
-        first = min(self.positions)
-        oldest = 0 if self.window is None else max(0, min(end for _, end in self.spans) - self.window)
-        return (*range(min(self.sink, oldest, first)), *range(oldest, first))
+        first, window = min(self.positions), self.reach.window
+        oldest = 0 if window is None else max(0, min(end for _, end in self.spans) - window)
+        return (*range(min(self.reach.sink, oldest, first)), *range(oldest, first))
 
     def rows(self, past: Sequence[int] = ()) -> list[list[bool]]:
         """F rows of len(past) + F: what each frame sees of the committed frames `past` and of its own sequence."""
@@ -114,37 +114,46 @@ class Visibility:
 class Group(NamedTuple):
     """Tokens that see the same: queries `first` to `end`, and the runs of keys that they see.
 
-    nearer: frames by which the keys of the first run, the sink, must be turned on.
+    sink_shift: frames by which the keys of the first run, the sink, are still to be rotated forward.
     """
 
     first: int
     end: int
     keys: tuple[tuple[int, int], ...]
-    nearer: int = 0
+    sink_shift: int = 0
 
 
 @lru_cache(maxsize=256)
 def token_groups(
-    visibility: Visibility, past: tuple[int, ...], tokens_per_frame: int, turned: int = 0
+    visibility: Visibility, past: tuple[int, ...], tokens_per_frame: int, sink_shift: int = 0
 ) -> tuple[Group, ...]:
     """The sequence cut where visibility changes; keys count through [past | sequence]. Empty where all see all.
 
-    turned: frames by which the keys of the sink in the past have been turned on already.
+    sink_shift: frames by which the keys of the sink in the past have been rotated forward already.
 
     Attention then runs once a group, over exactly what the group sees: no mask is stored, which at 21 frames of 1560
     tokens would have 10^9 entries, and nothing hidden is computed.
     """
     n = tokens_per_frame
-    sink = sum(place == position for place, position in enumerate((*past, *visibility.positions)[: visibility.sink]))
-    seen = visibility.rows(past)
-    rows = [(tuple(row), visibility.gap(i) - turned if sink else 0) for i, row in enumerate(seen)]
-    if all(map(all, seen)) and not any(nearer for _, nearer in rows):
+    # How many of the sink's frames are there: they come first, each at the place of its own number.
+    front = (*past, *visibility.positions)[: visibility.reach.sink]
+    sink = sum(place == position for place, position in enumerate(front))
+    # A row for each frame: whom it sees, and how much nearer than its keys were rotated it sees the sink.
+    visible = visibility.rows(past)
+    rows = [(tuple(row), visibility.sink_shift(i) - sink_shift if sink else 0) for i, row in enumerate(visible)]
+    if all(map(all, visible)) and not any(shift for _, shift in rows):
         return ()
+    # Neighbours with equal rows are one group.
     starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]]
     return tuple(
         Group(a * n, b * n, _runs(rows[a][0], n, sink if rows[a][1] else 0), rows[a][1])
         for a, b in pairwise([*starts, len(rows)])
     )
+
+
+def without_queries(groups: Sequence[Group], count: int) -> list[Group]:
+    """The groups of a call whose first `count` tokens are seen and see nothing; queries count from the next one."""
+    return [g._replace(first=max(0, g.first - count), end=g.end - count) for g in groups if g.end > count]
 
 
 def _runs(row: Sequence[bool], n: int, cut: int = 0) -> tuple[tuple[int, int], ...]:
@@ -164,13 +173,11 @@ def spans_of(chunk_lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((end - length, end) for length, end in zip(chunk_lengths, ends, strict=True) for _ in range(length))
 
 
-def block_causal(
-    chunk_lengths: Sequence[int], window: int | None = None, sink: int = 0, following: bool = False
-) -> Visibility:
+def block_causal(chunk_lengths: Sequence[int], reach: Reach = EVERYTHING) -> Visibility:
     """Each chunk sees itself and the earlier ones within reach."""
     spans = spans_of(chunk_lengths)
     frames = len(spans)
-    return Visibility(tuple(range(frames)), spans, (False,) * frames, window, sink, following)
+    return Visibility(tuple(range(frames)), spans, (False,) * frames, reach)
 
 
 def full(frames: int) -> Visibility:
@@ -178,14 +185,13 @@ def full(frames: int) -> Visibility:
     return block_causal((frames,))
 
 
-def teacher_forcing(chunk_lengths: Sequence[int], window: int | None = None, sink: int = 0) -> Visibility:
+def teacher_forcing(chunk_lengths: Sequence[int], reach: Reach = EVERYTHING) -> Visibility:
     """For a sequence [clean | noisy] of 2F frames: noisy chunk i sees itself and the clean chunks before i."""
-    clean = block_causal(chunk_lengths, window, sink)
+    clean = block_causal(chunk_lengths, reach)
     frames = len(clean.positions)
     return Visibility(
         positions=clean.positions * 2,
         spans=clean.spans * 2,
         noisy=(False,) * frames + (True,) * frames,
-        window=window,
-        sink=sink,
+        reach=reach,
     )

@@ -56,8 +56,8 @@ def rope_table(
 
     `frames` are absolute positions, height and width are in tokens.
     """
-    turn = angles(torch.tensor(frames, dtype=torch.float64), axis_widths(head_dim)[0])
-    moving = (part.to(device, dtype)[:, None].expand(-1, height * width, -1) for part in (turn.cos(), turn.sin()))
+    angle = angles(torch.tensor(frames, dtype=torch.float64), axis_widths(head_dim)[0])
+    moving = (part.to(device, dtype)[:, None].expand(-1, height * width, -1) for part in (angle.cos(), angle.sin()))
     still = (part.expand(len(frames), -1, -1) for part in _picture(height, width, head_dim, dtype, device))
     cos, sin = (torch.cat(parts, dim=2).flatten(0, 1)[:, None] for parts in zip(moving, still, strict=True))
     return cos, sin
@@ -68,28 +68,28 @@ def _picture(height: int, width: int, head_dim: int, dtype: torch.dtype, device:
     """Cosine and sine of the rows and columns of one frame, [height * width, pairs] each."""
     sides = (torch.arange(side, dtype=torch.float64) for side in (height, width))
     rows, columns = (angles(*side) for side in zip(sides, axis_widths(head_dim)[1:], strict=True))
-    turns = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
-    return turns.cos().to(device, dtype), turns.sin().to(device, dtype)
+    grid = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=1)
+    return grid.cos().to(device, dtype), grid.sin().to(device, dtype)
 
 
 def forget_tables() -> None:
     """Make all tables anew: for those who make some without numbers (cost/fake_step.py)."""
-    for remembered in (rope_table, _picture, _turn):
+    for remembered in (rope_table, _picture, _shift):
         remembered.cache_clear()
 
 
 def advance(keys: Tensor, frames: int) -> Tensor:
-    """Rotated keys [B, tokens, heads, head_dim] as if their frames lay `frames` later: only frame channels turn."""
+    """Rotated keys [B, tokens, heads, head_dim] as if their frames lay `frames` later: only frame channels rotate."""
     width = axis_widths(keys.shape[-1])[0]
-    table = _turn(frames, width, torch.promote_types(keys.dtype, torch.float32), keys.device)
+    table = _shift(frames, width, torch.promote_types(keys.dtype, torch.float32), keys.device)
     moving, still = keys.split([width, keys.shape[-1] - width], dim=-1)
     return torch.cat([rotate(moving, table).to(keys.dtype), still], dim=-1)
 
 
 @lru_cache(maxsize=16)
-def _turn(frames: int, width: int, dtype: torch.dtype, device: torch.device) -> RopeTable:
-    turn = angles(torch.tensor([frames], dtype=torch.float64), width)[None]
-    return turn.cos().to(device, dtype), turn.sin().to(device, dtype)
+def _shift(frames: int, width: int, dtype: torch.dtype, device: torch.device) -> RopeTable:
+    angle = angles(torch.tensor([frames], dtype=torch.float64), width)[None]
+    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
 def rotate(x: Tensor, table: RopeTable) -> Tensor:

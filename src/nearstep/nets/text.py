@@ -11,7 +11,7 @@ import difflib
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ftfy
 import torch
@@ -28,6 +28,17 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # T5's special tokens, in T5's ord
 WORD_START = "\u2581"  # how sentence-piece vocabularies mark a piece that begins a word
 WAN_TEXT_LENGTH = 512
 LISTED_WORDS = 200  # a vocabulary up to this size is shown whole in an error
+
+
+class Tokens(NamedTuple):
+    """Prompts as a text encoder reads them, [B, L] int64 both."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def rows(self, chosen: Sequence[int]) -> Tokens:
+        """Those of some of the prompts."""
+        return Tokens(self.ids[[*chosen]], self.mask[[*chosen]])
 
 
 class PromptEncoder(nn.Module):
@@ -56,21 +67,25 @@ class PromptEncoder(nn.Module):
         """Feature width D."""
         return self.encoder.config.d_model
 
-    def forward(self, prompts: Sequence[str]) -> Tensor:
+    def forward(self, prompts: Sequence[str], tokens: Tokens | None = None) -> Tensor:
         """``prompts`` -> features [B, L, D] in the encoder's dtype.
+
+        Args:
+            prompts: the texts.
+            tokens: theirs, where they have been made already (:meth:`tokens`).
 
         Raises:
             NearstepError: if a prompt holds words the tokenizer does not know, or is longer than L tokens.
         """
-        ids, mask = self.tokens(prompts)
+        ids, mask = tokens or self.tokens(prompts)
         device, longest = device_of(self.encoder), int(mask.sum(1).max())  # attention skips padding: so does the work
         ids, mask = ids[:, :longest].to(device), mask[:, :longest].to(device)
         features = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         features = features * mask.unsqueeze(-1).to(features)
         return pad(features, (0, 0, 0, self.length - longest))
 
-    def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Checked token ids and mask, both ``[B, L]`` int64; raises as :meth:`forward` does, and runs no network."""
+    def tokens(self, prompts: Sequence[str]) -> Tokens:
+        """Checked token ids and mask; raises as :meth:`forward` does, and runs no network."""
         return tokens(self.tokenizer, prompts, self.length)
 
     def vocabulary(self) -> list[str]:
@@ -83,7 +98,7 @@ def text_length(tokenizer: PreTrainedTokenizerFast) -> int:
     return tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else WAN_TEXT_LENGTH
 
 
-def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: int) -> Tokens:
     """Cleaned prompts as token ids and mask, both ``[B, length]`` int64.
 
     Raises:
@@ -104,7 +119,7 @@ def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: i
     for row, (_, ids, _) in enumerate(rows):
         padded[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
-    return padded, mask
+    return Tokens(padded, mask)
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> list[str]:

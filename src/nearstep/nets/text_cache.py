@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
 from nearstep.nets.devices import device_of
-from nearstep.nets.text import PromptEncoder, cleaned, text_length, tokens
+from nearstep.nets.text import PromptEncoder, Tokens, cleaned, text_length, tokens
 
 _FEATURES = "features"
 _BLOCK, _BLOCKS = 4096, 64  # bytes of a sample of a weight file, and how many
@@ -69,18 +69,18 @@ class CachedPromptEncoder:
             self._encoder = self._load()
         return self._encoder
 
-    def tokens(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def tokens(self, prompts: Sequence[str]) -> Tokens:
         """As PromptEncoder.tokens."""
         return tokens(self.tokenizer, prompts, self.length)
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """``prompts`` -> features [B, L, D] on the device, without grad; raises as PromptEncoder does."""
-        counts = self.tokens(prompts)[1].sum(1).tolist()
-        found: dict[str, Tensor] = {}
-        for prompt, count in zip(map(cleaned, prompts), counts, strict=True):
-            if prompt not in found:
-                found[prompt] = self._features(prompt, count)
-        rows = [found[cleaned(prompt)] for prompt in prompts]
+    def __call__(self, prompts: Sequence[str], tokens: Tokens | None = None) -> Tensor:
+        """``prompts`` -> features [B, L, D] on the device, without grad; arguments and errors are PromptEncoder's."""
+        tokens = tokens or self.tokens(prompts)
+        features: dict[str, Tensor] = {}
+        for row, prompt in enumerate(map(cleaned, prompts)):
+            if prompt not in features:
+                features[prompt] = self._features(prompt, tokens.rows([row]))
+        rows = [features[cleaned(prompt)] for prompt in prompts]
         return torch.stack([pad(row, (0, 0, 0, self.length - len(row))) for row in rows]).to(self.device)
 
     def path(self, prompt: str) -> Path:
@@ -88,9 +88,9 @@ class CachedPromptEncoder:
         name = hashlib.sha256(repr((self.source, cleaned(prompt), self.length)).encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def _features(self, prompt: str, count: int) -> Tensor:
-        """[count, D], from the folder or from the network, which then fills the folder."""
-        path = self.path(prompt)
+    def _features(self, prompt: str, tokens: Tokens) -> Tensor:
+        """[tokens, D], from the folder or from the network, which then fills the folder."""
+        path, count = self.path(prompt), int(tokens.mask.sum())
         if path.exists():
             try:
                 return _read(path, count)
@@ -98,7 +98,9 @@ class CachedPromptEncoder:
                 warnings.warn(f"{path} is damaged ({error}); it is made again", stacklevel=2)
         encoder = self.encoder
         with torch.no_grad(), torch.autocast(device_of(encoder).type, enabled=False):
-            features = PromptEncoder(self.tokenizer, encoder, self.length)([prompt])[0, :count].cpu().contiguous()
+            features = (
+                PromptEncoder(self.tokenizer, encoder, self.length)([prompt], tokens)[0, :count].cpu().contiguous()
+            )
         with replacing(path) as part:
             save_file({_FEATURES: features}, part, {"prompt": prompt, "encoder": self.source})
         return features

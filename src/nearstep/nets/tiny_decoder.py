@@ -121,17 +121,15 @@ class TinyDecoder(nn.Module):
 class TinyStream:
     """Decodes one clip a chunk at a time, holding each memory block's last frame."""
 
-    def __init__(self, tiny: TinyDecoder) -> None:
+    def __init__(self, tiny: TinyDecoder, last: Mapping[int, Tensor] | None = None, frames: int = 0) -> None:
         self._tiny = tiny
-        self._last: dict[int, Tensor] = {}
-        self.frames = 0
+        self._last = dict(last or {})
+        self.frames = frames
         """Latent frames decoded so far."""
 
     def copy(self) -> TinyStream:
         """A stream of its own that has decoded the same."""
-        other = TinyStream(self._tiny)
-        other._last, other.frames = {**self._last}, self.frames
-        return other
+        return TinyStream(self._tiny, self._last, self.frames)
 
     def decode(self, latents: Tensor, *, clamp: bool = True) -> Tensor:
         """The next normalised latents [B, f, C, h, w] -> pixel frames [B, T, 3, H, W] in [0, 1], float32 at least.

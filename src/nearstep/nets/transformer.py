@@ -181,6 +181,11 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         embedded = self.condition_embedder.text(text)
         return TextKeys(tuple(cast(TransformerBlock, block).text_keys(embedded) for block in self.blocks))
 
+    @property
+    def reach(self) -> Reach:
+        """How far back its chunks look, as configured."""
+        return Reach(window=self.config["window_frames"], sink=self.config["sink_frames"])
+
     def new_cache(
         self,
         batch: int,
@@ -201,7 +206,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         config, weight = self.config, self.patch_embedding.weight
         rows, columns = self._grid(height, width)
-        reach = reach or Reach(window=config["window_frames"], sink=config["sink_frames"])
+        reach = reach or self.reach
         chunk = config["chunk_frames"] or 0
         if reach.window is not None and reach.window < chunk:
             raise NearstepError(f"a window of {reach.window} frames is shorter than a chunk of {chunk}; give more")
@@ -217,9 +222,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             tokens_per_frame=rows * columns,
             heads=config["num_attention_heads"],
             head_dim=config["attention_head_dim"],
-            window_frames=reach.window,
-            sink_frames=reach.sink,
-            following_sink=reach.following,
+            reach=reach,
             chunk_frames=chunk or 1,
             append_only=append_only,
             dtype=torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype,
@@ -259,30 +262,35 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         keys = self.text_keys(text) if isinstance(text, Tensor) else text
         self._check_call(x, t, keys, cache, commit)
 
-        seen = self._visibility(frames, visibility, cache).shifted(start)
-        past = () if cache is None else tuple(p for p in seen.past() if not cache.skipped[0] <= p < cache.skipped[1])
+        # Who sees whom: the call's own frames, and before them the committed frames (`past`) that lie within reach.
+        visibility = self._visibility(frames, visibility, cache).shifted(start)
+        past = () if cache is None else cache.in_sight(visibility.past())
         slots = [] if cache is None else cache.find(past)
-        groups = token_groups(seen, past, rows * columns, 0 if cache is None else cache.turned)
-        oldest = past[0] + (seen.gap(0) if past[0] < seen.sink else 0) if past else min(seen.positions)
-        check_distances(seen.positions, oldest, rows, columns, self.config["rope_max_seq_len"])
+        groups = token_groups(visibility, past, rows * columns, 0 if cache is None else cache.sink_shift)
+
+        # Rotary angles of the call's [F * rows * columns] tokens; keys in the cache carry theirs already.
+        check_distances(visibility.positions, _oldest(visibility, past), rows, columns, self.config["rope_max_seq_len"])
         rope = rope_table(
-            seen.positions,
+            visibility.positions,
             rows,
             columns,
             head_dim=self.config["attention_head_dim"],
             dtype=torch.promote_types(self.patch_embedding.weight.dtype, torch.float32),
             device=x.device,
         )
+
+        # Tokens [B, F, N, D], N a frame, and one row of modulation a frame, [B, F or 1, 6, D]: never one a token.
         stream = self.patch_embedding(x)
         # Official Wan computes times and output head in float32 under autocast.
         with torch.autocast(x.device.type, enabled=False):
             embedding, modulation = self.condition_embedder.times(t if t.ndim == 2 else t[:, None])
-        wanted: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         committed: list[KeysValues] = []
         for index, block in enumerate(self.blocks):
             before = None if cache is None else cache.read(index, slots, frames=frames)
-            left = commit if index + 1 == len(self.blocks) else 0
-            arguments = (stream, modulation, keys.layers[index], rope, groups, before, bool(commit), left)
+            # Of frames that are committed the last block makes keys and values alone: nobody reads its output.
+            keys_only = commit if index + 1 == len(self.blocks) else 0
+            arguments = (stream, modulation, keys.layers[index], rope, groups, before, bool(commit), keys_only)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stream, own = cast(Any, self)._gradient_checkpointing_func(block, *arguments)
             else:
@@ -290,13 +298,16 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if commit:
                 committed.append(own)
             if index in features:
-                wanted[index] = stream.flatten(1, 2)
+                outputs[index] = stream.flatten(1, 2)
+
+        # Only now, after all reads: a commit may drop frames that this call has seen.
         if cache is not None and commit:
             tokens = commit * rows * columns
             cache.commit(start, [(k[:, :tokens], v[:, :tokens]) for k, v in committed])
+        # The stream holds F - commit frames by now -> v [B, F - commit, C, H, W].
         with torch.autocast(x.device.type, enabled=False):
             v = self._head(stream, embedding[:, commit:] if embedding.shape[1] > 1 else embedding, rows).to(x.dtype)
-        return (v, wanted) if features else v
+        return (v, outputs) if features else v
 
     def _head(self, x: Tensor, embedding: Tensor, rows: int) -> Tensor:
         """Tokens [B, F, N, D] and time embedding [B, F or 1, D] -> v [B, F, C, H, W]."""
@@ -319,7 +330,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @staticmethod
     def _visibility(frames: int, visibility: Visibility | None, cache: KVCache | None) -> Visibility:
         if visibility is None and cache is not None:
-            return block_causal((frames,), cache.window_frames, cache.sink_frames, cache.following_sink)
+            return block_causal((frames,), cache.reach)
         if visibility is None:
             return full(frames)
         if len(visibility.positions) != frames:
@@ -341,6 +352,18 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise NearstepError("a commit needs a cache to write to; make one with new_cache")
         if cache is not None and cache.batch != batch:
             raise NearstepError(f"the cache is for batch {cache.batch}, x has batch {batch}; make a new cache")
+
+
+def kept_in_float32(name: str) -> bool:
+    """Whether a weight stays in float32 where a network is loaded in a narrower type."""
+    return any(part in name.split(".") for part in VideoTransformer._keep_in_fp32_modules)
+
+
+def _oldest(visibility: Visibility, past: Sequence[int]) -> int:
+    """Where the frame that is seen furthest back is seen: a relative sink lies nearer than its positions say."""
+    if not past:
+        return min(visibility.positions)
+    return past[0] + (visibility.sink_shift(0) if past[0] < visibility.reach.sink else 0)
 
 
 def sinusoid(t: Float[Tensor, "*B"], width: int) -> Float[Tensor, "*B {width}"]:

@@ -5,7 +5,6 @@ A plain loop of two minutes on one core: nothing to resume, nothing to share wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nearstep import rng
+from nearstep.files import write_json
 from nearstep.playground.features import CLASSES, FeatureNet, split_names
 from nearstep.playground.world import FRAMES, Scene, render, sample_scenes
 from nearstep.shapes import TEMPORAL_STRIDE
@@ -71,7 +71,7 @@ class FeaturesConfig:
         accuracy = self._finish(net.eval())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         save_file(net.state_dict(), self.path)
-        self.path.with_suffix(".json").write_text(json.dumps(accuracy, indent=1) + "\n")
+        write_json(self.path.with_suffix(".json"), accuracy, indent=1)
         return self.path
 
     def _worn(self, video: Tensor, draw: torch.Generator) -> Tensor:

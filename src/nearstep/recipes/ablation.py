@@ -19,7 +19,7 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.run import CAPTIONS_SEED, evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
-from nearstep.files import replacing
+from nearstep.files import write_json
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground as recipes
@@ -147,8 +147,7 @@ class AblationConfig:
             prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
             matrices = step_similarity(CausalVideoPipeline.from_pretrained(self.model), prompts)
             draw_similarity(matrices, self.out / "similarity.png")
-            with replacing(target) as part:
-                part.write_text(json.dumps(matrices.tolist()) + "\n", encoding="utf-8")
+            write_json(target, matrices.tolist(), indent=None)
 
     def _run(self, cell: str, seed: int, model: Path) -> None:
         result = self.out / f"{cell}-{seed}.json"

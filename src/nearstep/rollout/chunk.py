@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nearstep.flow.live_plan import Enough
+from nearstep.flow.live_plan import StopRule
 from nearstep.flow.path import eps_from_velocity, noised, x0_from_velocity
 from nearstep.flow.plan import Schedule
 from nearstep.protocols import CausalDenoiser
@@ -26,7 +26,7 @@ def denoise_chunk(
     cache: Any,
     start: int,
     before: Tensor | None = None,
-    enough: Enough | None = None,
+    stop: StopRule | None = None,
     renoise: Renoise = "fresh",
     graph: bool = False,
 ) -> tuple[Tensor, int]:
@@ -39,7 +39,7 @@ def denoise_chunk(
         cache: what the finished chunks left; read, never written.
         start: absolute index of the chunk's first latent frame.
         before: the clean chunk before, where the first call has to commit it as well (a fused commit).
-        enough: stops the chunk before its schedule ends.
+        stop: stops the chunk before its schedule ends.
         renoise: where the noise between steps comes from.
         graph: keep the last step's graph for training; the steps before it never have one.
     """
@@ -53,7 +53,7 @@ def denoise_chunk(
             else:
                 v = denoiser(x, t, cache=cache, start=start)
             x0 = x0_from_velocity(x, v, t)
-        if last or (enough is not None and enough(step + 1, earlier, x0)):
+        if last or (stop is not None and stop(step + 1, earlier, x0)):
             return x0, step + 1
         eps = draw(step + 1) if renoise == "fresh" else eps_from_velocity(x, v, t)
         x = noised(x0, eps, torch.full_like(t, schedule.times[step + 1]))

@@ -1,5 +1,16 @@
 """Chunks in order: denoise, yield, commit. There is no other denoising loop.
 
+A chunk begins as noise and comes down its schedule, a network call a step; every call reads the finished chunks from
+the cache. A commit writes a finished chunk there, with a call of its own or along with the next chunk's first step::
+
+    t = 1 |  o           o           o            o   step: x_t -> x0, and noise anew at the next time of the schedule
+          |    o           o           o          C   commit: x0 at t = 0, its keys and values to the cache
+    t = 0 |      x0, C       x0, C       x0       x0  is yielded before it is committed
+             chunk 0     chunk 1     chunk 2
+
+    apart    o o    C    o o    C    o o          n + 1 calls a chunk; the last chunk is seen by none: no commit
+    fused    o o       (C+o) o     (C+o) o        n calls a chunk: [x0 at t = 0 | noise at t = 1] in one
+
 Training concatenates what it yields, the pipeline decodes it, the stream sends it. A bidirectional teacher is the
 plan with one chunk of all frames and the implied noise.
 """
@@ -15,7 +26,7 @@ import torch
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.flow.live_plan import Enough
+from nearstep.flow.live_plan import StopRule
 from nearstep.flow.plan import ChunkPlan, Schedule
 from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.chunk import Renoise, denoise_chunk
@@ -34,13 +45,13 @@ class Chunk:
     """Denoising calls it took."""
 
 
-class Planned(NamedTuple):
+class PlannedChunk(NamedTuple):
     """What the next chunk is to be."""
 
     frames: int
     schedule: Schedule
-    enough: Enough | None = None
-    """Stops it before the schedule ends (flow/live_plan.py)."""
+    stop: StopRule | None = None
+    """Ends it before the schedule does (flow/live_plan.py)."""
 
 
 Draw = Callable[[int, int, int], Tensor]
@@ -56,7 +67,9 @@ def rollout(
     samples: Sequence[int],
     cache: Any = None,
     device: torch.device | str | None = None,
-    **options: Any,
+    renoise: Renoise = "fresh",
+    graph: bool = False,
+    fused: bool = False,
 ) -> Iterator[Chunk]:
     """Generate a clip chunk by chunk.
 
@@ -68,7 +81,9 @@ def rollout(
         samples: which samples of the seed's stream; a sample does not depend on the others beside it.
         cache: an empty cache to use; by default a new one that just fits the plan (none for a single chunk).
         device: where the noise is put.
-        options: as for :func:`unroll`.
+        renoise: as for :func:`unroll`, and so are the others.
+        graph: keep each chunk's last step differentiable.
+        fused: commit a chunk and call for the next in one network call.
 
     Yields:
         As :func:`unroll`.
@@ -79,13 +94,13 @@ def rollout(
     def draw(chunk: int, frames: int, step: int) -> Tensor:
         return rng.noise((frames, *shape), seed=seed, samples=samples, chunk=chunk, step=step, device=device)
 
-    chunks = (Planned(*chunk) for chunk in zip(plan.lengths, plan.schedules, strict=True))
-    yield from unroll(denoiser, chunks, draw, cache=cache, **options)
+    chunks = (PlannedChunk(*chunk) for chunk in zip(plan.lengths, plan.schedules, strict=True))
+    yield from unroll(denoiser, chunks, draw, cache=cache, renoise=renoise, graph=graph, fused=fused)
 
 
 def unroll(
     denoiser: CausalDenoiser,
-    chunks: Iterable[Planned],
+    chunks: Iterable[PlannedChunk],
     draw: Draw,
     *,
     cache: Any,
@@ -115,7 +130,7 @@ def unroll(
         Each chunk as soon as it is finished; its commit happens when the next one is asked for, and the last is never
         committed.
     """
-    for index, (frames, schedule, enough) in enumerate(chunks, first):
+    for index, (frames, schedule, stop) in enumerate(chunks, first):
         if before is not None and (graph or not fused):
             with torch.no_grad():
                 denoiser.commit(before, cache=cache, start=start - before.shape[1])
@@ -127,7 +142,7 @@ def unroll(
             cache=cache,
             start=start,
             before=before,
-            enough=enough,
+            stop=stop,
             renoise=renoise,
             graph=graph,
         )
@@ -135,6 +150,30 @@ def unroll(
         before, start = latents.detach(), start + frames
 
 
-def generate(denoiser: CausalDenoiser, plan: ChunkPlan, **options: Any) -> Tensor:
-    """All chunks of a ``rollout`` with the same options, [B, F, C, H, W]."""
-    return torch.cat([chunk.latents for chunk in rollout(denoiser, plan, **options)], dim=1)
+def generate(
+    denoiser: CausalDenoiser,
+    plan: ChunkPlan,
+    *,
+    shape: Sequence[int],
+    seed: int,
+    samples: Sequence[int],
+    cache: Any = None,
+    device: torch.device | str | None = None,
+    renoise: Renoise = "fresh",
+    graph: bool = False,
+    fused: bool = False,
+) -> Tensor:
+    """All chunks of a :func:`rollout` with the same arguments, [B, F, C, H, W]."""
+    chunks = rollout(
+        denoiser,
+        plan,
+        shape=shape,
+        seed=seed,
+        samples=samples,
+        cache=cache,
+        device=device,
+        renoise=renoise,
+        graph=graph,
+        fused=fused,
+    )
+    return torch.cat([chunk.latents for chunk in chunks], dim=1)

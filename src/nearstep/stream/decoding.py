@@ -15,8 +15,8 @@ from nearstep.protocols import LatentStream
 T = TypeVar("T")
 
 
-class Later(Generic[T]):
-    """A value that is made when it is first asked for, or by a thread beside; made again if that broke off.
+class Deferred(Generic[T]):
+    """A value that is made when it is first needed, or by a thread beside; made again if that broke off.
 
     Args:
         make: makes it.
@@ -39,18 +39,18 @@ class Later(Generic[T]):
 
 
 class Decoded(NamedTuple):
-    """What a decoder has made, and where it is now."""
+    """Pixels, and the decoder's stream as it is after them."""
 
     stream: LatentStream
     video: Tensor
     """[B, T, 3, H, W] in [0, 1], float32."""
 
 
-class Decoding:
-    """Decodes chunks in order.
+class DecoderThread:
+    """Decodes chunks in order: at once, or in a thread beside the making of the next chunk.
 
     Args:
-        device: of the decoder.
+        device: where the decoder is.
         beside: in a thread of its own, on a GPU also in a CUDA stream of its own.
     """
 
@@ -58,7 +58,7 @@ class Decoding:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nearstep-decoding") if beside else None
         self._cuda = torch.cuda.Stream(device) if beside and device.type == "cuda" else None
 
-    def start(self, before: Later[Decoded], latents: Tensor) -> Later[Decoded]:
+    def start(self, before: Deferred[Decoded], latents: Tensor) -> Deferred[Decoded]:
         """The chunk ``latents`` [B, F, C, h, w] after what ``before`` decoded, which stays as it is."""
         ready = torch.cuda.current_stream(latents.device).record_event() if self._cuda else None
 
@@ -73,7 +73,7 @@ class Decoding:
                     self._cuda.synchronize()
             return Decoded(stream, video)
 
-        return Later(decode, self._pool)
+        return Deferred(decode, self._pool)
 
     def close(self) -> None:
         """End the thread; what it has begun is finished."""

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
-from nearstep.files import beside, replacing
+from nearstep.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,24 +66,14 @@ def write_sheet(path: str | Path, clips: Sequence[Tensor], labels: Sequence[str]
     return path
 
 
-def check_writable(path: str | Path) -> None:
+def check_video_path(path: str | Path) -> None:
     """Find out now, before anything is generated, whether :func:`write_video` could write ``path``.
 
     Raises:
         NearstepError: naming the path and the reason.
     """
-    path = Path(path)
-    _encoder(path)
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        raise NearstepError(f"cannot write {path}: it is {kind}; name a file such as {path.name or 'clip'}/clip.mp4")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = beside(path)
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise NearstepError(f"cannot write {path}: {error.strerror}") from error
+    _encoder(Path(path))
+    check_writable(Path(path))
 
 
 def safe_name(prompt: str) -> str:

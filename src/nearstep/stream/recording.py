@@ -1,4 +1,4 @@
-"""A take as a small file: what was asked and when, and how many steps each chunk got. Enough to make it again.
+"""A stream as a small file: what it was opened with, what changed and when, and how many steps each chunk got.
 
 JSON lines: the opening, then a line per chunk with its times and with what changed just before it. All noise has a name
 (rng.py), so a replay on the same build is equal bit for bit; under another plan the same noise starts each chunk.
@@ -8,44 +8,91 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
 
-VERSION = 1
-CHANGES = ("prompt", "plan", "seed")
-"""What may change between chunks."""
-_OPENING = {*CHANGES, "negative_prompt", "guidance", "sample", "height", "width", "window", "sink", "following"}
+VERSION = 2
+_FIRST_NAMES = {"following": "relative_sink", "given": "context"}
+"""What version 1 called fields of the opening -> their names now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What may change between two chunks; None where it stays."""
+
+    prompt: str | None = None
+    plan: str | None = None
+    seed: int | None = None
+
+    def then(self, later: Changes) -> Changes:
+        """Both, one after the other."""
+        return Changes(**{**self.named(), **later.named()})
+
+    def named(self) -> dict[str, Any]:
+        """What does change, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What a session was opened with, and what it was made on."""
+
+    prompt: str
+    negative_prompt: str
+    plan: str
+    seed: int
+    sample: int
+    guidance: float
+    height: int
+    """In pixels, as ``width`` is."""
+    width: int
+    window: int | None
+    """As in masks.Reach, like ``sink`` and ``relative_sink``."""
+    sink: int
+    relative_sink: bool
+    context: str | None = None
+    """A digest of the latents that it went on from, where it did."""
+    weights: str = ""
+    """A digest of the network."""
+    torch: str = ""
+    """The version of torch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkEntry:
+    """A chunk's line: enough to make it again."""
+
+    times: tuple[float, ...]
+    """Those of its steps."""
+    changes: Changes = field(default_factory=Changes)
+    """What changed just before it."""
 
 
 @dataclass
-class Record:
-    """One take."""
+class Recording:
+    """One stream, as far as it was made."""
 
-    opening: Mapping[str, Any]
-    """What the session was opened with, and what it was made on."""
-    chunks: list[dict[str, Any]] = field(default_factory=list)
-    """Of each chunk: ``times`` of its steps, and those of CHANGES that were asked for just before it."""
+    opening: Opening
+    chunks: list[ChunkEntry] = field(default_factory=list)
 
-    def until(self, chunk: int) -> Record:
-        """The take up to, and without, this chunk."""
-        return Record(self.opening, [dict(entry) for entry in self.chunks[:chunk]])
-
-    def wishes(self) -> dict[str, Any]:
-        """Prompt, plan and seed as they are at the take's end."""
-        current = {name: self.opening[name] for name in CHANGES}
-        for entry in self.chunks:
-            current |= {name: entry[name] for name in CHANGES if name in entry}
-        return current
+    def until(self, chunk: int) -> Recording:
+        """The recording up to, and without, this chunk."""
+        return Recording(self.opening, self.chunks[:chunk])
 
     def lines(self) -> Iterator[str]:
         """The file's lines."""
-        yield json.dumps({"nearstep": VERSION, **self.opening})
-        for index, entry in enumerate(self.chunks):
-            yield json.dumps({"chunk": index, **entry})
+        yield json.dumps({"nearstep": VERSION, **asdict(self.opening)})
+        for index in range(len(self.chunks)):
+            yield self.line(index)
+
+    def line(self, chunk: int) -> str:
+        """The line of one chunk."""
+        entry = self.chunks[chunk]
+        return json.dumps({"chunk": chunk, "times": entry.times, **entry.changes.named()})
 
     def save(self, path: str | Path) -> Path:
         """Write it, whole or not at all."""
@@ -54,23 +101,44 @@ class Record:
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Record:
-        """Read it.
+    def load(cls, path: str | Path) -> Recording:
+        """Read it, of this version or an earlier one.
 
         Raises:
-            NearstepError: naming the first line that is no part of a record.
+            NearstepError: naming the first line that is no part of a recording.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise NearstepError(f"cannot read the record {path}: {error}") from error
+            raise NearstepError(f"cannot read the recording {path}: {error}") from error
         rows = [_row(path, number, line) for number, line in enumerate(text.splitlines(), 1)]
-        if not rows or rows[0].pop("nearstep", None) != VERSION or not set(rows[0]) >= _OPENING:
-            raise NearstepError(f"{path} is no record of version {VERSION}; a session writes one: session.record.save")
-        for index, row in enumerate(rows[1:]):
-            if row.pop("chunk", None) != index or not isinstance(row.get("times"), list):
-                raise NearstepError(f"{path}, line {index + 2}: chunk {index} and its times belong here; cut it off")
-        return cls(rows[0], rows[1:])
+        return cls(_opening(path, rows[0] if rows else {}), [_entry(path, *row) for row in enumerate(rows[1:])])
+
+
+def _opening(path: str | Path, row: Mapping[str, Any]) -> Opening:
+    version = row.get("nearstep")
+    if version not in (1, VERSION):
+        made = f"; it is of version {version}" if isinstance(version, int) else ""
+        raise NearstepError(
+            f"{path} is no recording of version 1 or {VERSION}{made}; a session writes one: session.recording.save"
+        )
+    names = _FIRST_NAMES if version == 1 else {}
+    opening = {names.get(name, name): value for name, value in row.items() if name != "nearstep"}
+    needed = {part.name for part in fields(Opening) if part.default is MISSING}
+    if missing := sorted(needed - opening.keys()):
+        raise NearstepError(f"{path} is no recording that can be made again: its first line lacks {missing[0]}")
+    if unknown := sorted(opening.keys() - {part.name for part in fields(Opening)}):
+        raise NearstepError(f"{path}, line 1: a recording of version {version} has no {unknown[0]!r}")
+    return Opening(**opening)
+
+
+def _entry(path: str | Path, index: int, row: dict[str, Any]) -> ChunkEntry:
+    times = row.pop("times", None)
+    if row.pop("chunk", None) != index or not isinstance(times, list):
+        raise NearstepError(f"{path}, line {index + 2}: chunk {index} and its times belong here; cut it off")
+    if unknown := sorted(row.keys() - {part.name for part in fields(Changes)}):
+        raise NearstepError(f"{path}, line {index + 2}: {unknown[0]!r} is nothing that changes between chunks")
+    return ChunkEntry(times=tuple(times), changes=Changes(**row))
 
 
 def _row(path: str | Path, number: int, line: str) -> dict[str, Any]:
@@ -79,5 +147,5 @@ def _row(path: str | Path, number: int, line: str) -> dict[str, Any]:
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        raise NearstepError(f"{path}, line {number} is no JSON object; a record is one to a line")
+        raise NearstepError(f"{path}, line {number} is no JSON object; a recording is one to a line")
     return row

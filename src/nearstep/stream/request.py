@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import ChunkPlan, make_plan
-from nearstep.models.folder import Settings, shift_of
+from nearstep.models.configs import Configs
+from nearstep.models.folder import shift_of
+from nearstep.nets.text import Tokens
 from nearstep.rollout.chunk import Renoise
 from nearstep.shapes import LatentShape, latent_frames, spatial_stride
 
-OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 _SEED_BITS = 63
 
 
@@ -34,15 +35,44 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """Everything that names a result: equal requests to equal weights give equal clips."""
+class Conditioning:
+    """What a network is told and which noise it begins with; of any size, under any plan."""
 
     prompts: tuple[str, ...]
     negative: tuple[str, ...]
-    clip: Clip
+    """What guidance leads away from, one for each prompt."""
     guidance: float
     seed: int
     samples: tuple[int, ...]
+    tokens: Tokens = field(repr=False, compare=False)
+    """Those of :attr:`texts`."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every different text among the prompts and the negative ones: each is tokenised once."""
+        return tuple(dict.fromkeys((*self.prompts, *self.negative)))
+
+    def tokens_of(self, texts: Sequence[str]) -> Tokens:
+        """The tokens of some of :attr:`texts`."""
+        return self.tokens.rows([self.texts.index(text) for text in texts])
+
+    @property
+    def guided(self) -> bool:
+        """Whether each call also asks what the network makes without the prompt."""
+        return self.guidance != 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Conditioning):
+    """Everything that names a result: equal requests to equal weights give equal clips."""
+
+    clip: Clip
+
+    @classmethod
+    def of(cls, conditioning: Conditioning, clip: Clip) -> Request:
+        """A clip, with what it is to show."""
+        named = {part.name: getattr(conditioning, part.name) for part in fields(Conditioning)}
+        return cls(**named, clip=clip)
 
     def metadata(self, row: int) -> dict[str, Any]:
         """What to keep beside the clip of one prompt, so that it can be made again."""
@@ -59,10 +89,7 @@ class Request:
 
 
 def plan_clip(
-    transformer: Mapping[str, Any],
-    vae: Mapping[str, Any],
-    scheduler: Mapping[str, Any],
-    settings: Settings,
+    model: Configs,
     *,
     plan: str | None = None,
     num_inference_steps: int | None = None,
@@ -70,37 +97,40 @@ def plan_clip(
     height: int | None = None,
     width: int | None = None,
 ) -> Clip:
-    """The clip that these wishes mean for a model with these configurations; no weights are needed.
+    """The clip that a plan and a size mean for a model with these configurations; no weights are needed.
 
     Raises:
         NearstepError: for a plan that does not parse, or a size that codec, patches or chunks do not divide.
     """
-    chunk_frames = transformer.get("chunk_frames")
+    chunk_frames = model.transformer.get("chunk_frames")
     if plan is not None and num_inference_steps is not None:
         raise NearstepError(f"give plan={plan!r} or num_inference_steps={num_inference_steps}, not both")
     if num_inference_steps is not None:
         plan = str(num_inference_steps)
-    shape = _shape(
-        transformer,
-        vae,
-        frames=settings.num_frames if num_frames is None else num_frames,
-        height=settings.height if height is None else height,
-        width=settings.width if width is None else width,
-    )
+    shape = latent_shape(model, num_frames=num_frames, height=height, width=width)
     made = make_plan(
-        plan or (settings.default_plan if chunk_frames else settings.teacher_plan),
+        plan or (model.settings.default_plan if chunk_frames else model.settings.teacher_plan),
         frames=shape.frames,
         chunk_frames=chunk_frames,
-        shift=shift_of(scheduler),
-        grid=settings.grid,
+        shift=shift_of(model.scheduler),
+        grid=model.settings.grid,
     )
     return Clip(plan=made, shape=shape, causal=chunk_frames is not None)
 
 
-def _shape(
-    transformer: Mapping[str, Any], vae: Mapping[str, Any], *, frames: int, height: int, width: int
+def latent_shape(
+    model: Configs, *, num_frames: int | None = None, height: int | None = None, width: int | None = None
 ) -> LatentShape:
-    stride, (_, *patch) = spatial_stride(vae), transformer["patch_size"]
+    """The latents of a size in pixels, the model's own where it is not named.
+
+    Raises:
+        NearstepError: for a size that codec or patches do not divide, or too many frames.
+    """
+    settings, transformer = model.settings, model.transformer
+    frames = settings.num_frames if num_frames is None else num_frames
+    height = settings.height if height is None else height
+    width = settings.width if width is None else width
+    stride, (_, *patch) = spatial_stride(model.vae), transformer["patch_size"]
     for name, side, multiple in zip(("height", "width"), (height, width), (stride * p for p in patch), strict=True):
         if side < multiple or side % multiple:
             near = max(1, round(side / multiple)) * multiple
@@ -108,7 +138,7 @@ def _shape(
     latent, limit = latent_frames(frames), transformer["rope_max_seq_len"]
     if latent > limit:
         raise NearstepError(f"num_frames={frames} is {latent} latent frames; this model has positions for {limit}")
-    return LatentShape(frames=latent, channels=vae["z_dim"], height=height // stride, width=width // stride)
+    return LatentShape(frames=latent, channels=model.vae["z_dim"], height=height // stride, width=width // stride)
 
 
 def prompts_of(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

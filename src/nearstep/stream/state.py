@@ -1,79 +1,80 @@
-"""What a session hands out and what it holds; and how far back its chunks look."""
+"""Where a session is between two chunks: all that its next chunk depends on."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nearstep.errors import NearstepError
 from nearstep.flow.live_plan import LivePlan
 from nearstep.flow.plan import chunk_lengths
 from nearstep.nets.cache import KVCache
 from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk
-from nearstep.shapes import latent_frames, pixel_frames
-from nearstep.stream.decoding import Decoded, Later
+from nearstep.shapes import pixel_frames
+from nearstep.stream.decoding import Decoded, Deferred
+from nearstep.stream.recording import Changes, ChunkEntry
+from nearstep.stream.request import Conditioning
+from nearstep.stream.results import ChunkVideo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames:
-    """A finished chunk, decoded."""
-
-    index: int
-    start: int
-    """Pixel frame of the clip that the chunk begins with."""
-    video: Tensor
-    """[B, T, 3, H, W] in [0, 1], float32."""
-    latents: Tensor
-    """[B, F, C, h, w]."""
-    steps: int
-    """Denoising calls it took."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Begun:
+class PendingChunk:
     """A chunk whose pixels may still be in the making."""
 
     chunk: Chunk
     start: int
     """Its first pixel frame."""
-    calls: float
-    """Seconds in the network."""
-    decoded: Later[Decoded]
-    entry: dict[str, Any]
-    """Its line in the record."""
+    seconds: float
+    """In the network."""
+    decoded: Deferred[Decoded]
+    entry: ChunkEntry
+    """Its line in the recording."""
 
     @property
     def index(self) -> int:
         """Its number."""
         return self.chunk.index
 
-    def frames(self, plan: LivePlan) -> Frames:
-        """The chunk, once it is decoded; ``plan`` learns what it took."""
+    def finish(self, plan: LivePlan) -> ChunkVideo:
+        """The chunk, once it is decoded; ``plan`` observes what it took."""
         began = time.perf_counter()
         video = self.decoded.result().video
-        plan.made(self.chunk.steps, self.calls, time.perf_counter() - began)
-        return Frames(
+        plan.observe(self.chunk.steps, self.seconds, time.perf_counter() - began)
+        return ChunkVideo(
             index=self.index, start=self.start, video=video, latents=self.chunk.latents, steps=self.chunk.steps
         )
 
 
+class Direction(NamedTuple):
+    """What the next chunk is to show, and what it gets, in words: what a change changes."""
+
+    prompt: str
+    plan: str
+    seed: int
+
+
 @dataclass(kw_only=True)
 class State:
-    """Where a session is: all that its next chunk depends on, but for what was asked."""
+    """All that the next chunk depends on; a session goes on from it as another would."""
 
+    conditioning: Conditioning
+    plan_text: str
+    denoiser: CausalDenoiser
+    """The network with the conditioning's text bound."""
+    plan: LivePlan
+    """What ``plan_text`` says, with what it has observed."""
     cache: KVCache
-    decoded: Later[Decoded]
+    decoded: Deferred[Decoded]
     """What the decoder has made of all before, or will have."""
+    changes: Changes = field(default_factory=Changes)
+    """What has changed since the last chunk."""
     index: int = 0
-    """Of the next chunk."""
+    """Number of the next chunk."""
     start: int = 0
     """Its first latent frame."""
     since: int = 0
@@ -85,20 +86,26 @@ class State:
 
     def copy(self) -> State:
         """A state of its own; tensors that are never written to are shared."""
-        return replace(self, cache=self.cache.copy(), clean=[*self.clean])
+        return replace(self, cache=self.cache.copy(), plan=self.plan.copy(), clean=[*self.clean])
+
+    @property
+    def direction(self) -> Direction:
+        """Where the stream goes from here."""
+        return Direction(self.conditioning.prompts[0], self.plan_text, self.conditioning.seed)
 
     @property
     def pixels(self) -> int:
         """First pixel frame of the next chunk."""
         return pixel_frames(self.start) if self.start else 0
 
-    def made(self, latents: Tensor, decoded: Later[Decoded], reach: Reach) -> State:
+    def after(self, latents: Tensor, decoded: Deferred[Decoded], reach: Reach) -> State:
         """The state after this chunk [B, F, C, h, w], which ``decoded`` makes pixels of."""
         length, start = latents.shape[1], self.start
         clean = [*self.clean, (start, latents)]
         return replace(
             self,
             decoded=decoded,
+            changes=Changes(),
             index=self.index + 1,
             start=start + length,
             since=self.since + 1,
@@ -106,29 +113,44 @@ class State:
             clean=[part for part in clean if _in_sight(*part, start + 2 * length, reach)],
         )
 
-    def commit_anew(self, denoiser: CausalDenoiser) -> None:
+    def commit_anew(self) -> None:
         """Fill the cache again with what later chunks see; the newest frames follow with the next call."""
         self.cache.clear()
         for start, latents in self.clean:
             self.cache.skip_to(start)
             if start + latents.shape[1] < self.start:
-                denoiser.commit(latents, cache=self.cache, start=start)
+                self.denoiser.commit(latents, cache=self.cache, start=start)
 
 
-def beginning(denoiser: CausalDenoiser, decoder: LatentStream, frame: tuple[int, int, int], reach: Reach) -> State:
-    """Before the first chunk."""
+def first_state(
+    conditioning: Conditioning,
+    plan_text: str,
+    denoiser: CausalDenoiser,
+    plan: LivePlan,
+    decoder: LatentStream,
+    *,
+    frame: tuple[int, int, int],
+    reach: Reach,
+) -> State:
+    """Before the first chunk of frames ``(C, h, w)``."""
     _, height, width = frame
     nothing = torch.empty(1, 0, 3, 0, 0)
-    cache = denoiser.new_cache(1, None, height, width, reach=reach)
-    return State(cache=cache, decoded=Later(lambda: Decoded(decoder, nothing)))
+    return State(
+        conditioning=conditioning,
+        plan_text=plan_text,
+        denoiser=denoiser,
+        plan=plan,
+        cache=denoiser.new_cache(1, None, height, width, reach=reach),
+        decoded=Deferred(lambda: Decoded(decoder, nothing)),
+    )
 
 
-def going_on(state: State, denoiser: CausalDenoiser, given: Tensor, chunk: int, reach: Reach) -> State:
-    """After clean latents ``given`` [1, F, C, h, w], all committed but their last part."""
-    state.decoded.result().stream.decode(given)
-    for part in given.split(pieces(given.shape[1], chunk), 1):
+def continued(state: State, context: Tensor, chunk: int, reach: Reach) -> State:
+    """After the clean latents ``context`` [1, F, C, h, w], all committed but their last part."""
+    state.decoded.result().stream.decode(context)
+    for part in context.split(pieces(context.shape[1], chunk), 1):
         if state.before is not None:
-            denoiser.commit(state.before, cache=state.cache, start=state.cache.end)
+            state.denoiser.commit(state.before, cache=state.cache, start=state.cache.end)
         clean, start = [*state.clean, (state.start, part)], state.start + part.shape[1]
         clean = [part for part in clean if _in_sight(*part, start + chunk, reach)]
         state = replace(state, start=start, before=part, clean=clean)
@@ -137,34 +159,10 @@ def going_on(state: State, denoiser: CausalDenoiser, given: Tensor, chunk: int, 
 
 def _in_sight(start: int, latents: Tensor, end: int, reach: Reach) -> bool:
     """Whether a chunk that ends before frame ``end`` sees some of these frames."""
-    return reach.window is None or start + latents.shape[1] > end - reach.window or start < reach.sink
+    return reach.covers(start + latents.shape[1] - 1, end) or reach.covers(start, end)
 
 
 def pieces(frames: int, chunk: int) -> tuple[int, ...]:
-    """A given clip's frames as chunks: the odd ones first, as a single picture is."""
+    """A clip's frames as chunks: the odd ones first, as a single picture is."""
     odd = frames % chunk
     return ((odd,) if odd else ()) + chunk_lengths(frames - odd, chunk) if frames > odd else (odd,)
-
-
-def reach_of(
-    config: Mapping[str, Any], trained: int, window: int | None, sink: int | None, following: bool | None
-) -> Reach:
-    """How far a stream's chunks look back: as far as the network was made for, unless told otherwise.
-
-    A network without a window of its own was trained on clips of ``trained`` pixel frames: it gets its first chunk as a
-    sink, and a window such that both together are as long as those clips.
-    """
-    chunk, own = config["chunk_frames"], config["window_frames"]
-    usual = config["sink_frames"] if own else min(chunk, max(0, latent_frames(trained) - chunk))
-    kept = usual if sink is None else sink
-    if kept < 0:
-        raise NearstepError(f"sink={kept}; give 0 (none) or how many of the first frames every chunk sees")
-    seen = (own or max(chunk, latent_frames(trained) - kept)) if window is None else window
-    if seen < chunk:
-        raise NearstepError(f"window={seen} is shorter than a chunk of {chunk} frames; give at least {chunk}")
-    return Reach(window=seen, sink=kept, following=not config["sink_frames"] if following is None else following)
-
-
-def digest(tensor: Tensor) -> str:
-    """A short name for a tensor's content."""
-    return hashlib.blake2b(tensor.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()

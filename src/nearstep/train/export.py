@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from nearstep.files import keep_folder, open_to_readers
+from nearstep.files import keep_folder, open_to_readers, write_json
 from nearstep.models.card import Card, model_index, write_card
 from nearstep.models.empty import empty_network
 from nearstep.models.folder import INDEX
@@ -120,7 +119,7 @@ def _close(
     plan = settings.get("default_plan", "4") if main["chunk_frames"] is not None else None
     write_card(folder, card, config=main, plan=plan, library="nearstep")
     index = model_index([*configs, *also], settings)
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / INDEX, index)
     open_to_readers(folder, folder / INDEX)
 
 

@@ -142,8 +142,8 @@ class CausalStage:
         self.config, self.here, self.rows = config, here, here.share(config.batch)
         self.codec, self.text, self.clips = opened
         self.lengths = chunk_lengths(self.clips.shape[0], config.chunk_frames)
-        self.reach = (network.config["window_frames"], network.config["sink_frames"])
-        self.visibility = teacher_forcing(self.lengths, *self.reach)
+        self.reach = network.reach
+        self.visibility = teacher_forcing(self.lengths, self.reach)
         self.network, self.ema = network, ema
         self.many_step: Any = many_step  # None for forcing, which follows clips
 
@@ -206,7 +206,7 @@ class CausalStage:
         # Each chunk at one of the times that the few-step student will be called at.
         cell = self._per_frame(_cell(u, GRID) * (self.config.cells // GRID))
         rows, frames = torch.meshgrid(torch.arange(x0.shape[0]), torch.arange(x0.shape[1]), indexing="ij")
-        student = _denoiser(self.network, text, block_causal(self.lengths, *self.reach))
+        student = _denoiser(self.network, text, block_causal(self.lengths, self.reach))
         return trajectory_regression(
             student, points[cell, rows, frames], torch.tensor(grid, device=x0.device)[cell], points[-1]
         )

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from takes import BLUE, RED, equal, take
+from streams import BLUE, RED, equal, take
 
-from nearstep.stream.decoding import Later
+from nearstep.stream.decoding import Deferred
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.stream.session import Session
 
@@ -23,8 +23,8 @@ def playground() -> CausalVideoPipeline:
 def both(playground: CausalVideoPipeline):
     opened: list[Session] = []
 
-    def pair(plan: str, **wishes) -> tuple[Session, Session]:
-        opened.extend(playground.open(RED, plan, seed=3, ahead=ahead, **wishes) for ahead in (False, True))
+    def pair(plan: str, **options) -> tuple[Session, Session]:
+        opened.extend(playground.open(RED, plan, seed=3, prefetch=ahead, **options) for ahead in (False, True))
         return opened[-2], opened[-1]
 
     yield pair
@@ -33,30 +33,30 @@ def both(playground: CausalVideoPipeline):
 
 
 @pytest.mark.parametrize("plan", ["2,1x", "adaptive"])
-def test_ahead_makes_the_same_frames_and_a_change_acts_a_chunk_later(both, plan: str) -> None:
+def test_prefetching_makes_the_same_frames_and_a_change_acts_a_chunk_later(both, plan: str) -> None:
     plain, ahead = both(plan)
     assert equal(take(plain, 3), first := take(ahead, 3))
     assert [chunk.index for chunk in first] == [0, 1, 2]
-    assert plain.index == ahead.index == len(ahead.record.chunks) == 3  # though another is made already
+    assert plain.index == ahead.index == len(ahead.recording.chunks) == 3  # though another is made already
     ahead.change(prompt=BLUE, seed=5)
     (late,) = take(plain, 1)
     plain.change(prompt=BLUE, seed=5)
     assert equal([late, *take(plain, 3)], take(ahead, 4))
-    assert ahead.record.chunks == plain.record.chunks
+    assert ahead.recording.chunks == plain.recording.chunks
 
 
-def test_takes_of_ahead_are_made_again_taken_back_and_forked_bit_for_bit(playground: CausalVideoPipeline, both) -> None:
-    plain, ahead = both("2,1x", undo=2)
+def test_prefetched_streams_are_replayed_rewound_and_forked_bit_for_bit(playground: CausalVideoPipeline, both) -> None:
+    plain, ahead = both("2,1x", undo_depth=2)
     made = take(ahead, 5)
     assert equal(made, take(plain, 5))
     with ahead.fork() as fork:
         assert equal(take(fork, 2), take(plain, 2))
-    for chunk in (4, 1):  # from what undo keeps, and anew
+    for chunk in (4, 1):  # from what undo_depth keeps, and anew
         ahead.rewind(chunk)
         assert ahead.index == chunk
         assert equal(take(ahead, 5 - chunk), made[chunk:])
     for again in (True, False):
-        with playground.replay(ahead.record, ahead=again) as session:
+        with playground.replay(ahead.recording, prefetch=again) as session:
             assert equal(list(session), made)
 
 
@@ -68,7 +68,7 @@ def test_a_session_may_be_closed_with_a_chunk_in_waiting(both) -> None:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_later_is_made_once_and_made_anew_where_it_broke_off(beside: bool) -> None:
+def test_what_is_deferred_is_made_once_and_made_anew_where_it_broke_off(beside: bool) -> None:
     calls = []
 
     def make() -> int:
@@ -78,7 +78,7 @@ def test_later_is_made_once_and_made_anew_where_it_broke_off(beside: bool) -> No
         return 7
 
     with ThreadPoolExecutor(1) as pool:
-        later = Later(make, pool if beside else None)
+        later = Deferred(make, pool if beside else None)
         with pytest.raises(MemoryError):
             later.result()
         assert [later.result(), later.result()] == [7, 7]

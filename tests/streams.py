@@ -1,4 +1,4 @@
-"""Prompts and takes of streams, for the tests of sessions."""
+"""Prompts and chunks of streams, for the tests of sessions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import itertools
 
 import torch
 
-from nearstep.stream.session import Frames, Session
+from nearstep.stream.results import ChunkVideo
+from nearstep.stream.session import Session
 
 RED = "a large red ball slides left slowly on snow"
 BLUE = "a small blue ring drifts up quickly in the forest"
 
 
-def take(session: Session, count: int) -> list[Frames]:
+def take(session: Session, count: int) -> list[ChunkVideo]:
     return list(itertools.islice(session, count))
 
 
-def video(frames: list[Frames]) -> torch.Tensor:
+def video(frames: list[ChunkVideo]) -> torch.Tensor:
     return torch.cat([part.video for part in frames], dim=1)
 
 
-def equal(one: list[Frames], other: list[Frames]) -> bool:
+def equal(one: list[ChunkVideo], other: list[ChunkVideo]) -> bool:
     return len(one) == len(other) and torch.equal(video(one), video(other))

@@ -1,0 +1,83 @@
+"""A model that is checked, not loaded: what its files say decides which clips it can make. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nearstep.errors import NearstepError
+from nearstep.models.folder import ModelFolder, Settings
+from nearstep.models.student import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configs:
+    """What decides the clips that a model can make."""
+
+    transformer: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    settings: Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfigs(Configs):
+    """The configurations of one network of a model folder: opened once, then planned with, and loaded."""
+
+    folder: ModelFolder
+    network: str
+    """Sub-folder of the network."""
+    student: Student | None = None
+    """What takes the network's place, where one does."""
+
+    @classmethod
+    def open(
+        cls, name: str | Path | ModelFolder, network: str = "transformer", student: Student | str | Path | None = None
+    ) -> ModelConfigs:
+        """Read a folder's configurations, with a student's causality, shift and settings where one is named.
+
+        Args:
+            name: ``"playground"`` (inside this package), a folder, or a hub id.
+            network: the sub-folder of the network.
+            student: a weights file whose network takes the place of ``transformer/``.
+
+        Raises:
+            NearstepError: naming the file that is missing or wrong.
+        """
+        folder = name if isinstance(name, ModelFolder) else ModelFolder.open(name)
+        own = cls(
+            transformer=folder.config(network),
+            vae=folder.config("vae"),
+            scheduler=folder.config("scheduler"),
+            settings=folder.settings,
+            folder=folder,
+            network=network,
+        )
+        if student is None:
+            return own
+        if network != "transformer":
+            raise NearstepError(
+                f"a student takes the place of transformer/, so {network}/ would go unused; ask for one"
+            )
+        student = Student.of(student)
+        return replace(
+            own,
+            transformer={**own.transformer, **student.network},
+            scheduler={"shift": student.shift},
+            settings=replace(own.settings, **student.settings),
+            student=student,
+        )
+
+    @property
+    def index_settings(self) -> dict[str, Any]:
+        """What the folder's index says under "nearstep", and a student's on top."""
+        own = dict(self.folder.index.get("nearstep") or {})
+        return {**own, **self.student.settings} if self.student else own
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What to keep beside a clip about the network that made it."""
+        student = {"student": {**asdict(self.student), "path": str(self.student.path)}} if self.student else {}
+        return {"network": self.network, **student}

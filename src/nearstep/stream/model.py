@@ -1,0 +1,280 @@
+"""A loaded model: its components, how they come from a folder and go back, and what binds a text to its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+from nearstep.errors import NearstepError
+from nearstep.files import open_to_readers
+from nearstep.flow.guidance import Guided
+from nearstep.flow.live_plan import LivePlan, live_plan
+from nearstep.models.card import Card, write_card
+from nearstep.models.configs import Configs, ModelConfigs
+from nearstep.models.folder import INDEX, Settings, shift_of
+from nearstep.models.loading import DeferredTextEncoder, load_model
+from nearstep.models.student import Student
+from nearstep.nets.codec import VideoCodec
+from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.devices import device_of
+from nearstep.nets.text import PromptEncoder
+from nearstep.nets.text_cache import CachedPromptEncoder
+from nearstep.nets.tiny_decoder import TinyDecoder
+from nearstep.nets.transformer import VideoTransformer
+from nearstep.protocols import CausalDenoiser, LatentStream
+from nearstep.shapes import TEMPORAL_STRIDE
+from nearstep.stream.request import Conditioning, prompts_of, samples_of, seed_of
+
+Loaded = TypeVar("Loaded", bound="VideoModel")
+
+
+class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
+    """A causal few-step student, or a bidirectional many-step teacher, with all that it needs to make video.
+
+    Args:
+        transformer: the network; bidirectional where its ``chunk_frames`` is None, and then run as one chunk.
+        vae: the codec's weights.
+        text_encoder: UMT5's encoder; None until it is needed, where features of prompts are cached.
+        tokenizer: its fast tokenizer.
+        scheduler: holds the shift; nothing else of it is used.
+        nearstep: the model's :class:`Settings`, as in model_index.json.
+        tiny_decoder: makes the pixels in the codec's place, where it is set.
+        deferred_text: how to load the text encoder when it is needed.
+    """
+
+    _lora_loadable_modules: ClassVar = ["transformer"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: VideoTransformer,
+        vae: AutoencoderKLWan,
+        text_encoder: UMT5EncoderModel | None,
+        tokenizer: PreTrainedTokenizerFast,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        nearstep: Mapping[str, Any] | None = None,
+        tiny_decoder: TinyDecoder | None = None,
+        deferred_text: DeferredTextEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = Settings.of(nearstep)
+        self.tiny_decoder = tiny_decoder
+        self._deferred_text = deferred_text
+        self.register_modules(
+            transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler
+        )
+        self.register_to_config(nearstep=dict(nearstep or {}))
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # ours names what it takes
+        cls: type[Loaded],
+        name: str | Path | ModelConfigs,
+        *,
+        transformer: str | None = None,
+        student: Student | str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        text_device: torch.device | str | None = None,
+        text_cache: str | Path | None = None,
+        vae_dtype: torch.dtype | None = None,
+        vae_tile: int | None = None,
+        tiny_decoder: str | Path | None = None,
+    ) -> Loaded:
+        """Load a model folder.
+
+        Args:
+            name: ``"playground"`` (inside this package), a folder, or a hub id; or a model that was opened already
+                (models/configs.py), which says network and student itself.
+            transformer: the sub-folder of the network, such as ``"teacher"`` for the bidirectional one; ``transformer``
+                by default.
+            student: a weights file whose network takes the place of ``transformer/``, which gives its sizes; a
+                :class:`Student` says how it was trained (docs/wan.md), a path alone means Self-Forcing's way.
+            torch_dtype: of network and text encoder.
+            device: where to put it.
+            text_device: where to put the text encoder, if elsewhere: ``"cpu"`` leaves the GPU to the network.
+            text_cache: a folder for the features of prompts; the text encoder is loaded when a prompt is not there.
+            vae_dtype: of the codec, or of the tiny decoder; as saved by default (float32 for Wan's).
+            vae_tile: decode in tiles of so many pixels, a quarter shared. Less memory while a tile is made, but more
+                kept between chunks and more work, as much as tiles share (``pipe.vae.enable_tiling`` sets more).
+            tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
+
+        Raises:
+            NearstepError: naming the file that is missing, damaged or of another kind.
+        """
+        if not isinstance(name, ModelConfigs):
+            model = ModelConfigs.open(name, transformer or "transformer", student)
+        elif transformer is None and student is None:
+            model = name
+        else:
+            raise NearstepError("a model that is open names its network and student already; leave them out")
+        loaded = load_model(
+            model,
+            torch_dtype=torch_dtype,
+            text_device=text_device,
+            text_cache=None if text_cache is None else Path(text_cache),
+            vae_dtype=vae_dtype,
+            vae_tile=vae_tile,
+            tiny_decoder=None if tiny_decoder is None else Path(tiny_decoder),
+        )
+        pipe = cls(
+            transformer=loaded.transformer,
+            vae=loaded.vae,
+            text_encoder=loaded.text_encoder,
+            tokenizer=loaded.tokenizer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift_of(model.scheduler)),
+            nearstep=model.index_settings,
+            tiny_decoder=loaded.tiny_decoder,
+            deferred_text=loaded.deferred_text,
+        )
+        places = dict.fromkeys(("transformer", "vae"), device) | {"text_encoder": text_device or device}
+        for component, place in places.items():
+            if place is not None and isinstance(module := pipe.components[component], nn.Module):
+                module.to(place)
+        return pipe
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the card is ours
+        self, save_directory: str | Path, *, card: Card | None = None, **options: Any
+    ) -> None:
+        """Write a model folder, with a model card, that :meth:`from_pretrained` and diffusers load.
+
+        Args:
+            save_directory: the folder.
+            card: what the model card should say that the folder does not.
+            options: diffusers', such as ``max_shard_size``.
+        """
+        self._load_text_encoder()  # one that was not needed yet is part of the folder
+        folder, config = Path(save_directory), self.transformer.config
+        for part in (self.transformer, self.vae):
+            part.register_to_config(_name_or_path="")  # where it was loaded from is nobody's business
+        super().save_pretrained(folder, **options)
+        plan = self.settings.default_plan if config["chunk_frames"] else None
+        write_card(folder, card or Card(), config=config, plan=plan, library="nearstep")
+        open_to_readers(folder, folder / INDEX)
+
+    # --- its parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def configs(self) -> Configs:
+        """What decides the clips that it can make."""
+        return Configs(
+            transformer=self.transformer.config,
+            vae=self.vae.config,
+            scheduler=self.scheduler.config,
+            settings=self.settings,
+        )
+
+    @property
+    def chunk_frames(self) -> int:
+        """Latent frames of a chunk.
+
+        Raises:
+            NearstepError: for a bidirectional network, which has no chunks.
+        """
+        if (chunk := self.transformer.config["chunk_frames"]) is None:
+            raise NearstepError(
+                "a stream needs a causal student, and this network is bidirectional: it makes clips whole"
+            )
+        return chunk
+
+    @property
+    def network_device(self) -> torch.device:
+        """Where the network runs."""
+        return device_of(cast(VideoTransformer, self.transformer))
+
+    @property
+    def decoder_device(self) -> torch.device:
+        """Where the codec runs."""
+        return device_of(self.vae)
+
+    @property
+    def codec(self) -> VideoCodec:
+        """Pixels to latents and back."""
+        return VideoCodec(self.vae)
+
+    @property
+    def decoder(self) -> VideoCodec | TinyDecoder:
+        """What makes pixels of latents: the codec, or the tiny decoder where one is set."""
+        return self.codec if self.tiny_decoder is None else self.tiny_decoder.to(self.network_device)
+
+    def latent_stream(self) -> LatentStream:
+        """A fresh stream of the decoder."""
+        return self.decoder.stream()
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder | CachedPromptEncoder:
+        """Prompts to token features."""
+        if (deferred := self._deferred_text) is not None:
+            return CachedPromptEncoder(deferred.cache, deferred.source, self.tokenizer, self._load_text_encoder)
+        return PromptEncoder(self.tokenizer, self.text_encoder)
+
+    def _load_text_encoder(self) -> UMT5EncoderModel:
+        """The text encoder; one that was not needed until now is loaded, and offloaded like the others."""
+        deferred = self._deferred_text
+        if self.text_encoder is not None or deferred is None:
+            return cast(UMT5EncoderModel, self.text_encoder)
+        encoder: Any = deferred.load()
+        self.register_modules(text_encoder=encoder)
+        place = deferred.device or cast(VideoTransformer, self.transformer).device
+        if getattr(self, "_all_hooks", None):
+            self.maybe_free_model_hooks()  # which hooks all models anew
+        elif str(place) != "meta":  # where layers are offloaded one by one; this one then stays on the CPU
+            encoder.to(place)
+        return encoder
+
+    # --- text and plans --------------------------------------------------------------------------------------------
+
+    def conditioning(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        guidance_scale: float | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        samples: Sequence[int] | None = None,
+    ) -> Conditioning:
+        """What is to be shown, checked and tokenised, apart from size and plan; arguments as for :meth:`request`."""
+        prompts, negative = prompts_of(prompt, negative_prompt)
+        own = 1.0 if self.transformer.config["chunk_frames"] is not None else self.settings.guidance_scale
+        texts = tuple(dict.fromkeys((*prompts, *negative)))
+        return Conditioning(
+            prompts=prompts,
+            negative=negative,
+            guidance=float(own if guidance_scale is None else guidance_scale),
+            seed=seed_of(seed, generator),
+            samples=samples_of(samples, len(prompts)),
+            tokens=self.prompt_encoder.tokens(texts),  # unknown words are found here
+        )
+
+    @torch.no_grad()
+    def denoiser(self, conditioning: Conditioning) -> CausalDenoiser:
+        """The network with the text bound, guided where that is wanted; under grad its keys would hold a graph."""
+        network, text = cast(VideoTransformer, self.transformer), self._features(conditioning, conditioning.prompts)
+        if not conditioning.guided:
+            return TextDenoiser(network, text)
+        both = torch.cat([text, self._features(conditioning, conditioning.negative)])
+        return Guided(TextDenoiser(network, both), conditioning.guidance)
+
+    def _features(self, conditioning: Conditioning, texts: Sequence[str]) -> Tensor:
+        """Texts [B] -> [B, L, D] where the network is; a text that is there more than once is encoded once."""
+        different = tuple(dict.fromkeys(texts))
+        features = self.prompt_encoder(different, conditioning.tokens_of(different)).to(self.network_device)
+        return features if different == tuple(texts) else features[[different.index(text) for text in texts]]
+
+    def live_plan(self, text: str) -> LivePlan:
+        """What a plan string means for a stream of this model."""
+        return live_plan(
+            text,
+            shift=shift_of(self.scheduler.config),
+            grid=self.settings.grid,
+            frames=TEMPORAL_STRIDE * self.chunk_frames,
+            levels=self.settings.agreement,
+        )
