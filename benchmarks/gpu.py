@@ -42,6 +42,7 @@ from nearstep.cost.clock import Clock, Span, machine, matmul_floor, peak_memory
 from nearstep.cost.flops import counter
 from nearstep.data.prompts import PromptsConfig
 from nearstep.files import replacing
+from nearstep.models.folder import Settings
 from nearstep.models.wan import SIZES as WAN
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
@@ -54,22 +55,22 @@ from nearstep.recipes import wan
 from nearstep.shapes import latent_frames
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.train.distill.stage import DistillConfig, DistillStage
-from nearstep.train.distill.steps import turn_at
+from nearstep.train.distill.steps import step_plan
 from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import ranks
 
 Section = Literal["numerics", "train", "infer"]
 WORDS = "a small red ball slides left on the snow and stops".split()
-PARTS = {
-    "_samples": "rollouts",
-    "_student": "student: gradients at the sample, backward",
-    "_add_adversarial": "student: adversarial gradient",
-    "_assistant": "assistant",
-    "_discriminator": "discriminator",
-    "_move": "optimizers",
-}
-"""Method of the stage -> what it is; each without those inside it."""
+PARTS = (
+    "rollouts",
+    "student: gradients at the sample, backward",
+    "student: adversarial gradient",
+    "assistant",
+    "discriminator",
+    "optimizers",
+)
+"""What an update is made of; each without those inside it."""
 ELSE = "all else"
 
 
@@ -181,7 +182,7 @@ def write_model(size: Size, folder: Path, device: torch.device, *, teacher: bool
             networks["teacher"] = VideoTransformer(**size.network)
         encoder = PromptEncoder(build_tokenizer(WORDS, length=512), UMT5EncoderModel(small))
         codec = VideoCodec(AutoencoderKLWan(**size.codec))
-    settings = {"num_frames": size.frames, "height": size.height, "width": size.width, "fps": 16}
+    settings = Settings(num_frames=size.frames, height=size.height, width=size.width, fps=16)
     export_model(folder, networks=networks, text=encoder, codec=codec, shift=5.0, settings=settings)
 
 
@@ -285,17 +286,17 @@ def train(size: Size, options: Options, model: Path) -> dict[str, Any]:
         latents=PromptsConfig(files=(prompts,), frames=frames, channels=16, height=size.height // stride,
                               width=size.width // stride),
         text_cache=folder / "text", batch=options.batch, micro=options.micro, chunk_frames=size.chunk, warmup=0,
-        alone=0, ratio=size.ratio,
+        adversary_delay=0, ratio=size.ratio,
     )  # fmt: skip
     device = ranks().device
     clock = Clock(device)
     floor = matmul_floor(torch.bfloat16, device)
     with peak_memory(device) as held:
         stage = DistillStage(config)
-    for method, part in PARTS.items():
-        setattr(stage, method, clock.timed(part, getattr(stage, method)))
+    for owner, method, part in timed_methods(stage):
+        setattr(owner, method, clock.timed(part, getattr(owner, method)))
     updates = []
-    for steps in config.counts:
+    for steps in config.step_counts:
         index = first_of(steps, config)
         with counter() as counted:
             stage.step(index)
@@ -311,14 +312,26 @@ def train(size: Size, options: Options, model: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def timed_methods(stage: DistillStage) -> list[tuple[Any, str, str]]:
+    """(object, its method, which part of an update that is)."""
+    update, adversary = stage.update, stage.update.networks.adversary
+    rollouts, student, adversarial, assistant, discriminator, optimizers = PARTS
+    methods: list[tuple[Any, str, str]] = [
+        (update, "rollout", rollouts), (update, "student", student), (update, "assistant", assistant),
+        (update, "discriminator", discriminator), (adversary, "student_gradient", adversarial),
+    ]  # fmt: skip
+    return [*methods, *((optimizer, "apply", optimizers) for optimizer in stage.optimizers.values())]
+
+
 def first_of(steps: int, config: DistillConfig) -> int:
     """The first step of the run that draws n = steps."""
-    return next(i for i in count() if turn_at(i, seed=config.seed, counts=config.counts, warmup=0).steps == steps)
+    counts = config.step_counts
+    return next(i for i in count() if step_plan(i, seed=config.seed, step_counts=counts, warmup=0).steps == steps)
 
 
 def update(spans: Sequence[Span], flops: int, rate: float) -> dict[str, Any]:
     """Seconds by part, FLOPs, and the part of the time in which they would be done at this rate."""
-    parts = {part: sum(span.seconds for span in spans if span.stage == part) for part in (*PARTS.values(), ELSE)}
+    parts = {part: sum(span.seconds for span in spans if span.stage == part) for part in (*PARTS, ELSE)}
     seconds = sum(parts.values())
     return {"seconds": seconds, "parts": parts, "flops": flops, "share_of_floor": flops / rate / seconds}
 
