@@ -84,8 +84,9 @@ def test_adapters_of_one_narrow_backbone_on_two_processes(base: Path):
     assert small.adversary is not None
     run = replace(
         small, loop=loop(base / "small", 2), model=base / "base", source="transformer", teacher="transformer",
-        latents=prompts, text_cache=base / "text", settings=SETTINGS, chunk_frames=2, batch=2, ratio=1, step_counts=(2,),
-        warmup=0, adversary_delay=0, lora_rank=4, adversary=replace(small.adversary, penalty_every=1), **rates,
+        latents=prompts, text_cache=base / "text", settings=SETTINGS, chunk_frames=2, batch=2, ratio=1,
+        step_counts=(2,), warmup=0, adversary_delay=0, lora_rank=4, **rates,
+        adversary=replace(small.adversary, penalty_every=1),
     )  # fmt: skip
     assert run.on_teacher == ("student", "assistant")
     run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)), base)  # one step on two processes

@@ -2,8 +2,8 @@
 
 What a step keeps, for how long, and what it computes again is decided in some ten files; a formula for it would be a
 second copy of them. So the updates themselves are made (train/distill/update.py, train/objectives), micro-batch by
-micro-batch as in training, on torch's fake tensors, and cost/live_bytes.py counts what lives. Depth costs the same again
-with each layer, so two shallow networks are run and the line through them is followed.
+micro-batch as in training, on torch's fake tensors, and cost/live_bytes.py counts what lives. Depth costs the same
+again with each layer, so two shallow networks are run and the line through them is followed.
 
 Slices of sharded networks are counted as slices; what FSDP gathers beside is cost/memory.py's. Attention keeps what
 fused kernels keep.

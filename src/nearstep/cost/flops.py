@@ -1,8 +1,9 @@
 """Floating-point operations, from shapes alone: 2 for a multiply-add, products of matrices and convolutions counted.
 
 A network call is counted in closed form, block by block as nets/transformer.py makes it, so that a whole plan, and an
-update of training (update_flops.py), is known before anything runs. Equal to what torch's counter sees (tests/cost/test_flops.py). Decoders are many small
-convolutions: those are counted by running them on the meta device, where nothing is computed.
+update of training (update_flops.py), is known before anything runs. Equal to what torch's counter sees
+(tests/cost/test_flops.py). Decoders are many small convolutions: those are counted by running them on the meta device,
+where nothing is computed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a process of a run will hold at most, and what an update costs, before anything is loaded.
 
 Weights, moments and averages are counted from shapes (cost/sizes.py) and shared out among processes; what a step keeps
-beside them comes from a step without numbers (cost/fake_step.py); operations from formulas (cost/update_flops.py). Tests hold both
-against real steps on a CPU. Not measured: what FSDP gathers, what CUDA and its allocator take.
+beside them comes from a step without numbers (cost/fake_step.py); operations from formulas (cost/update_flops.py).
+Tests hold both against real steps on a CPU. Not measured: what FSDP gathers, what CUDA and its allocator take.
 """
 
 from __future__ import annotations

@@ -54,15 +54,7 @@ class Settings:
     """Cosines at which an adaptive plan stops, by chunk and step; the last of each repeats (nearstep calibrate)."""
 
     def __post_init__(self) -> None:
-        _check_number("fps", self.fps, "above 0", lambda value: value > 0)
-        for name in ("height", "width", "grid"):
-            _check_whole(name, getattr(self, name))
-        _check_whole("num_frames", self.num_frames)
-        latent_frames(self.num_frames)
-        for name in ("default_plan", "teacher_plan"):
-            _check_plan(name, getattr(self, name))
-        _check_number("guidance_scale", self.guidance_scale, "0 or above", lambda value: value >= 0)
-        object.__setattr__(self, "agreement", _levels(self.agreement))
+        _check({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def of(cls, stated: Mapping[str, Any] | None) -> Settings:
@@ -72,7 +64,8 @@ class Settings:
             near = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise NearstepError(f'unknown setting {unknown[0]!r} under "nearstep" in {INDEX}: {hint}')
-        return cls(**stated)
+        _check(stated)
+        return cls(**{**stated, "agreement": _levels(stated.get("agreement", ()))})
 
     def stated(self) -> dict[str, Any]:
         """What a model_index.json says: a clip's size always, all else where it is not Wan's.
@@ -88,6 +81,23 @@ class Settings:
 
 _SIZE = ("fps", "num_frames", "height", "width")
 _SAMPLING = ("default_plan", "teacher_plan", "guidance_scale")
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse what no model can be made for, whatever types it comes in: from JSON, a recipe or the command line."""
+    for name, value in values.items():
+        if name == "fps":
+            _check_number(name, value, "above 0", lambda fps: fps > 0)
+        elif name == "guidance_scale":
+            _check_number(name, value, "0 or above", lambda weight: weight >= 0)
+        elif name in ("default_plan", "teacher_plan"):
+            _check_plan(name, value)
+        elif name == "agreement":
+            _levels(value)
+        else:
+            _check_whole(name, value)
+    if "num_frames" in values:
+        latent_frames(values["num_frames"])
 
 
 def _check_number(name: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> None:
@@ -112,7 +122,7 @@ def _check_plan(name: str, plan: object) -> None:
 
 
 def _levels(agreement: object) -> tuple[tuple[float, ...], ...]:
-    # JSON has lists.
+    # JSON has lists, and whole numbers among them.
     try:
         levels = tuple(tuple(float(level) for level in chunk) for chunk in agreement)  # type: ignore[attr-defined]
     except (TypeError, ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +78,7 @@ class DistillFields(LoraFields):
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
     compile: bool = False
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     """What the student is made for, written into its folder."""
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class CausalUpdate:
     average: VideoTransformer
     """Its exponential moving average."""
     many_step: VideoTransformer
-    """The network that is followed, frozen; where clips are followed, the one that trains, which is to take its place."""
+    """The network that is followed, frozen; where clips are followed, the one that trains and is to become it."""
     text: TextEncoder
     lengths: tuple[int, ...]
     """Latent frames of each chunk."""

@@ -8,7 +8,7 @@ which clips and draws a step has, how weights move, and what is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +84,7 @@ class CausalConfig(LoraFields):
     """Recompute blocks in the backward pass: less memory, a third more time."""
     base_dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the frozen weights that an adapter stands on; float32 by default."""
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     """What the model is made for, written into its folder."""
 
     def __post_init__(self) -> None:

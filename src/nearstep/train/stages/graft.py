@@ -8,7 +8,7 @@ steps and gains the other's window (Ilharco et al. 2023, "Editing models with ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -41,7 +41,7 @@ class GraftConfig:
     weight: float = 1.0
     """How many times what was learnt is added."""
     shift: float = 3.0
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     """What the student is made for, written into its folder."""
 
     def __post_init__(self) -> None:
@@ -77,10 +77,7 @@ def grafted(student: State, before: State, after: State, weight: float) -> dict[
     shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (student, before, after)]
     for name in {**shapes[0], **shapes[1], **shapes[2]}:
         if len(set(each := [shape.get(name) for shape in shapes])) > 1:
-            all_three = ", ".join(
-                f"{who} {shape}" for who, shape in zip(("student", "before", "after"), each, strict=True)
-            )
-            raise NearstepError(
-                f"{name} differs ({all_three}); a graft needs networks that began with the same weights"
-            )
+            pairs = zip(("student", "before", "after"), each, strict=True)
+            shown = ", ".join(f"{network} {shape}" for network, shape in pairs)
+            raise NearstepError(f"{name} differs ({shown}); a graft needs networks that started from the same weights")
     return {name: value + weight * (after[name] - before[name]) for name, value in student.items()}

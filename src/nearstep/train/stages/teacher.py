@@ -7,7 +7,7 @@ guidance has an unconditional side.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class TeacherConfig:
     autocast: bool = True
     """bfloat16 matrix products."""
     compile: bool = False
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     """What the model is made for, written into its folder; pictures of a run are made with its plan and guidance."""
 
     def __post_init__(self) -> None:
