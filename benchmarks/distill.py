@@ -22,15 +22,16 @@ from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 
 PARTS = {
-    "_samples fewer": "n-step rollout",
-    "_samples more": "(n+1)-step rollout",
-    "_student": "DMD gradient, backward",
-    "_add_adversarial": "ASD gradient",
-    "_assistant": "assistant",
-    "_discriminator": "discriminator",
-    "_move": "optimizers",
+    "rollout fewer": "n-step rollout",
+    "rollout more": "(n+1)-step rollout",
+    "student": "DMD gradient, backward",
+    "student_gradient": "ASD gradient",
+    "assistant": "assistant",
+    "discriminator": "discriminator",
+    "apply": "optimizers",
 }
-"""Method of the stage -> what it is; time inside a method that is listed itself is not counted twice."""
+"""Method of the update, the adversary or an optimizer -> what it is; time inside a method that is listed itself is not
+counted twice."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,15 @@ class Timed:
         self.spent: dict[str, float] = defaultdict(float)
         self.whole: list[float] = []
         self.inside: list[float] = [0.0]
+        update, optimizers = self.stage.update, self.stage.optimizers.values()
         for name in {key.split()[0] for key in PARTS}:
-            setattr(self.stage, name, self._timed(name, getattr(self.stage, name)))
+            for owner in (update, update.networks.adversary, *optimizers):
+                if hasattr(owner, name):
+                    setattr(owner, name, self._timed(name, getattr(owner, name)))
 
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            key = f"{name} {arguments[3]}" if name == "_samples" else name
+            key = f"{name} {arguments[3]}" if name == "rollout" else name
             self.inside.append(0.0)
             began = time.perf_counter()
             result = method(*arguments, **options)
@@ -88,7 +92,7 @@ def main(options: Options) -> None:
     stages = {}
     for name, recipe in recipes.items():
         latents = replace(recipe.latents, folder=options.latents, clips=1024)
-        stages[name] = Timed(replace(recipe, latents=latents, compile=options.compile, warmup=0, alone=0))
+        stages[name] = Timed(replace(recipe, latents=latents, compile=options.compile, warmup=0, adversary_delay=0))
     for index in range(options.warm + options.steps):
         for stage in stages.values():
             if index == options.warm:

@@ -28,7 +28,6 @@ from nearstep.flow.path import noised
 from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.checkpoint import latest, load
-from nearstep.train.distill.adversary import critic
 from nearstep.train.distill.stage import DistillStage
 from nearstep.train.loop import recipe_of
 from nearstep.train.parallel import ranks
@@ -44,7 +43,8 @@ def seen(
     stage: DistillStage, pipe: CausalVideoPipeline, plan: str, texts: list[str], samples: int
 ) -> tuple[Tensor, Tensor]:
     """Totals [captions, samples] and logits [captions, samples, times] of the student's clips."""
-    assert stage.discriminator is not None
+    adversary = stage.update.networks.adversary
+    assert adversary is not None
     prompts, totals, logits = [text for text in texts for _ in range(samples)], [], []
     for first in range(0, len(prompts), BATCH):
         part = prompts[first : first + BATCH]
@@ -55,8 +55,8 @@ def seen(
         for index, time in enumerate(TIMES):
             eps = rng.noise(clips.shape[1:], seed=1, samples=[0] * len(part), chunk=0, step=index)
             t = torch.full((len(part),), time)
-            look = critic(stage._backbone, stage.discriminator, text, t, 1)
-            shown.append(look(noised(clips, eps, t[:, None].expand(-1, clips.shape[1]))))
+            d_1 = adversary.discriminate(text, t, 1)
+            shown.append(d_1(noised(clips, eps, t[:, None].expand(-1, clips.shape[1]))))
         logits.append(torch.stack(shown, dim=1))
     shape = (len(texts), samples)
     return torch.tensor(totals, dtype=torch.float64).view(shape), torch.cat(logits).view(*shape, -1)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -23,22 +24,21 @@ from nearstep.cost.clock import Clock, Span, peak_memory
 from nearstep.cost.flops import counter
 from nearstep.recipes import wan
 from nearstep.train.distill.stage import DistillConfig, DistillStage
-from nearstep.train.distill.steps import turn_at
+from nearstep.train.distill.steps import step_plan
 
 RECIPES: Mapping[str, Callable[[], DistillConfig]] = {
     "wan.distill": wan.distill,
     "wan.self_forcing": wan.self_forcing,
     "wan.distill_small": wan.distill_small,
 }
-PARTS = {
-    "_samples": "rollouts",
-    "_student": "student: gradients at the sample, backward",
-    "_add_adversarial": "student: adversarial gradient",
-    "_assistant": "assistant",
-    "_discriminator": "discriminator",
-    "_move": "optimizers",
+UPDATES = {
+    "rollout": "rollouts",
+    "student": "student: gradients at the sample, backward",
+    "assistant": "assistant",
+    "discriminator": "discriminator",
 }
-"""Method of the stage -> what it is; each without those inside it."""
+"""Method of the update -> what it is; each without those inside it."""
+ADVERSARIAL, OPTIMIZERS = "student: adversarial gradient", "optimizers"
 ELSE = "all else"
 
 
@@ -71,8 +71,7 @@ def _updates(task: Task, size: Size, name: str, counts: Sequence[int], rate: flo
     with peak_memory(task.device) as held:
         stage = DistillStage(settings)
     loading = {"loading_seconds": time.perf_counter() - began, "loading_peak_bytes": held[0].peak}
-    for method, part in PARTS.items():
-        setattr(stage, method, clock.timed(part, getattr(stage, method)))
+    _time_parts(stage, clock)
     for steps in counts:
         index, what, began = first_of(steps, settings), f"{name}, n = {steps}", time.perf_counter()
         flops = None
@@ -96,14 +95,29 @@ def _updates(task: Task, size: Size, name: str, counts: Sequence[int], rate: flo
     shutil.rmtree(settings.loop.folder, ignore_errors=True)
 
 
+def _time_parts(stage: DistillStage, clock: Clock) -> None:
+    """From now on every part of the stage's steps is a span of the clock."""
+    update = stage.update
+    parts: list[tuple[Any, str, str]] = [(update, method, part) for method, part in UPDATES.items()]
+    parts += [(optimizer, "apply", OPTIMIZERS) for optimizer in stage.optimizers.values()]
+    if update.networks.adversary:
+        parts.append((update.networks.adversary, "student_gradient", ADVERSARIAL))
+    for owner, method, part in parts:
+        setattr(owner, method, clock.timed(part, getattr(owner, method)))
+
+
 def first_of(steps: int, config: DistillConfig) -> int:
     """The first step of the run that draws n = steps."""
-    return next(i for i in count() if turn_at(i, seed=config.seed, counts=config.counts, warmup=0).steps == steps)
+    plan = partial(step_plan, seed=config.seed, step_counts=config.step_counts, warmup=0)
+    return next(index for index in count() if plan(index).steps == steps)
 
 
 def spent(spans: Sequence[Span], flops: int | None, rate: float) -> dict[str, Any]:
     """Seconds by part, FLOPs, and the part of the time in which they would be done at this rate."""
-    parts = {part: sum(span.seconds for span in spans if span.stage == part) for part in (*PARTS.values(), ELSE)}
+    parts = {
+        part: sum(span.seconds for span in spans if span.stage == part)
+        for part in (*UPDATES.values(), ADVERSARIAL, OPTIMIZERS, ELSE)
+    }
     seconds = sum(parts.values())
     share = None if flops is None else flops / rate / seconds
     return {"seconds": seconds, "parts": parts, "flops": flops, "share_of_floor": share}

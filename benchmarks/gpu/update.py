@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.gpu.sizes import STRIDE, Size, prompt, write_model
 from nearstep.data.prompts import PromptsConfig
+from nearstep.protocols import TextEncoder
 from nearstep.recipes import wan
-from nearstep.train.distill.networks import players
-from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.networks import Networks, load_networks
+from nearstep.train.distill.stage import DistillConfig
+from nearstep.train.distill.update import DistillUpdate
 from nearstep.train.parallel import Ranks
-from nearstep.train.stages.shared import open_model
+from nearstep.train.stages.shared import Clips, open_model
 
 CPU = torch.device("cpu")
 STEPS = 1
@@ -40,7 +40,7 @@ def config(recipe: DistillConfig, size: Size, folder: Path, grid: tuple[int, int
         micro=1,
         chunk_frames=size.chunk,
         warmup=0,
-        alone=0,
+        adversary_delay=0,
     )
 
 
@@ -51,31 +51,32 @@ def gradients(size: Size, folder: Path, device: torch.device, *, autocast: bool 
         write_model(
             replace(shallow, height=STRIDE * size.small[0], width=STRIDE * size.small[1]), folder / "model", CPU
         )
-    asked = replace(config(wan.distill(), shallow, folder, size.small, 2 * size.chunk), counts=(STEPS,), ratio=1)
-    asked = replace(asked, autocast=autocast, teacher_dtype="float32")
+    made = config(wan.distill(), shallow, folder, size.small, 2 * size.chunk)
+    made = replace(made, step_counts=(STEPS,), ratio=1, autocast=autocast, teacher_dtype="float32")
     here = Ranks(0, 1, device)
-    stage = DistillStage.__new__(DistillStage)
-    stage.begin(asked, here, _opened(asked, device), players(asked, here))
-    found: dict[str, Tensor] = {}
-    for name, optimizer in stage.optimizers.items():
-        optimizer.apply = _noting(name, optimizer, found)
-    stage.step(0)
-    return found
+    networks, (text, clips) = load_networks(made, here), _opened(made, device)
+    update = DistillUpdate(made, networks, text=text, clips=clips, here=here)
+    gamma = networks.adversary.penalty_weight(0, 0.0) if networks.adversary else 0.0
+    plan, learners = update.plan(0), update.noise("learners", 0, 0)
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        batch = update.sample(plan, 0, update.rows)
+        update.student(plan, batch, update.noise("student", 0))
+        update.assistant(batch.detached(), learners)
+        update.discriminator(plan, batch.detached(), learners, gamma)
+    return {name: _gradient(network) for name, network in learning(networks).items()}
 
 
-def _opened(asked: DistillConfig, device: torch.device) -> Sequence[Any]:
-    """Codec, text and prompts, there: what open_model finds belongs to the process's own device."""
-    codec, text, clips = open_model(asked.model, asked.latents, asked.text_cache)
-    return codec, lambda captions: text(captions).to(device), clips
+def learning(networks: Networks) -> dict[str, nn.Module]:
+    """Who learns, by name."""
+    heads = {"discriminator": networks.adversary.heads} if networks.adversary else {}
+    return {"student": networks.student, "assistant": networks.assistant, **heads}
 
 
-def _noting(name: str, optimizer: Any, found: dict[str, Tensor]) -> Any:
-    """The optimizer's ``apply``, which first writes the gradient down, the first time."""
-    apply = optimizer.apply
+def _gradient(network: nn.Module) -> Tensor:
+    return torch.cat([p.grad.detach().flatten().cpu() for p in network.parameters() if p.grad is not None])
 
-    def noting(loss: Tensor, index: int) -> dict[str, Tensor]:
-        parts = [p.grad.detach().flatten().cpu() for p in optimizer.parameters if p.grad is not None]
-        found.setdefault(name, torch.cat(parts))
-        return apply(loss, index)
 
-    return noting
+def _opened(made: DistillConfig, device: torch.device) -> tuple[TextEncoder, Clips]:
+    """Text and prompts, there: what open_model finds belongs to the process's own device."""
+    _, text, clips = open_model(made.model, made.latents, made.text_cache)
+    return lambda captions: text(captions).to(device), clips

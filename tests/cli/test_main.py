@@ -99,6 +99,22 @@ def test_the_fields_of_an_optional_part_are_options_too(capsys: pytest.CaptureFi
     assert caught.value.code == 2 and "neither can be negative" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option", "value", "message"),
+    [
+        ("playground.distill", "--settings.default-plan", "banana", "default_plan='banana'"),
+        ("playground.distill", "--settings.fpss", "3", "--settings.fps"),
+        ("playground.teacher", "--settings.num-frames", "80", "num_frames=80 is not 4n+1"),
+        ("playground.forcing", "--objective", "forsing", "did you mean forcing?"),
+    ],
+)
+def test_what_a_model_cannot_be_made_for_is_refused_before_a_run(recipe, option, value, message, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", recipe, option, value])
+    words = capsys.readouterr().err.replace("│", " ").split()  # of a box, whose lines are broken
+    assert caught.value.code == 2 and message in " ".join(words)
+
+
 def test_a_recipe_runs_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import dataclass
 

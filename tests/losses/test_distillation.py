@@ -67,16 +67,16 @@ def test_the_matching_loss_has_the_gradient_that_it_was_given(drawn):
     torch.testing.assert_close(loss, 0.5 * direction.square().flatten(1).mean(1))
 
 
-def test_equal_logits_cost_log_two_in_both_turns():
+def test_equal_logits_cost_log_two_on_both_sides():
     d = torch.randn(5)
     for loss in (adversarial_student, adversarial_discriminator):
         torch.testing.assert_close(loss(d, d), torch.full((5,), math.log(2)))
 
 
 def test_student_raises_and_discriminator_lowers_the_gap():
-    fewer, more = torch.randn(2, 5).requires_grad_().unbind()
-    (student,) = torch.autograd.grad(adversarial_student(fewer, more).sum(), fewer, retain_graph=True)
-    discriminator = torch.autograd.grad(adversarial_discriminator(fewer, more).sum(), (fewer, more))
+    d_n, d_next = torch.randn(2, 5).requires_grad_().unbind()
+    (student,) = torch.autograd.grad(adversarial_student(d_n, d_next).sum(), d_n, retain_graph=True)
+    discriminator = torch.autograd.grad(adversarial_discriminator(d_n, d_next).sum(), (d_n, d_next))
     assert bool((student < 0).all())  # descent raises D_n of the n-step sample
     assert bool((discriminator[0] > 0).all())
     assert bool((discriminator[1] < 0).all())

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.models.folder import Settings
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.playground import PLAYGROUND
@@ -42,7 +43,7 @@ class TinyModel:
         return replace(
             playground.distill(),
             loop=loop, model=self.folder, latents=self.latents, student=rate, assistant=rate, discriminator=rate,
-            source="transformer", batch=4, ratio=2, warmup=0, alone=0,
+            source="transformer", batch=4, ratio=2, warmup=0, adversary_delay=0,
         )  # fmt: skip
 
 
@@ -67,9 +68,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, few_clips: None) -> TinyMode
         "transformer": VideoTransformer(**sizes, **channels, chunk_frames=3),
         "teacher": VideoTransformer(**sizes, **channels),
     }
-    export_model(
-        folder, networks=networks, text=TEXT.build(PLAYGROUND.vocabulary()), codec=codec, shift=3.0, settings={}
-    )
+    text, settings = TEXT.build(PLAYGROUND.vocabulary()), Settings()
+    export_model(folder, networks=networks, text=text, codec=codec, shift=3.0, settings=settings)
     config = LatentsConfig(folder=latents, clips=8, world=PLAYGROUND)
     saved = VideoCodec.from_pretrained(folder / "vae")
     load_latents(config, saved, codec_name(saved))

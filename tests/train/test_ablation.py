@@ -35,7 +35,7 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def recipe():
         base = playground.distill()
-        return replace(base, latents=model.latents, source="transformer", batch=2, ratio=1, alone=0)
+        return replace(base, latents=model.latents, source="transformer", batch=2, ratio=1, adversary_delay=0)
 
     monkeypatch.setattr(ablation, "CELLS", {"asd": recipe})
     monkeypatch.setattr(ablation, "NETWORKS", {})

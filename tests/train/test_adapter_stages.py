@@ -17,10 +17,10 @@ from nearstep.errors import NearstepError
 from nearstep.recipes import playground, wan
 from nearstep.train import adapters as lora
 from nearstep.train import checkpoint
-from nearstep.train.distill import networks as players
+from nearstep.train.distill import networks
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig, DistillStage
-from nearstep.train.distill.steps import Turn
+from nearstep.train.distill.steps import StepPlan
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig, recipe_of
 from nearstep.train.optim import OptimConfig
@@ -35,7 +35,7 @@ LOSSES = ("dmd", "dmd_norm", "asd", "asd_norm", "assistant", "discriminator", "r
 def config(model, tmp_path: Path) -> DistillConfig:
     loop = LoopConfig(folder=tmp_path / "run", steps=3, log_every=1, save_every=1, preview_every=9, tensorboard=False)
     adversary = AdversaryConfig(penalty_every=1)
-    return replace(model.distillation(loop), counts=(2,), ratio=1, adversary=adversary, lora_rank=4)
+    return replace(model.distillation(loop), step_counts=(2,), ratio=1, adversary=adversary, lora_rank=4)
 
 
 def weights(folder: Path, name: str = "transformer") -> dict[str, torch.Tensor]:
@@ -58,11 +58,11 @@ def test_the_first_losses_are_those_of_whole_networks(config: DistillConfig, onl
 def test_shared_weights_train_as_separate_copies(config: DistillConfig, backbone, monkeypatch: pytest.MonkeyPatch):
     config = replace(config, adversary=AdversaryConfig(penalty_every=1, backbone=backbone))
     together = DistillStage(config)
-    monkeypatch.setattr(players, "twin", copy.deepcopy)
+    monkeypatch.setattr(networks, "twin", copy.deepcopy)
     separate = DistillStage(config)
-    teacher = {p.data_ptr() for p in together.teacher.parameters()}
-    assert teacher < {p.data_ptr() for p in together.assistant.parameters()}
-    assert not teacher & {p.data_ptr() for p in separate.assistant.parameters()}
+    teacher = {p.data_ptr() for p in together.update.networks.teacher.parameters()}
+    assert teacher < {p.data_ptr() for p in together.update.networks.assistant.parameters()}
+    assert not teacher & {p.data_ptr() for p in separate.update.networks.assistant.parameters()}
     for index in range(2):
         one, other = together.step(index), separate.step(index)
         for name in LOSSES:
@@ -71,7 +71,8 @@ def test_shared_weights_train_as_separate_copies(config: DistillConfig, backbone
 
 def test_adapters_alone_move(config: DistillConfig):
     stage = DistillStage(config)
-    nets = {"student": stage.student, "assistant": stage.assistant, "teacher": stage.teacher, "ema": stage.ema.module}
+    own = stage.update.networks
+    nets = {"student": own.student, "assistant": own.assistant, "teacher": own.teacher, "ema": own.ema.module}
     before = {who: {name: value.clone() for name, value in net.state_dict().items()} for who, net in nets.items()}
     for index in range(2):
         stage.step(index)
@@ -81,22 +82,22 @@ def test_adapters_alone_move(config: DistillConfig):
         assert len(moved) == (0 if who == "teacher" else 2 * 20)
     assert sum(p.numel() for p in stage.optimizers["student"].parameters) == sum(
         4 * (layer.in_features + layer.out_features)
-        for layer in (stage.teacher.get_submodule(name) for name in lora.targets(stage.teacher))
+        for layer in (own.teacher.get_submodule(name) for name in lora.targets(own.teacher))
     )
 
 
 @pytest.mark.parametrize("backbone", ["assistant", "teacher", "joint"])
-def test_the_discriminators_turn_reaches_adapters_only_where_the_backbone_is_joint(config: DistillConfig, backbone):
+def test_the_discriminators_update_reaches_adapters_only_where_the_backbone_is_joint(config: DistillConfig, backbone):
     stage = DistillStage(replace(config, adversary=AdversaryConfig(backbone=backbone, penalty="exact")))
     for index in range(2):  # adapters that are not zero any more
         stage.step(index)
-    turn = Turn(steps=2, adversarial=True, heard=True)
-    batch = stage._batch(turn, 0, range(4))
-    stage._discriminator(turn, replace(batch, fewer=batch.fewer.detach()), stage._noise("test"), 0.1)
-    graded = [name for name, p in stage.assistant.named_parameters() if p.grad is not None and p.grad.any()]
+    plan, update = StepPlan(steps=2, discriminator_learns=True, student_listens=True), stage.update
+    update.discriminator(plan, update.sample(plan, 0, range(4)).detached(), update.noise("test"), 0.1)
+    assistant = dict(update.networks.assistant.named_parameters())
+    graded = [name for name, p in assistant.items() if p.grad is not None and p.grad.any()]
     assert bool(graded) == (backbone == "joint")
     assert all(".lora_" in name for name in graded)
-    assert all(p.requires_grad == (".lora_" in name) for name, p in stage.assistant.named_parameters())
+    assert all(p.requires_grad == (".lora_" in name) for name, p in assistant.items())
 
 
 def test_a_run_resumes_exactly_from_adapters_and_gives_both_results(config: DistillConfig, model, tmp_path: Path):
@@ -114,7 +115,7 @@ def test_a_run_resumes_exactly_from_adapters_and_gives_both_results(config: Dist
 
     stage = DistillStage(config)
     checkpoint.load(stage.state, recipe_of(config), saved, stage.here)
-    state = lora.merged(stage.ema.module.state_dict(), config)
+    state = lora.merged(stage.update.networks.ema.module.state_dict(), config)
     assert same({name: value.bfloat16() for name, value in state.items()}, weights(folder))
 
     start, end = (CausalVideoPipeline.from_pretrained(path) for path in (model.folder, folder))
@@ -158,8 +159,8 @@ def test_one_backbone_from_the_teacher_to_the_student(model, config: DistillConf
     start = dict(lora_start=forced / "lora", base_dtype="float32")
     causal = replace(causal, objective="consistency", loop=replace(loop, folder=tmp_path / "consistency"), **start)
     stage = CausalStage(causal)
-    base = {p.data_ptr() for name, p in stage.network.named_parameters() if ".lora_" not in name}
-    for other in (stage.many_step, stage.ema.module):
+    base = {p.data_ptr() for name, p in stage.update.network.named_parameters() if ".lora_" not in name}
+    for other in (stage.update.many_step, stage.ema.module):
         assert {p.data_ptr() for name, p in other.named_parameters() if ".lora_" not in name} == base
     few = causal.run()
     assert {path.name for path in few.iterdir() if path.is_dir()} > {"transformer", "causal", "teacher", "lora"}
@@ -170,11 +171,11 @@ def test_one_backbone_from_the_teacher_to_the_student(model, config: DistillConf
     )  # fmt: skip
 
     config = replace(config, model=few, source="teacher", lora_start=few / "lora")
-    stage = DistillStage(config)
-    base = {p.data_ptr() for p in stage.teacher.parameters()}
-    for other in (stage.student, stage.assistant, stage.ema.module):
+    own = DistillStage(config).update.networks
+    base = {p.data_ptr() for p in own.teacher.parameters()}
+    for other in (own.student, own.assistant, own.ema.module):
         assert {p.data_ptr() for name, p in other.named_parameters() if ".lora_" not in name} == base
-    merged = lora.merged(stage.student.state_dict(), config)
+    merged = lora.merged(own.student.state_dict(), config)
     stored = weights(few)
     for name, value in merged.items():
         torch.testing.assert_close(value.bfloat16(), stored[name], atol=1e-3, rtol=1e-2)
@@ -208,13 +209,13 @@ def test_wrong_settings_are_named(config: DistillConfig, change, message: str):
 
 def test_an_adapter_for_the_assistant_alone_has_no_start(config: DistillConfig, tmp_path: Path):
     stage = DistillStage(config)
-    lora.write_adapter(stage.student.state_dict(), config, tmp_path)
+    lora.write_adapter(stage.update.networks.student.state_dict(), config, tmp_path)
     with pytest.raises(NearstepError, match="lora_only=assistant gives it none"):
         replace(config, lora_only="assistant", lora_start=tmp_path)
 
 
 def test_the_command_line_takes_a_rank(model, tmp_path: Path):
-    size = ["--batch", 2, "--ratio", 1, "--alone", 0, "--loop.steps", 1, "--loop.folder", tmp_path / "run"]
+    size = ["--batch", 2, "--ratio", 1, "--adversary-delay", 0, "--loop.steps", 1, "--loop.folder", tmp_path / "run"]
     source = ["--model", model.folder, "--source", "transformer", "--latents.folder", model.latents.folder]
     command = ["train", "playground.distill", "--lora-rank", 4, *size, *source, "--latents.clips", 8]
     assert main([str(part) for part in command]) == 0

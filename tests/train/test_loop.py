@@ -106,6 +106,12 @@ def test_another_recipe_is_refused_by_the_field_that_differs(tmp_path: Path):
         run(Fit(), config(tmp_path), {**RECIPE, "lr": 0.02})
 
 
+def test_a_checkpoint_of_another_version_is_refused_by_the_fields_that_are_no_more(tmp_path: Path):
+    run(Fit(), config(tmp_path), {**RECIPE, "counts": [1, 2], "alone": 15})
+    with pytest.raises(NearstepError, match=r"another version of nearstep: its recipe says alone, counts, which"):
+        run(Fit(), config(tmp_path), {**RECIPE, "step_counts": [1, 2], "adversary_delay": 15})
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path):
     run(Fit(), config(tmp_path), RECIPE)
     path = next((tmp_path / "checkpoint-0000012").glob("*.distcp"))

@@ -27,7 +27,7 @@ COMPARED = (
 def config(model, tmp_path: Path) -> DistillConfig:
     loop = LoopConfig(folder=tmp_path / "one", steps=3, log_every=1, save_every=1, preview_every=3, tensorboard=False)
     adversary = AdversaryConfig(balance=True, penalty_every=1)
-    return replace(model.distillation(loop), micro=1, counts=(2,), adversary=adversary)
+    return replace(model.distillation(loop), micro=1, step_counts=(2,), adversary=adversary)
 
 
 def weights(folder: Path, network: str = "transformer") -> dict[str, torch.Tensor]:

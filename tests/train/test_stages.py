@@ -139,8 +139,8 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
     recipe = replace(tiny_causal(playground.forcing(), teacher, tmp_path / "run", tmp_path), window_frames=6)
     long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, world=PLAYGROUND, frames=45))
     stage = CausalStage(long)
-    assert stage.lengths == (3, 3, 3, 3)
-    assert stage.visibility == teacher_forcing(stage.lengths, Reach(window=6))
+    assert stage.update.lengths == (3, 3, 3, 3)
+    assert stage.update.visibility == teacher_forcing(stage.update.lengths, Reach(window=6))
     pipe = CausalVideoPipeline.from_pretrained(long.run())
     with pipe.open("a red ball slides left", "1", seed=0) as session:
         assert (session.recording.opening.window, session.recording.opening.sink) == (6, 0)
@@ -150,7 +150,7 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
 
 def test_trajectory_regression_trains_and_resumes(teacher: Path, latents: Path, tmp_path: Path):
     whole, halved = (
-        replace(tiny_causal(playground.trajectory(), teacher, tmp_path / name, latents), cells=8)
+        replace(tiny_causal(playground.trajectory(), teacher, tmp_path / name, latents), ode_steps=8)
         for name in ("whole", "cut")
     )
     cut(halved)

@@ -16,13 +16,14 @@ from nearstep.cli.main import main
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig
 from nearstep.errors import NearstepError
+from nearstep.models.folder import Settings
 from nearstep.recipes import wan
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 
 RATE = OptimConfig(lr=1e-3, warmup=1, decay=0.0)
-SETTINGS = {"num_frames": 13, "height": 32, "width": 32, "fps": 16}
+SETTINGS = Settings(num_frames=13, height=32, width=32, fps=16)
 
 
 def nearstep(*arguments: object) -> None:
@@ -58,7 +59,7 @@ def test_from_a_release_to_a_student_that_diffusers_loads(base: Path):
         rates = {"student": RATE, "assistant": RATE, "discriminator": RATE}
         run = replace(
             wan.distill(), loop=loop(base / "distill", 3), model=start, latents=prompts,
-            ratio=1, warmup=0, alone=0, **rates, **small,
+            ratio=1, warmup=0, adversary_delay=0, **rates, **small,
         )  # fmt: skip
         run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)), base)  # one step on two processes
         student = run.run()  # and two on one
@@ -83,8 +84,9 @@ def test_adapters_of_one_narrow_backbone_on_two_processes(base: Path):
     assert small.adversary is not None
     run = replace(
         small, loop=loop(base / "small", 2), model=base / "base", source="transformer", teacher="transformer",
-        latents=prompts, text_cache=base / "text", settings=SETTINGS, chunk_frames=2, batch=2, ratio=1, counts=(2,),
-        warmup=0, alone=0, lora_rank=4, adversary=replace(small.adversary, penalty_every=1), **rates,
+        latents=prompts, text_cache=base / "text", settings=SETTINGS, chunk_frames=2, batch=2, ratio=1,
+        step_counts=(2,), warmup=0, adversary_delay=0, lora_rank=4, **rates,
+        adversary=replace(small.adversary, penalty_every=1),
     )  # fmt: skip
     assert run.on_teacher == ("student", "assistant")
     run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)), base)  # one step on two processes

@@ -18,7 +18,7 @@ from nearstep.models.folder import CONFIG, read_json
 
 if TYPE_CHECKING:
     from nearstep.cost.advice import Trial
-    from nearstep.cost.memory import Config
+    from nearstep.cost.fake_step import Config
     from nearstep.cost.sizes import Sizes
 
 _GIB, _TERA = 2.0**30, 1e12
@@ -35,7 +35,7 @@ class PlanMemory:
     gpus: int = 1
     """Accelerators, one process each."""
     memory: str = "80G"
-    """Of each, in GiB."""
+    """Memory of each accelerator, in GiB."""
     rate: float = 316.0
     """TFLOP/s in bfloat16: by default 40 % of the 790 that an H200 reaches in large matrix products."""
     rate_float32: float = 27.0
@@ -43,7 +43,7 @@ class PlanMemory:
     size: Size | None = None
     """Wan2.1's size of the student (and of a causal run's network) instead of the model folder's."""
     teacher_size: Size | None = None
-    """That of teacher and assistant; by default the student's."""
+    """Wan2.1's size of teacher and assistant; by default the student's."""
     json: Path | None = None
     """Write everything here, too."""
 
@@ -58,7 +58,8 @@ def run(arguments: Sequence[str]) -> None:
     config, room = configured(name, unknown, prog), _room(asked.memory)
 
     from nearstep.cost.advice import trials
-    from nearstep.cost.memory import SHARE, Config
+    from nearstep.cost.fake_step import Config
+    from nearstep.cost.memory import SHARE
 
     if not isinstance(config, Config):
         raise NearstepError(f"{name} is no distillation and no causal run, which are what this can plan")
@@ -75,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _room(memory: str) -> float:
-    """Bytes."""
+    """Bytes of one accelerator, as --memory says."""
     match = _MEMORY.fullmatch(memory.strip())
     if not match or not float(match[1]):
         raise NearstepError(f"--memory {memory}: give GiB of one accelerator, like 80G or 24G")
@@ -143,7 +144,6 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
     """[F, C, H, W]: the prompts' sizes, the prepared latents', or what the recipe's settings say."""
     from nearstep.data.prompts import PromptsConfig
     from nearstep.data.shards import read_index
-    from nearstep.models.folder import Settings
     from nearstep.shapes import latent_frames, spatial_stride
 
     latents = config.latents
@@ -151,7 +151,7 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
         return latents.frames, latents.channels, latents.height, latents.width
     if index := read_index(latents.folder):
         return index.shape
-    settings, stride = Settings.of(config.settings), spatial_stride(codec) if codec else 8
+    settings, stride = config.settings, spatial_stride(codec) if codec else 8
     frames = latent_frames(settings.num_frames)
     return frames, codec.get("z_dim", 16), settings.height // stride, settings.width // stride
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from nearstep.cost.fake_step import preview
-from nearstep.cost.memory import Config, Estimate, estimate
+from nearstep.cost.fake_step import Config, preview
+from nearstep.cost.memory import Estimate, estimate
 from nearstep.cost.sizes import Sizes
+from nearstep.train.distill.config import DistillFields
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Option:
     """A change of a config, and the words that make it on the command line."""
 
     words: str
-    change: Callable[[Any, int], Config | None]
+    change: Callable[[Config, int], Config | None]
     """(config, clips of a process) -> the changed one; None where it is so already, or cannot be."""
 
 
@@ -30,18 +30,20 @@ def _micro(config: Config, share: int) -> Config | None:
     return None if (config.micro or share) == 1 else replace(config, micro=1)
 
 
-def _teacher(config: Any, _: int) -> Config | None:
-    adversary = getattr(config, "adversary", None)
-    if getattr(config, "teacher_dtype", "") != "float32" or (adversary and adversary.backbone == "teacher"):
+def _teacher(config: Config, _: int) -> Config | None:
+    if not isinstance(config, DistillFields) or config.teacher_dtype != "float32":
+        return None
+    if config.adversary and config.adversary.backbone == "teacher":  # whose penalty needs float32
         return None
     return replace(config, teacher_dtype="bfloat16")
 
 
-def _penalty(config: Any, _: int) -> Config | None:
-    adversary = getattr(config, "adversary", None)
-    if adversary is None or adversary.penalty == "finite difference":
+def _penalty(config: Config, _: int) -> Config | None:
+    if not isinstance(config, DistillFields) or not config.adversary:
         return None
-    return replace(config, adversary=replace(adversary, penalty="finite difference"))
+    if config.adversary.penalty == "finite difference":
+        return None
+    return replace(config, adversary=replace(config.adversary, penalty="finite difference"))
 
 
 def _autocast(config: Config, _: int) -> Config | None:

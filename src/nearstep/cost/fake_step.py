@@ -1,9 +1,9 @@
 """A step of training without a number in it: the stage's own code on tensors that have shapes alone.
 
 What a step keeps, for how long, and what it computes again is decided in some ten files; a formula for it would be a
-second copy of them. So the stages themselves run, micro-batch by micro-batch as they do in training, on torch's fake
-tensors, and a ledger (cost/live_bytes.py) counts what lives. Depth costs the same again with each layer, so two shallow
-networks are run and the line through them is followed.
+second copy of them. So the updates themselves are made (train/distill/update.py, train/objectives), micro-batch by
+micro-batch as in training, on torch's fake tensors, and cost/live_bytes.py counts what lives. Depth costs the same
+again with each layer, so two shallow networks are run and the line through them is followed.
 
 Slices of sharded networks are counted as slices; what FSDP gathers beside is cost/memory.py's. Attention keeps what
 fused kernels keep.
@@ -12,17 +12,17 @@ fused kernels keep.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nearstep.cost.live_bytes import Ledger, without_numbers
+from nearstep.cost.live_bytes import LiveBytes, without_numbers
 from nearstep.cost.sizes import SINGLE, Sizes
 from nearstep.data.prompts import PromptsConfig
 from nearstep.flow.guidance import Guided
@@ -31,16 +31,23 @@ from nearstep.models.empty import empty_codec, empty_network
 from nearstep.nets.attention import fused
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.discriminator import Discriminator
 from nearstep.nets.rope import forget_tables
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import generate
-from nearstep.train.distill.balance import Balance
-from nearstep.train.distill.networks import Players, make_discriminator
-from nearstep.train.distill.stage import DistillConfig, DistillStage
-from nearstep.train.distill.steps import Turn
+from nearstep.train.distill.adversary import Adversary, AdversaryConfig, Metrics, Pair
+from nearstep.train.distill.config import DistillFields
+from nearstep.train.distill.networks import Networks, make_heads
+from nearstep.train.distill.steps import StepPlan
+from nearstep.train.distill.update import DistillUpdate
 from nearstep.train.ema import Ema
+from nearstep.train.objectives.table import objective_called
 from nearstep.train.parallel import Ranks
-from nearstep.train.stages.causal import CausalConfig, CausalStage
+from nearstep.train.stages.causal import CausalConfig
+
+Config = DistillFields | CausalConfig
+Module = TypeVar("Module", bound=nn.Module)
 
 Peaks = dict[str, float]
 """Phase -> most bytes at once, without weights, moments and averages."""
@@ -48,20 +55,26 @@ _DEPTHS = (3, 4)  # at least one block for each place that a discriminator reads
 _CPU = torch.device("cpu")
 
 
-def peaks(config: DistillConfig | CausalConfig, sizes: Sizes, count: int) -> Peaks:
+def peaks(config: Config, sizes: Sizes, count: int) -> Peaks:
     """The phases of a step on one of ``count`` processes."""
-    step = _distillation if isinstance(config, DistillConfig) else _causal
     layers = sizes.student["num_layers"], sizes.teacher["num_layers"]
-    return _by_depth(partial(step, config, sizes, count), *layers)
+    return by_depth(partial(peaks_of, config, sizes, count), *layers)
 
 
-def preview(config: DistillConfig | CausalConfig, sizes: Sizes) -> Peaks:
+def peaks_of(config: Config, sizes: Sizes, count: int, student: int, teacher: int) -> Peaks:
+    """The same for networks of so many layers, measured at that depth."""
+    if isinstance(config, CausalConfig):
+        return _causal(config, sizes, count, student)
+    return _distillation(config, sizes, count, student, teacher)
+
+
+def preview(config: Config, sizes: Sizes) -> Peaks:
     """A preview, which options and the number of processes do not change."""
     layers = sizes.student["num_layers"]
-    return _by_depth(partial(_preview, config, sizes), layers, layers)
+    return by_depth(lambda student, _: _preview(config, sizes, student), layers, layers)
 
 
-def _by_depth(measure: Callable[[int, int], Peaks], student: int, teacher: int) -> Peaks:
+def by_depth(measure: Callable[[int, int], Peaks], student: int, teacher: int) -> Peaks:
     """``measure`` of so many layers, from shallow networks: what a layer adds, it adds at every depth."""
     low, high = _DEPTHS
     (s, more_s), (t, more_t) = ((low, high - low) if n > high else (n, 0) for n in (student, teacher))
@@ -79,7 +92,7 @@ def _by_depth(measure: Callable[[int, int], Peaks], student: int, teacher: int) 
 
 @contextmanager
 def _no_numbers() -> Iterator[None]:
-    # Rotary tables are remembered: those without numbers must not stay behind, nor others be found.
+    # Rotary tables are remembered: those without numbers must not stay behind, nor others be met.
     forget_tables()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), fused(), warnings.catch_warnings():
@@ -90,56 +103,60 @@ def _no_numbers() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """Makes what a stage needs, and enters it in the ledger as it is held on one of ``count`` processes."""
+class _FakeStep:
+    """Makes what an update needs, and counts it as it is held on one of ``count`` processes."""
 
     sizes: Sizes
     count: int
-    ledger: Ledger
+    live: LiveBytes
 
-    def network(self, config: Mapping[str, Any], layers: int, *, narrow: bool, frozen: bool = False) -> Any:
+    def network(
+        self, config: Mapping[str, Any], layers: int, *, narrow: bool, frozen: bool = False
+    ) -> VideoTransformer:
         """A transformer; ``narrow``: blocks are gathered in bfloat16."""
         network = cast(VideoTransformer, without_numbers(empty_network(config, layers), torch.float32))
         if narrow and self.count > 1:
             without_numbers(network.blocks, torch.bfloat16)
         return self.counted(network.eval().requires_grad_(False) if frozen else network.train())
 
-    def counted(self, module: torch.nn.Module) -> Any:
+    def counted(self, module: Module) -> Module:
         """Weights are counted elsewhere; a gradient that has arrived is a slice of it, in float32."""
         for p in module.parameters():
-            self.ledger.recount(p, 0)
+            self.live.recount(p, 0)
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._slice)
         return module
 
-    def fill(self, module: torch.nn.Module) -> None:
+    def fill(self, module: nn.Module) -> None:
         """Give it the gradients of an earlier micro-batch."""
         for p in module.parameters():
             if p.requires_grad:
                 p.grad = torch.empty_like(p)
                 self._slice(p)
 
-    def move(self, module: torch.nn.Module) -> None:
+    def move(self, module: nn.Module) -> None:
         """What an update of the weights takes: AdamW's square roots are as many as the weights (foreach, on CUDA)."""
         roots = [torch.empty_like(p) for p in module.parameters()]
         for root in roots:
-            self.ledger.recount(root, SINGLE * root.numel() / self.count)
+            self.live.recount(root, SINGLE * root.numel() / self.count)
         del roots
         torch.clear_autocast_cache()
         for p in module.parameters():
             p.grad = None
 
     def _slice(self, p: Tensor) -> None:
-        assert p.grad is not None
-        self.ledger.recount(p.grad, SINGLE * p.numel() / self.count)
+        if p.grad is not None:
+            self.live.recount(p.grad, SINGLE * p.numel() / self.count)
 
-    def text(self, captions: list[str]) -> Tensor:
+    def text(self, prompts: Sequence[str]) -> Tensor:
         """Features in the place of the text encoder's."""
-        return torch.empty(len(captions), self.sizes.text_length, self.sizes.student["text_dim"])
+        return torch.empty(len(prompts), self.sizes.text_length, self.sizes.student["text_dim"])
 
 
 @dataclass(frozen=True)
 class _Clips:
+    """Clips that have a shape alone, or captions without clips."""
+
     shape: tuple[int, ...]
     real: bool
 
@@ -147,130 +164,130 @@ class _Clips:
         return (torch.empty(size, *self.shape) if self.real else None), [""] * size
 
 
-def _distillation(config: DistillConfig, sizes: Sizes, count: int, student: int, teacher: int) -> Peaks:
-    ledger, here = Ledger(), Ranks(0, count, _CPU)
-    scene, read = _Scene(sizes, count, ledger), config.adversary.backbone if config.adversary else ""
+class _PhasedAdversary(Adversary):
+    """Says when the student listens to it: that peak grows with other networks' depth than the rest of the update's."""
+
+    def __init__(
+        self, config: AdversaryConfig, heads: Discriminator, backbone: VideoTransformer, live: LiveBytes
+    ) -> None:
+        super().__init__(config, heads, backbone)
+        self.live = live
+
+    def student_gradient(self, pair: Pair, dmd: Tensor) -> tuple[Tensor, Metrics]:
+        with self.live.phase("student: adversary"):
+            return super().student_gradient(pair, dmd)
+
+
+def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int, teacher: int) -> Peaks:
+    live, here = LiveBytes(), Ranks(0, count, _CPU)
     # The schedule's kind and the balance ask for numbers, and change no shape.
     config = replace(config, schedule="prefix", adversary=config.adversary and replace(config.adversary, balance=False))
     with _no_numbers():
-        narrow = config.autocast
-        learner = scene.network(sizes.student, student, narrow=narrow)
-        taking_part = Players(
-            student=learner,
-            teacher=scene.network(sizes.teacher, teacher, narrow=narrow and read != "teacher", frozen=True),
-            assistant=scene.network(sizes.teacher, teacher, narrow=narrow and read not in ("assistant", "joint")),
-            ema=Ema(learner, config.ema),
-            discriminator=None,
-            optimizers={},
-            balance=Balance(),
-        )
-        if config.teacher_dtype == "bfloat16":
-            scene.counted(without_numbers(taking_part.teacher.blocks, torch.bfloat16).requires_grad_(False))
-        if config.adversary:
-            judge = scene.counted(make_discriminator(config.adversary, taking_part.teacher, 0))
-            taking_part = replace(taking_part, discriminator=judge)
-        if config.checkpointing:
-            taking_part.student.enable_gradient_checkpointing()
-            taking_part.assistant.enable_gradient_checkpointing()
-        stage = _Rehearsal.__new__(_Rehearsal)
-        stage.ledger = ledger
+        fake = _FakeStep(sizes, count, live)
+        networks = _networks(config, fake, student, teacher)
         clips = _Clips(sizes.clip, real=not isinstance(config.latents, PromptsConfig))
-        stage.begin(config, here, (None, scene.text, clips), taking_part)
-        with ledger, torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            _learn(stage, scene)
-    return ledger.peaks
+        update = DistillUpdate(config, networks, text=fake.text, clips=clips, here=here)
+        with live, torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+            _learn(update, fake)
+    return live.peaks
 
 
-class _Rehearsal(DistillStage):
-    """Tells the ledger when the student listens to the discriminator: its peak grows with other networks' depth."""
+def _networks(config: DistillFields, fake: _FakeStep, student: int, teacher: int) -> Networks:
+    """What load_networks gives, without numbers."""
+    sizes, narrow, read = fake.sizes, config.autocast, config.adversary.backbone if config.adversary else ""
+    learner = fake.network(sizes.student, student, narrow=narrow)
+    frozen = fake.network(sizes.teacher, teacher, narrow=narrow and read != "teacher", frozen=True)
+    assistant = fake.network(sizes.teacher, teacher, narrow=narrow and read not in ("assistant", "joint"))
+    ema = Ema(learner, config.ema)
+    if config.teacher_dtype == "bfloat16":
+        fake.counted(without_numbers(frozen.blocks, torch.bfloat16).requires_grad_(False))
+    adversary = None
+    if config.adversary:
+        heads = fake.counted(make_heads(config.adversary, frozen, 0))
+        backbone = frozen if read == "teacher" else assistant
+        adversary = _PhasedAdversary(config.adversary, heads, backbone, fake.live)
+    if config.checkpointing:
+        learner.enable_gradient_checkpointing()
+        assistant.enable_gradient_checkpointing()
+    return Networks(student=learner, teacher=frozen, assistant=assistant, ema=ema, adversary=adversary)
 
-    ledger: Ledger
 
-    def _add_adversarial(self, *arguments: Any) -> dict[str, Tensor]:
-        with self.ledger.phase("student: adversary"):
-            return super()._add_adversarial(*arguments)
-
-
-def _learn(stage: _Rehearsal, scene: _Scene) -> None:
-    """The last micro-batch of an update of each player, as DistillStage.step makes it."""
-    config, phase = stage.config, scene.ledger.phase
-    size = config.micro or len(stage.rows)
-    again, rows = len(stage.rows) > size, range(size)
-    steps = min(config.counts)  # fewer steps keep as much as more do, and take less time
-    noise, turn = stage._noise("rehearsal"), Turn(steps=steps, adversarial=True, heard=True)
-    if config.match == "largest":
-        turn = replace(turn, steps=max(config.counts))
+def _learn(update: DistillUpdate, fake: _FakeStep) -> None:
+    """The last micro-batch of an update of each network, in the order of DistillStage.step."""
+    config, networks, phase = update.config, update.networks, fake.live.phase
+    size = config.micro or len(update.rows)
+    again, rows = len(update.rows) > size, range(size)
+    # Fewer steps keep as much as more do, and take less time; but distribution matching may act on the largest alone.
+    steps = min(config.step_counts) if config.dmd_on == "every" else max(config.step_counts)
+    noise, plan = update.noise("fake"), StepPlan(steps=steps, discriminator_learns=True, student_listens=True)
     with phase("student: rollout"):
         if again:
-            scene.fill(stage.student)
-        batch = stage._batch(turn, 0, rows)
+            fake.fill(networks.student)
+        batch = update.sample(plan, 0, rows)
     with phase("student: loss, backward"):
-        stage._student(turn, batch, noise.of(rows))
-    batch = replace(batch, fewer=batch.fewer.detach())
+        update.student(plan, batch, noise.of(rows))
+    batch = batch.detached()
     with phase("student: optimizer"):
-        scene.move(stage.student)
+        fake.move(networks.student)
     with phase("assistant"):
         if again:
-            scene.fill(stage.assistant)
-        stage._assistant(batch, noise.of(rows))
-    if batch.more is not None and stage.discriminator is not None and config.adversary is not None:
+            fake.fill(networks.assistant)
+        update.assistant(batch, noise.of(rows))
+    if networks.adversary and batch.x_next is not None:
         if again:
-            scene.fill(stage.discriminator)
+            fake.fill(networks.adversary.heads)
         with phase("discriminator"):
-            stage._discriminator(turn, batch, noise.of(rows), 0.0)
-        if config.adversary.gamma:
+            update.discriminator(plan, batch, noise.of(rows), 0.0)
+        if networks.adversary.config.gamma:
             with phase("discriminator: penalty"):
-                stage._discriminator(turn, batch, noise.of(rows), 1.0)
+                update.discriminator(plan, batch, noise.of(rows), 1.0)
     with phase("assistant: optimizer"):
-        scene.move(stage.assistant)
+        fake.move(networks.assistant)
 
 
-def _causal(config: CausalConfig, sizes: Sizes, count: int, layers: int, _: int) -> Peaks:
-    ledger, here = Ledger(), Ranks(0, count, _CPU)
-    scene = _Scene(sizes, count, ledger)
+def _causal(config: CausalConfig, sizes: Sizes, count: int, layers: int) -> Peaks:
+    live, here = LiveBytes(), Ranks(0, count, _CPU)
+    fake, objective = _FakeStep(sizes, count, live), objective_called(config.objective)
     with _no_numbers():
-        make = partial(scene.network, {**sizes.student, "chunk_frames": config.chunk_frames}, layers)
-        network = make(narrow=config.autocast, frozen=False)
-        many_step = None if config.objective == "forcing" else make(narrow=config.autocast, frozen=True)
-        ema = Ema(network, config.ema)
-        scene.counted(ema.module)
+        make = partial(fake.network, {**sizes.student, "chunk_frames": config.chunk_frames}, layers)
+        network = make(narrow=config.autocast)
+        many_step = make(narrow=config.autocast, frozen=True) if objective.follows else network
+        average = fake.counted(Ema(network, config.ema).module)
         if config.checkpointing:
             network.enable_gradient_checkpointing()
-        stage = CausalStage.__new__(CausalStage)
-        stage.begin(config, here, (None, scene.text, _Clips(sizes.clip, real=True)), network, many_step, ema)
-        objectives = {
-            "forcing": stage._forcing,
-            "consistency": stage._consistency,
-            "trajectory": stage._trajectory,
-        }
-        size = config.micro or len(stage.rows)
-        with ledger:
-            if len(stage.rows) > size:
-                scene.fill(network)
-            x0, eps, u = (torch.empty(size, *shape) for shape in (sizes.clip, sizes.clip, (len(stage.lengths),)))
-            with ledger.phase("loss"), torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-                loss = objectives[config.objective](x0, eps, [""] * size, u).sum()
-            with ledger.phase("backward"):
+        update = config.update(
+            network=network, average=average, many_step=many_step, text=fake.text, frames=sizes.clip[0]
+        )
+        share = len(here.share(config.batch))
+        size = config.micro or share
+        with live:
+            if share > size:
+                fake.fill(network)
+            x0, eps, u = (torch.empty(size, *shape) for shape in (sizes.clip, sizes.clip, (len(update.lengths),)))
+            with live.phase("loss"), torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
+                loss = update.losses(x0, eps, [""] * size, u).sum()
+            with live.phase("backward"):
                 loss.backward()
-            with ledger.phase("optimizer"):
-                scene.move(network)
-    return ledger.peaks
+            with live.phase("optimizer"):
+                fake.move(network)
+    return live.peaks
 
 
 @torch.no_grad()
-def _preview(config: DistillConfig | CausalConfig, sizes: Sizes, layers: int, _: int) -> Peaks:
+def _preview(config: Config, sizes: Sizes, layers: int) -> Peaks:
     """The averaged network makes clips and the codec decodes them (stages/shared.py show)."""
-    ledger = Ledger()
-    scene = _Scene(sizes, 1, ledger)
-    guided = isinstance(config, CausalConfig) and config.objective == "forcing" and config.guidance != 1
+    live = LiveBytes()
+    fake, weight = _FakeStep(sizes, 1, live), 1.0
+    if isinstance(config, CausalConfig) and objective_called(config.objective).preview_guided:
+        weight = config.guidance
     with _no_numbers():
-        network = scene.network(sizes.student, layers, narrow=False, frozen=True)
-        codec = VideoCodec(scene.counted(without_numbers(empty_codec(sizes.codec), torch.float32)).eval())
+        network = fake.network(sizes.student, layers, narrow=False, frozen=True)
+        codec = VideoCodec(fake.counted(without_numbers(empty_codec(sizes.codec), torch.float32)).eval())
         plan = make_plan("1", frames=sizes.clip[0], chunk_frames=config.chunk_frames, shift=config.shift, grid=GRID)
-        with ledger, torch.autocast("cpu", torch.bfloat16), ledger.phase("preview"):
-            denoiser: Any = TextDenoiser(network, scene.text([""] * (1 + guided)))
-            if guided:
-                denoiser = Guided(denoiser, config.guidance)
+        with live, torch.autocast("cpu", torch.bfloat16), live.phase("preview"):
+            denoiser: CausalDenoiser = TextDenoiser(network, fake.text([""] * (1 if weight == 1 else 2)))
+            if weight != 1:
+                denoiser = Guided(denoiser, weight)
             latents = generate(denoiser, plan, shape=sizes.clip[1:], seed=0, samples=[0])
             codec.decode(latents).float()
-    return ledger.peaks
+    return live.peaks

@@ -1,8 +1,9 @@
 """Floating-point operations, from shapes alone: 2 for a multiply-add, products of matrices and convolutions counted.
 
-A network call is counted in closed form, block by block as nets/transformer.py makes it, so that a whole plan is known
-before anything runs. Equal to what torch's counter sees (tests/cost/test_flops.py). Decoders are many small
-convolutions: those are counted by running them on the meta device, where nothing is computed.
+A network call is counted in closed form, block by block as nets/transformer.py makes it, so that a whole plan, and an
+update of training (update_flops.py), is known before anything runs. Equal to what torch's counter sees
+(tests/cost/test_flops.py). Decoders are many small convolutions: those are counted by running them on the meta device,
+where nothing is computed.
 """
 
 from __future__ import annotations
@@ -16,19 +17,26 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.masks import EVERYTHING, Reach, block_causal
+from nearstep.nets.masks import EVERYTHING, Reach, Visibility, block_causal
 from nearstep.nets.tiny_decoder import TinyDecoder
 
 
 class CallFlops(NamedTuple):
-    """Of one network call, by kind."""
+    """Operations of one network call, by kind."""
 
-    linear: int
-    """Every product with weights."""
+    ends: int
+    """Products with weights outside the blocks: patches, times and output head."""
+    blocks: int
+    """Products with weights in the blocks."""
     text: int
     """Attention to the text."""
     frames: int
     """Attention among frames, the committed ones included."""
+
+    @property
+    def linear(self) -> int:
+        """Every product with weights."""
+        return self.ends + self.blocks
 
     @property
     def total(self) -> int:
@@ -48,7 +56,7 @@ def call_flops(
     batch: int = 1,
     reach: Reach = EVERYTHING,
 ) -> CallFlops:
-    """FLOPs of one call, its text's keys and values at hand.
+    """FLOPs of a call that generates, its text's keys and values at hand.
 
     Args:
         config: the network's.
@@ -61,22 +69,46 @@ def call_flops(
         batch: samples, twice as many with guidance.
         reach: how far back chunks look.
     """
+    visibility = block_causal(tuple(lengths), reach).shifted(start)
+    return masked_flops(config, visibility, commit=commit, height=height, width=width, text=text, batch=batch)
+
+
+def masked_flops(
+    config: Mapping[str, Any],
+    visibility: Visibility,
+    *,
+    commit: int = 0,
+    height: int,
+    width: int,
+    text: int,
+    batch: int = 1,
+) -> CallFlops:
+    """FLOPs of a call under any visibility: the one count that generation and training share.
+
+    Args:
+        config: the network's.
+        visibility: who sees whom among the call's frames, and of the committed ones before them.
+        commit: how many of the first frames the call commits.
+        height: latent rows.
+        width: latent columns.
+        text: text tokens.
+        batch: samples, twice as many with guidance.
+    """
     _, rows, columns = config["patch_size"]
     dim, hidden, layers = _width(config), config["ffn_dim"], config["num_layers"]
-    frames, per_frame = sum(lengths), height // rows * (width // columns)
+    in_sight = [sum(row) for row in visibility.rows(visibility.past())]  # frames that each frame of the call sees
+    frames, per_frame = len(in_sight), height // rows * (width // columns)
     tokens, kept = frames * per_frame, (frames - commit) * per_frame
     times = 1 if commit == frames else frames  # a commit's frames share the time 0
 
     embedder = times * (config["freq_dim"] * dim + dim**2 + 6 * dim**2)
-    ends = (tokens * config["in_channels"] + kept * config["out_channels"]) * rows * columns * dim
+    ends = embedder + (tokens * config["in_channels"] + kept * config["out_channels"]) * rows * columns * dim
     keys, rest = 2 * dim**2, 4 * dim**2 + 2 * dim * hidden  # k and v; q, out, both of the text's, and feed-forward
     # The last block gives the frames that are only committed no more than their keys and values.
-    linear = embedder + ends + layers * tokens * keys + ((layers - 1) * tokens + kept) * rest
-
-    seen = _seen(lengths, start, reach)
-    pairs = per_frame**2 * ((layers - 1) * sum(seen) + sum(seen[commit:]))
+    blocks = layers * tokens * keys + ((layers - 1) * tokens + kept) * rest
+    pairs = per_frame**2 * ((layers - 1) * sum(in_sight) + sum(in_sight[commit:]))
     read = ((layers - 1) * tokens + kept) * text
-    return CallFlops(*(2 * batch * count for count in (linear, 2 * dim * read, 2 * dim * pairs)))
+    return CallFlops(*(2 * batch * count for count in (ends, blocks, 2 * dim * read, 2 * dim * pairs)))
 
 
 def text_keys_flops(config: Mapping[str, Any], tokens: int, batch: int = 1) -> int:
@@ -151,9 +183,3 @@ def _cpu_attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, out_shap
 
 def _width(config: Mapping[str, Any]) -> int:
     return config["num_attention_heads"] * config["attention_head_dim"]
-
-
-def _seen(lengths: Sequence[int], start: int, reach: Reach) -> list[int]:
-    """How many frames each frame of the call sees."""
-    visibility = block_causal(tuple(lengths), reach).shifted(start)
-    return [int(row.sum()) for row in visibility.frame_mask(visibility.past())]

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Ledger(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """While it is entered, counts the storages that operations make, until nobody holds them any more."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Ledger(TorchDispatchMode):
         self.peaks: dict[str, float] = {}
         """Phase -> the most bytes that lived at once in it, what earlier phases left included."""
         self._phase: str | None = None
-        self._held: dict[int, tuple[weakref.ref[Any], float]] = {}
+        self._counted: dict[int, tuple[weakref.ref[Any], float]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -40,12 +40,12 @@ class Ledger(TorchDispatchMode):
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """What happens inside counts for ``name``, and not for the phase around it."""
-        before, self._phase = self._phase, name
+        around, self._phase = self._phase, name
         self._note()
         try:
             yield
         finally:
-            self._phase = before
+            self._phase = around
 
     def recount(self, tensor: Tensor, size: float) -> None:
         """From now on ``tensor`` counts as ``size`` bytes: a process may hold a slice of what was computed whole."""
@@ -54,15 +54,15 @@ class Ledger(TorchDispatchMode):
 
     def _enter(self, storage: Any, size: float | None = None) -> None:
         key = id(storage)
-        if key in self._held:
+        if key in self._counted:
             return
         counted: float = storage.nbytes() if size is None else size
-        self._held[key] = (weakref.ref(storage, lambda _: self._drop(key)), counted)
+        self._counted[key] = (weakref.ref(storage, lambda _: self._drop(key)), counted)
         self.live += counted
         self._note()
 
     def _drop(self, key: int) -> None:
-        _, size = self._held.pop(key, (None, 0.0))
+        _, size = self._counted.pop(key, (None, 0.0))
         self.live -= size
 
     def _note(self) -> None:

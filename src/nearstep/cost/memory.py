@@ -1,8 +1,8 @@
 """What a process of a run will hold at most, and what an update costs, before anything is loaded.
 
 Weights, moments and averages are counted from shapes (cost/sizes.py) and shared out among processes; what a step keeps
-beside them comes from a rehearsal (cost/fake_step.py); operations from formulas (cost/update_flops.py). Tests hold both
-against real steps on a CPU. Not measured: what FSDP gathers, what CUDA and its allocator take.
+beside them comes from a step without numbers (cost/fake_step.py); operations from formulas (cost/update_flops.py).
+Tests hold both against real steps on a CPU. Not measured: what FSDP gathers, what CUDA and its allocator take.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nearstep.cost import fake_step as rehearsal
-from nearstep.cost import update_flops as flops
+from nearstep.cost import fake_step, update_flops
+from nearstep.cost.fake_step import Config
 from nearstep.cost.sizes import (
     SINGLE,
     Count,
@@ -22,15 +22,14 @@ from nearstep.cost.sizes import (
     parameters,
 )
 from nearstep.models.empty import empty_codec, empty_network
-from nearstep.nets.discriminator import Discriminator
-from nearstep.train.distill.networks import make_discriminator
-from nearstep.train.distill.stage import DistillConfig
+from nearstep.train.distill.config import DistillFields
+from nearstep.train.distill.networks import make_heads
+from nearstep.train.objectives.table import objective_called
 from nearstep.train.optim import OptimConfig, is_hidden_matrix
 from nearstep.train.stages.causal import CausalConfig
 
-Config = DistillConfig | CausalConfig
 SHARE = 0.92
-"""Of an accelerator's memory that tensors may fill: the rest is CUDA's and lost between blocks. Unmeasured."""
+"""Share of an accelerator's memory that tensors may fill: the rest is CUDA's and lost between blocks. Unmeasured."""
 _HALF = 2
 
 
@@ -42,7 +41,7 @@ class Estimate:
     """Component -> bytes that stay from the first step to the last."""
     phases: Mapping[str, float]
     """Phase of a step -> most bytes at once, all that is held included."""
-    flops: Mapping[str, flops.Flops]
+    flops: Mapping[str, update_flops.Flops]
     """Part of an update -> operations of this process."""
 
     @property
@@ -56,34 +55,35 @@ class Estimate:
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: rehearsal.Peaks | None = None) -> Estimate:
+def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_step.Peaks | None = None) -> Estimate:
     """What a run takes on each of ``processes`` that share it.
 
     Args:
         config: a distillation, or a causal run.
-        sizes: of its networks and clips.
-        processes: with one accelerator each.
-        preview: rehearsal.preview of them, where it has been made.
+        sizes: those of its networks and clips.
+        processes: how many share it, with one accelerator each.
+        preview: fake_step.preview of them, where it has been made.
 
     Raises:
         NearstepError: if batch or micro-batch do not divide.
     """
-    distils = isinstance(config, DistillConfig)
-    held = (_distillation if distils else _causal)(config, sizes, processes)  # pyright: ignore[reportArgumentType]
+    if isinstance(config, CausalConfig):
+        held, parts = _causal(config, sizes, processes), update_flops.causal(config, sizes)
+    else:
+        held, parts = _distillation(config, sizes, processes), update_flops.distillation(config, sizes)
     held |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
     if processes > 1:
         held["gathered by FSDP"] = _gathered(config, sizes)
-    if distils:
+    if isinstance(config, DistillFields):
         held["other micro-batches"] = _waiting(config, sizes, processes)
     base = sum(held.values())
-    found = rehearsal.peaks(config, sizes, processes) | (preview or rehearsal.preview(config, sizes))
-    phases = {name: base + size for name, size in found.items()}
+    peaks = fake_step.peaks(config, sizes, processes) | (preview or fake_step.preview(config, sizes))
+    phases = {name: base + size for name, size in peaks.items()}
     clips = config.batch / processes
-    parts = flops.distillation(config, sizes) if distils else flops.causal(config, sizes)
     return Estimate(held=held, phases=phases, flops={name: clips * part for name, part in parts.items()})
 
 
-def _distillation(config: DistillConfig, sizes: Sizes, processes: int) -> dict[str, float]:
+def _distillation(config: DistillFields, sizes: Sizes, processes: int) -> dict[str, float]:
     student, teacher = count_network(sizes.student), count_network(sizes.teacher)
     held = {
         "student": SINGLE * student.all / processes,
@@ -94,7 +94,7 @@ def _distillation(config: DistillConfig, sizes: Sizes, processes: int) -> dict[s
         f"teacher, {config.teacher_dtype}": teacher.bytes(config.teacher_dtype) / processes,
     }
     if config.adversary:
-        heads: Discriminator = make_discriminator(config.adversary, empty_network(sizes.teacher), config.seed)
+        heads = make_heads(config.adversary, empty_network(sizes.teacher), config.seed)
         held["discriminator, moments"] = 3 * SINGLE * parameters(heads) / processes
     return held
 
@@ -106,11 +106,11 @@ def _causal(config: CausalConfig, sizes: Sizes, processes: int) -> dict[str, flo
         "network's moments": _moments(config.optim, sizes.student) / processes,
         "network's average": weights,
     }
-    return held if config.objective == "forcing" else held | {"many-step network": weights}
+    return held | {"many-step network": weights} if objective_called(config.objective).follows else held
 
 
 def _moments(optim: OptimConfig, network: Mapping[str, Any]) -> float:
-    """AdamW's two, Muon's one where it has the matrix."""
+    """Bytes of an optimizer's moments: AdamW keeps two, Muon one where it has the matrix."""
     named = empty_network(network).named_parameters()
     return sum(SINGLE * p.numel() * (1 if optim.muon and is_hidden_matrix(name, p) else 2) for name, p in named)
 
@@ -120,7 +120,7 @@ def _encoder(config: Config, sizes: Sizes) -> float:
     return 0 if config.text_cache else SINGLE * count_encoder(sizes.encoder)
 
 
-def _waiting(config: DistillConfig, sizes: Sizes, processes: int) -> float:
+def _waiting(config: DistillFields, sizes: Sizes, processes: int) -> float:
     """Text and both samples of the micro-batches that wait for the learners, while another is at work."""
     share = config.batch // processes
     return (share - (config.micro or share)) * (sizes.text_bytes + 2 * sizes.clip_bytes)
@@ -131,12 +131,13 @@ def _gathered(config: Config, sizes: Sizes) -> float:
 
     FSDP2 keeps the parameters of the root gathered between calls.
     """
-    read = config.adversary.backbone if isinstance(config, DistillConfig) and config.adversary else ""
     narrow = _HALF if config.autocast else SINGLE
-    wide = {"assistant": SINGLE, "joint": SINGLE}.get(read, narrow)
     if isinstance(config, CausalConfig):
         network = count_network(sizes.student)
         return _block(network, narrow) + 3 * _outside(network, sizes.student)
+    # The discriminator's penalty reads its backbone in float32.
+    read = config.adversary.backbone if config.adversary else ""
+    wide = SINGLE if read in ("assistant", "joint") else narrow
     student, teacher = count_network(sizes.student), count_network(sizes.teacher)
     largest = max(_block(student, narrow), _block(teacher, wide))
     return largest + 2 * _outside(student, sizes.student) + 2 * _outside(teacher, sizes.teacher)

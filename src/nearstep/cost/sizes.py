@@ -29,7 +29,7 @@ class Sizes:
     student: Mapping[str, Any]
     """VideoTransformer's arguments."""
     teacher: Mapping[str, Any]
-    """Those of the teacher, which the assistant shares."""
+    """VideoTransformer's arguments of the teacher, which the assistant shares."""
     clip: tuple[int, int, int, int] = (21, 16, 60, 104)
     """[F, C, H, W] of latents."""
     text_length: int = 512
@@ -41,12 +41,12 @@ class Sizes:
 
     @property
     def text_bytes(self) -> int:
-        """Of a prompt's features, float32."""
+        """Bytes of a prompt's features, float32."""
         return self.text_length * self.student["text_dim"] * SINGLE
 
     @property
     def clip_bytes(self) -> int:
-        """Of a clip's latents, float32."""
+        """Bytes of a clip's latents, float32."""
         return prod(self.clip) * SINGLE
 
 
@@ -61,17 +61,17 @@ class Count:
 
     all: int
     block: int
-    """Of one block; 0 for what has none."""
+    """Parameters of one block."""
     wide: int
-    """Of those that stay in float32 where the network is loaded in bfloat16."""
+    """Parameters that stay in float32 where the network is loaded in bfloat16."""
 
     def bytes(self, dtype: str) -> int:
-        """When it is loaded as ``dtype``."""
+        """Bytes of the network when it is loaded as ``dtype``."""
         return SINGLE * self.all if dtype == "float32" else 2 * (self.all + self.wide)
 
 
 def count_network(config: Mapping[str, Any]) -> Count:
-    """Of a transformer: counted on its own modules."""
+    """Parameters of a transformer, counted on its own modules."""
     return _count_network(tuple(sorted((key, _frozen(value)) for key, value in config.items() if key[0] != "_")))
 
 

@@ -4,7 +4,7 @@ The relativistic pairing loss (RpGAN; Jolicoeur-Martineau 2018, R3GAN) on d = D_
 D_n says "looks like n + 1 steps"**. The student minimises softplus(-d), which raises D_n of its n-step sample; the
 discriminator minimises softplus(d), which lowers d. Both are log 2 at d = 0.
 
-The paper prints f(d) = -log(1 + exp(-d)) for both turns (its equation 7); taken literally its discriminator turn is
+The paper prints f(d) = -log(1 + exp(-d)) for both sides (its equation 7); taken literally the discriminator's is
 unbounded below. With the logit's orientation as here it is exactly softplus(d) (method.md section 7).
 """
 
@@ -19,21 +19,21 @@ def step_logit(logits: Tensor, n: Tensor) -> Tensor:
     return logits.gather(1, n[:, None] - 1)[:, 0]
 
 
-def adversarial_student(fewer: Tensor, more: Tensor) -> Tensor:
-    """softplus(-(fewer - more)), [B]: the student's turn.
+def adversarial_student(d_n: Tensor, d_next: Tensor) -> Tensor:
+    """softplus(-(d_n - d_next)), [B]: what the student minimises.
 
     Args:
-        fewer: D_n of the n-step samples [B].
-        more: D_n of the (n+1)-step samples [B], without a graph.
+        d_n: D_n of the n-step samples [B].
+        d_next: D_n of the (n+1)-step samples [B], without a graph.
     """
-    return softplus(more - fewer)
+    return softplus(d_next - d_n)
 
 
-def adversarial_discriminator(fewer: Tensor, more: Tensor) -> Tensor:
-    """softplus(fewer - more), [B]: the discriminator's turn."""
-    return softplus(fewer - more)
+def adversarial_discriminator(d_n: Tensor, d_next: Tensor) -> Tensor:
+    """softplus(d_n - d_next), [B]: what the discriminator minimises."""
+    return softplus(d_n - d_next)
 
 
-def accuracy(fewer: Tensor, more: Tensor) -> Tensor:
+def accuracy(d_n: Tensor, d_next: Tensor) -> Tensor:
     """Share of pairs that the discriminator tells apart: it should stay between .55 and .8 (method.md section 7)."""
-    return (more > fewer).float().mean()
+    return (d_next > d_n).float().mean()

@@ -2,7 +2,7 @@
 
 A model is a diffusers folder (model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/); ours may
 hold a second network beside ``transformer/`` (the bidirectional ``teacher/``), and its model_index.json may hold
-``"nearstep"``: the :class:`Settings` it was made for. Reading it needs neither torch nor diffusers.
+``"nearstep"``: the :class:`Settings` it was made for. Reading files needs neither torch nor diffusers.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.shapes import latent_frames
 
 EMBEDDED = "playground"
 """The model inside this package, by name."""
@@ -32,10 +34,12 @@ _DTYPE_NAMES: dict[str, str] = {"F64": "float64", "F32": "float32", "F16": "floa
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a model was made for; the defaults are Wan's at 480p."""
+    """What a model was made for, checked when it is made; the defaults are Wan's at 480p, and stand nowhere else."""
 
     fps: float = 16
+    """Pixel frames a second."""
     num_frames: int = 81
+    """Pixel frames of a clip, 4n+1."""
     height: int = 480
     width: int = 832
     grid: int = 4
@@ -46,18 +50,88 @@ class Settings:
     """A bidirectional network's."""
     guidance_scale: float = 5.0
     """A bidirectional network's guidance w, v = u + w (c - u); the student is distilled without."""
-    agreement: Sequence[Sequence[float]] = ()
+    agreement: tuple[tuple[float, ...], ...] = ()
     """Cosines at which an adaptive plan stops, by chunk and step; the last of each repeats (nearstep calibrate)."""
 
+    def __post_init__(self) -> None:
+        _check({field.name: getattr(self, field.name) for field in fields(self)})
+
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> Settings:
+    def of(cls, stated: Mapping[str, Any] | None) -> Settings:
         """The settings in a model_index.json; what is absent keeps its default."""
-        given, known = given or {}, [field.name for field in fields(cls)]
-        if unknown := sorted(set(given) - set(known)):
+        stated, known = stated or {}, [field.name for field in fields(cls)]
+        if unknown := sorted(set(stated) - set(known)):
             near = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
             raise NearstepError(f'unknown setting {unknown[0]!r} under "nearstep" in {INDEX}: {hint}')
-        return cls(**given)
+        _check(stated)
+        return cls(**{**stated, "agreement": _levels(stated.get("agreement", ()))})
+
+    def stated(self) -> dict[str, Any]:
+        """What a model_index.json says: a clip's size always, all else where it is not Wan's.
+
+        Plans and guidance are read together, so one that differs brings the others.
+        """
+        values, own = asdict(self), Settings()
+        names = {*_SIZE, *(name for name in values if values[name] != getattr(own, name))}
+        if names & {*_SAMPLING}:
+            names |= {*_SAMPLING}
+        return {name: value for name, value in values.items() if name in names}
+
+
+_SIZE = ("fps", "num_frames", "height", "width")
+_SAMPLING = ("default_plan", "teacher_plan", "guidance_scale")
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse what no model can be made for, whatever types it comes in: from JSON, a recipe or the command line."""
+    for name, value in values.items():
+        if name == "fps":
+            _check_number(name, value, "above 0", lambda fps: fps > 0)
+        elif name == "guidance_scale":
+            _check_number(name, value, "0 or above", lambda weight: weight >= 0)
+        elif name in ("default_plan", "teacher_plan"):
+            _check_plan(name, value)
+        elif name == "agreement":
+            _levels(value)
+        else:
+            _check_whole(name, value)
+    if "num_frames" in values:
+        latent_frames(values["num_frames"])
+
+
+def _check_number(name: str, value: object, allowed: str, is_allowed: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and is_allowed(value)):
+        raise NearstepError(f"{name}={value!r} is no setting that a model can have; give a number {allowed}")
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise NearstepError(f"{name}={value!r} is no setting that a model can have; give a whole number above 0")
+
+
+def _check_plan(name: str, plan: object) -> None:
+    from nearstep.flow.plan import parse_steps  # which needs torch, and most of a folder is read without
+
+    if not isinstance(plan, str):
+        raise NearstepError(f"{name}={plan!r} is no plan; write one as a string, such as {name}='4'")
+    try:
+        parse_steps(plan, plan.count(",") + 1)
+    except NearstepError as error:
+        raise NearstepError(f"{name}={plan!r}: {error}") from None
+
+
+def _levels(agreement: object) -> tuple[tuple[float, ...], ...]:
+    # JSON has lists, and whole numbers among them.
+    try:
+        levels = tuple(tuple(float(level) for level in chunk) for chunk in agreement)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        levels = ((),)
+    if not all(levels) or not all(isfinite(level) for chunk in levels for level in chunk):
+        raise NearstepError(
+            f"agreement={agreement!r}; give a list of cosines for each chunk, as nearstep calibrate does"
+        )
+    return levels
 
 
 @dataclass(frozen=True)

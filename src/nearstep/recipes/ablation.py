@@ -24,6 +24,7 @@ from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
+from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 
@@ -44,9 +45,7 @@ UNIFORM = (1, 2, 3, 4)
 
 def _asd(**changes: Any) -> Callable[[], DistillConfig]:
     def recipe() -> DistillConfig:
-        base = recipes.distill()
-        assert base.adversary is not None
-        return replace(base, counts=UNIFORM, adversary=replace(base.adversary, **changes))
+        return replace(recipes.distill(), step_counts=UNIFORM, adversary=AdversaryConfig(**changes))
 
     return recipe
 
@@ -62,7 +61,7 @@ def _slow(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
 
 def _largest(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
     """Distribution matching on n = 4 alone: fewer steps learn from the adversary, or not at all."""
-    return lambda: replace(recipe(), match="largest")
+    return lambda: replace(recipe(), dmd_on="largest")
 
 
 CELLS: dict[str, Callable[[], DistillConfig]] = {
@@ -73,7 +72,7 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "self_forcing_2": recipes.self_forcing_2,
     "one_forcing": recipes.one_forcing,
     "causvid": recipes.causvid,
-    "self_forcing_favour_1": lambda: replace(recipes.self_forcing(), counts=recipes.FAVOUR_ONE),
+    "self_forcing_favour_1": lambda: replace(recipes.self_forcing(), step_counts=recipes.FAVOUR_ONE),
     "asd_favour_1": recipes.distill,
     "self_forcing_consistency": lambda: replace(recipes.self_forcing(), source="consistency"),
     "asd_consistency": lambda: replace(_asd()(), source="consistency"),

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nearstep.data.latents import LatentsConfig
-from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder, Settings
 from nearstep.playground import PLAYGROUND
 from nearstep.playground.train_features import FeaturesConfig
 from nearstep.train.distill.adversary import AdversaryConfig
@@ -41,15 +40,15 @@ _LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, world=
 FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
 """Step counts to draw from, in which one step comes up in half of all draws."""
 _SHIFT = 3.0
-_SETTINGS: dict[str, Any] = {
-    "fps": PLAYGROUND.fps,
-    "num_frames": PLAYGROUND.frames,
-    "height": PLAYGROUND.size,
-    "width": PLAYGROUND.size,
-    "default_plan": "4",
-    "teacher_plan": "20",
-    "guidance_scale": 2.0,
-}
+_SETTINGS = Settings(
+    fps=PLAYGROUND.fps,
+    num_frames=PLAYGROUND.frames,
+    height=PLAYGROUND.size,
+    width=PLAYGROUND.size,
+    default_plan="4",
+    teacher_plan="20",
+    guidance_scale=2.0,
+)
 
 
 def codec() -> CodecConfig:
@@ -157,22 +156,22 @@ def self_forcing() -> DistillConfig:
 def distill() -> DistillConfig:
     """Adversarial self-distillation: one student for 1 to 4 steps, half of its updates at one step."""
     # The paper draws n uniformly; one step is the hardest, and its updates help the others (docs/results.md).
-    return replace(_rival("distill"), counts=FAVOUR_ONE, adversary=AdversaryConfig(), alone=15)
+    return replace(_rival("distill"), step_counts=FAVOUR_ONE, adversary=AdversaryConfig(), adversary_delay=15)
 
 
 def distill_1() -> DistillConfig:
     """Adversarial self-distillation with every update at one step, against the student's own two steps."""
-    return replace(distill(), loop=_rival("distill_1").loop, counts=(1,))
+    return replace(distill(), loop=_rival("distill_1").loop, step_counts=(1,))
 
 
 def self_forcing_1() -> DistillConfig:
     """Self Forcing retrained for exactly one step."""
-    return replace(_rival("self_forcing_1"), counts=(1,))
+    return replace(_rival("self_forcing_1"), step_counts=(1,))
 
 
 def self_forcing_2() -> DistillConfig:
     """Self Forcing retrained for exactly two steps: on their own list, whose two times are trained in turn."""
-    return replace(_rival("self_forcing_2"), counts=(1, 2), schedule="respaced")
+    return replace(_rival("self_forcing_2"), step_counts=(1, 2), schedule="respaced")
 
 
 def causvid() -> DistillConfig:
@@ -182,7 +181,8 @@ def causvid() -> DistillConfig:
 
 def one_forcing() -> DistillConfig:
     """An adversary against clips in place of adjacent steps (One-Forcing, DMD2)."""
-    return replace(_rival("one_forcing"), adversary=AdversaryConfig(reference="data", backbone="joint"), alone=15)
+    adversary = AdversaryConfig(reference="data", backbone="joint")
+    return replace(_rival("one_forcing"), adversary=adversary, adversary_delay=15)
 
 
 def stream_forcing() -> CausalConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig
+from nearstep.models.folder import Settings
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
@@ -26,7 +27,7 @@ _GUIDANCE = 4.0
 _LATENTS = LatentsConfig(folder=_RUNS / "wan-latents")
 _PROMPTS = PromptsConfig(files=(Path("prompts.txt"),), frames=21, channels=16, height=60, width=104)
 _CACHE = _RUNS / "wan-text"
-_SETTINGS = {"num_frames": 81, "height": 480, "width": 832, "fps": 16}
+_SETTINGS = Settings(num_frames=81, height=480, width=832, fps=16)
 _CAUSAL_LOOP = LoopConfig(folder=_RUNS / "wan-forcing", steps=5_000, save_every=250, preview_every=1_000)
 
 
@@ -104,7 +105,7 @@ def distill() -> DistillConfig:
         loop=replace(base.loop, folder=_RUNS / "wan-distill"),
         adversary=AdversaryConfig(gamma=2.0),
         warmup=60,
-        alone=20,
+        adversary_delay=20,
     )
 
 

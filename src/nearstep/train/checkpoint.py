@@ -79,8 +79,8 @@ def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> 
         NearstepError: if it cannot be read, or belongs to another recipe (the differing fields are named).
     """
     try:
-        made = json.loads((path / _RECIPE).read_text())
-        _check_recipe(made["recipe"], json.loads(json.dumps(recipe)), path)
+        saved = json.loads((path / _RECIPE).read_text())
+        _check_recipe(saved["recipe"], json.loads(json.dumps(recipe)), path)
         content = state.tensors()
         with _quiet():
             dcp.load(content, checkpoint_id=path, no_dist=here.count == 1)
@@ -91,7 +91,7 @@ def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> 
         raise NearstepError(f"{path} is no readable checkpoint ({last}); delete it to start the run anew") from error
     for name, part in state.parts.items():
         part.load_state_dict(content[name])
-    state.step = made["step"]
+    state.step = saved["step"]
 
 
 @contextmanager
@@ -102,11 +102,16 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _check_recipe(made: dict[str, Any], recipe: dict[str, Any], path: Path) -> None:
-    changed = sorted(key for key in {*recipe, *made} if recipe.get(key) != made.get(key))
+def _check_recipe(saved: dict[str, Any], recipe: dict[str, Any], path: Path) -> None:
+    if unknown := sorted(saved.keys() - recipe.keys()):
+        raise NearstepError(
+            f"{path} was made by another version of nearstep: its recipe says {', '.join(unknown)}, which this version "
+            "does not know; go on with that version, or start anew in another run folder"
+        )
+    changed = sorted(key for key in recipe if recipe[key] != saved.get(key))
     if changed:
         key = changed[0]
         raise NearstepError(
-            f"{path} was made with another recipe: {key} was {made.get(key)!r} and is now "
-            f"{recipe.get(key)!r} (these differ: {', '.join(changed)}); use the old values or another run folder"
+            f"{path} was made with another recipe: {key} was {saved.get(key)!r} and is now "
+            f"{recipe[key]!r} (these differ: {', '.join(changed)}); use the old values or another run folder"
         )

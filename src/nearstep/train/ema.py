@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Generic
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nearstep.train.frozen import Trained, frozen_names, twin, view
+from nearstep.train.frozen import Module, Trained, frozen_names, twin, view
 
 
-class Ema:
+class Ema(Generic[Module]):
     """A slow copy. The decay ramps up with the updates, so that an early copy is not stuck at the initial weights.
 
     What does not train is the module's own, not copied.
@@ -20,14 +22,14 @@ class Ema:
             are there once.
     """
 
-    def __init__(self, module: nn.Module, decay: float, *, cut: bool = False) -> None:
+    def __init__(self, module: Module, decay: float, *, cut: bool = False) -> None:
         self.decay, self.updates = decay, 0
         self.names = [name for name, p in module.named_parameters() if p.requires_grad]
-        self.module = (view if cut else twin)(module).eval().requires_grad_(False)
+        self.module: Module = (view if cut else twin)(module).eval().requires_grad_(False)
         self.trained = Trained(self.module, frozen_names(module))
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self, module: Module) -> None:
         """Move towards ``module`` by one update."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         slow, fast = (dict(each.named_parameters()) for each in (self.module, module))

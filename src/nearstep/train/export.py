@@ -11,10 +11,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from nearstep.errors import NearstepError
 from nearstep.files import keep_folder, open_to_readers, write_json
 from nearstep.models.card import Card, model_index, write_card
 from nearstep.models.empty import empty_network
-from nearstep.models.folder import INDEX
+from nearstep.models.folder import INDEX, Settings
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
@@ -25,6 +26,19 @@ KEPT = ("vae", "text_encoder", "tokenizer")
 """What a causal run or a distillation does not change."""
 
 
+def check_settings(settings: object) -> None:
+    """Refuse settings that are no checked ones, before a run that would end with them.
+
+    Raises:
+        NearstepError: naming what is wrong in them, or how to write them.
+    """
+    if isinstance(settings, Settings):
+        return
+    if isinstance(settings, Mapping):
+        Settings.of(settings)  # which names what is misspelt or impossible
+    raise NearstepError(f"settings={settings!r} is a {type(settings).__name__}; write Settings.of({{...}})")
+
+
 def export_model(
     folder: Path,
     *,
@@ -32,7 +46,7 @@ def export_model(
     text: PromptEncoder,
     codec: VideoCodec,
     shift: float,
-    settings: Mapping[str, Any],
+    settings: Settings,
     dtype: torch.dtype = torch.bfloat16,
     card: Card | None = None,
 ) -> None:
@@ -44,7 +58,7 @@ def export_model(
         text: tokenizer and encoder.
         codec: pixels and latents.
         shift: of the schedules.
-        settings: what the model was made for (models/folder.py Settings), under "nearstep" in the index.
+        settings: what the model was made for; stands under "nearstep" in the index.
         dtype: of the stored weights; whoever loads them chooses the type to compute in.
         card: what the model card should say that the folder does not.
     """
@@ -65,10 +79,10 @@ def export_student(
     networks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]],
     fields: LoraFields,
     shift: float,
-    settings: Mapping[str, Any],
+    settings: Settings,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """As ``export_model``, of a run that changed networks alone: all else is the model folder's own, as it is there.
+    """Write the result of a run that changed networks alone: all else is the model folder's own, as it is there.
 
     Args:
         folder: where to.
@@ -109,17 +123,16 @@ def _close(
     folder: Path,
     configs: Mapping[str, Mapping[str, Any]],
     shift: float,
-    settings: Mapping[str, Any],
+    settings: Settings,
     card: Card,
     also: Sequence[str] = (),
 ) -> None:
     """Scheduler, model card and index."""
     FlowMatchEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
     main = configs.get("transformer") or next(iter(configs.values()))
-    plan = settings.get("default_plan", "4") if main["chunk_frames"] is not None else None
+    plan = settings.default_plan if main["chunk_frames"] is not None else None
     write_card(folder, card, config=main, plan=plan, library="nearstep")
-    index = model_index([*configs, *also], settings)
-    write_json(folder / INDEX, index)
+    write_json(folder / INDEX, model_index([*configs, *also], settings.stated()))
     open_to_readers(folder, folder / INDEX)
 
 

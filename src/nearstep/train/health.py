@@ -107,8 +107,8 @@ def _penalty_share(rows: Rows) -> float | None:
 
 
 def _adversarial_share(rows: Rows) -> float | None:
-    heard = [row for row in rows if {"alpha", "asd_norm", "dmd_norm"} <= row.keys()]
-    shares = [row["alpha"] * row["asd_norm"] / row["dmd_norm"] for row in heard if row["dmd_norm"]]
+    whole = [row for row in rows if {"alpha", "asd_norm", "dmd_norm"} <= row.keys()]
+    shares = [row["alpha"] * row["asd_norm"] / row["dmd_norm"] for row in whole if row["dmd_norm"]]
     return sum(shares) / len(shares) if shares else None
 
 

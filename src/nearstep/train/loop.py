@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.files import sweep
+from nearstep.models.folder import Settings
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.metrics import Metrics
@@ -96,13 +97,16 @@ def run(stage: Stage, config: LoopConfig, recipe: dict[str, Any]) -> Path:
 
 def recipe_of(config: Any) -> dict[str, Any]:
     """A config as plain data, without what may differ when a run goes on (its length in minutes, its reporting)."""
-    content = dataclasses.asdict(config)
-    loop = content.pop("loop")
-    content["steps"] = loop["steps"]
+    content = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    content["steps"] = content.pop("loop").steps
     return {key: _plain(value) for key, value in content.items()}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.stated()  # a setting that a later version adds is no other recipe
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -113,18 +117,18 @@ def _plain(value: Any) -> Any:
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
     # A first SIGTERM or Ctrl-C lets the step end and saves; a second Ctrl-C ends at once.
-    seen: list[int] = []
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if seen and number == signal.SIGINT:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        seen.append(number)
+        received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield seen
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

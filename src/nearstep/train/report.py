@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "loss by time": ("loss_low", "loss_mid", "loss_high"),
     "accuracy by n": ("accuracy_1", "accuracy_2", "accuracy_3", "accuracy_4"),
     "gap by n": ("gap_1", "gap_2", "gap_3", "gap_4"),
-    "logits": ("d_fewer", "d_more"),
+    "logits": ("d_n", "d_next"),
     "penalties": ("r1", "r2"),
     "gradients at the sample": ("dmd_norm", "asd_norm"),
     "their cosine": ("cosine",),

@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
 from nearstep.recipes import playground
-from nearstep.train.distill.adversary import AdversaryConfig, out_of_graph
-from nearstep.train.distill.balance import Balance
-from nearstep.train.distill.noise import Noise
+from nearstep.train.distill.adversary import AdversaryConfig, GradientBalance, out_of_graph
 from nearstep.train.distill.stage import DistillConfig, DistillStage
-from nearstep.train.distill.steps import Turn
+from nearstep.train.distill.steps import StepPlan
+from nearstep.train.distill.update import Batch, DistillUpdate
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import NonFiniteError, OptimConfig
@@ -34,12 +33,12 @@ def config(model, tmp_path: Path) -> DistillConfig:
     return model.distillation(loop)
 
 
-def turn(steps: int) -> Turn:
-    return Turn(steps=steps, adversarial=True, heard=True)
+def plan(steps: int) -> StepPlan:
+    return StepPlan(steps=steps, discriminator_learns=True, student_listens=True)
 
 
-def noise(stage: DistillStage) -> Noise:
-    return stage._noise("test")
+def update_of(config: DistillConfig) -> DistillUpdate:
+    return DistillStage(config).update
 
 
 def have_gradients(parameters: Iterable[torch.nn.Parameter]) -> list[bool]:
@@ -57,7 +56,7 @@ def test_every_rival_trains_and_its_student_generates(name: str, config: Distill
     recipe = getattr(playground, name)()
     rates = {"student": config.student, "assistant": config.assistant, "discriminator": config.discriminator}
     small = {"loop": config.loop, "model": config.model, "latents": config.latents, "source": "transformer"}
-    small |= {"batch": 2, "ratio": 2, "warmup": 0, "alone": 0}
+    small |= {"batch": 2, "ratio": 2, "warmup": 0, "adversary_delay": 0}
     folder = replace(recipe, **small, **rates).run()
     before, after = weights(config.model), weights(folder)
     assert any(not torch.equal(before[key], after[key]) for key in before)
@@ -122,111 +121,120 @@ def test_micro_batches_add_up_to_the_whole_batch(config: DistillConfig, penalty)
         logged = [stage.step(index) for stage in (whole, halves)]
         for name in logged[0].keys() & {"dmd", "asd", "assistant", "discriminator", "r1"}:
             torch.testing.assert_close(logged[0][name], logged[1][name], rtol=1e-3, atol=1e-5)
-    for name in ("student", "assistant", "discriminator"):
-        pairs = zip(getattr(whole, name).parameters(), getattr(halves, name).parameters(), strict=True)
-        assert all(torch.allclose(a, b, atol=2e-4) for a, b in pairs), name
+    for name, part in whole.update.networks.state().items():
+        if name in ("student", "assistant", "discriminator"):
+            other = halves.update.networks.state()[name].state_dict()
+            assert all(torch.allclose(tensor, other[key], atol=2e-4) for key, tensor in part.state_dict().items()), name
 
 
-def test_the_students_turn_reaches_the_student_alone(config: DistillConfig):
-    stage = DistillStage(config)
-    batch = stage._batch(turn(2), 0, range(4))
-    assert batch.fewer.requires_grad
-    assert batch.more is not None
-    assert not batch.more.requires_grad
-    stage._student(turn(2), batch, noise(stage))
-    assert all(have_gradients(p for name, p in stage.student.named_parameters() if "blocks" in name))
-    for other in (stage.assistant, stage.teacher, stage.discriminator):
+def test_the_students_update_reaches_the_student_alone(config: DistillConfig):
+    update = update_of(config)
+    batch, networks = update.sample(plan(2), 0, range(4)), update.networks
+    assert batch.x_n.requires_grad
+    assert batch.x_next is not None
+    assert not batch.x_next.requires_grad
+    update.student(plan(2), batch, update.noise("test"))
+    assert all(have_gradients(p for name, p in networks.student.named_parameters() if "blocks" in name))
+    for other in (networks.assistant, networks.teacher, networks.adversary.heads):
         assert not any(have_gradients(other.parameters()))
 
 
 @pytest.mark.parametrize("penalty", ["exact", "finite difference"])
 @pytest.mark.parametrize("backbone", ["assistant", "teacher", "joint"])
-def test_the_discriminators_turn_reaches_the_backbone_only_where_it_is_joint(config: DistillConfig, backbone, penalty):
+def test_the_discriminators_update_reaches_the_backbone_only_where_it_is_joint(
+    config: DistillConfig, backbone, penalty
+):
     adversary = AdversaryConfig(backbone=backbone, penalty=penalty)
-    stage = DistillStage(replace(config, adversary=adversary))
-    batch = stage._batch(turn(2), 0, range(4))
-    stage._discriminator(turn(2), replace(batch, fewer=batch.fewer.detach()), noise(stage), 0.1)
-    rows = stage.discriminator.logits.weight.grad.abs().sum(1)
+    update = update_of(replace(config, adversary=adversary))
+    networks = update.networks
+    batch = update.sample(plan(2), 0, range(4)).detached()
+    update.discriminator(plan(2), batch, update.noise("test"), 0.1)
+    rows = networks.adversary.heads.logits.weight.grad.abs().sum(1)
     assert [bool(row) for row in rows] == [False, True, False]  # D_2 alone
-    assert any(have_gradients(stage.assistant.parameters())) == (backbone == "joint")
-    assert not any(have_gradients([*stage.student.parameters(), *stage.teacher.parameters()]))
+    assert any(have_gradients(networks.assistant.parameters())) == (backbone == "joint")
+    assert not any(have_gradients([*networks.student.parameters(), *networks.teacher.parameters()]))
 
 
-def gap(stage: DistillStage, batch) -> float:
+def gap(update: DistillUpdate, batch: Batch) -> float:
+    adversary = update.networks.adversary
     with torch.no_grad():
-        discriminate, pair = stage._judged(turn(1), batch, noise(stage))
-        return float((discriminate(pair.noised(pair.fewer)) - discriminate(pair.noised(pair.more))).mean())
+        pair = adversary.pair(1, batch.x_n, batch.x_next, batch.text, update.noise("test"))
+        d_n = adversary.discriminate(pair.text, pair.t, pair.n)
+        return float((d_n(pair.psi(pair.x_n)) - d_n(pair.psi(pair.x_next))).mean())
 
 
 def test_a_discriminators_step_lowers_the_gap_and_a_students_step_on_asd_alone_raises_it(config: DistillConfig):
     small = OptimConfig(lr=1e-4, warmup=1, decay=0.0)
-    stage = DistillStage(replace(config, student=small, discriminator=small, match="largest"))
-    batch = stage._batch(turn(1), 0, range(4))
-    before = gap(stage, batch)
-    stage._discriminator(turn(1), batch, noise(stage), 0.0)
-    stage._move("discriminator", 0)
-    lowered = gap(stage, batch)
+    stage = DistillStage(replace(config, student=small, discriminator=small, dmd_on="largest"))
+    update, noise = stage.update, stage.update.noise("test")
+    batch = update.sample(plan(1), 0, range(4))
+    before = gap(update, batch)
+    update.discriminator(plan(1), batch, noise, 0.0)
+    stage.optimizers["discriminator"].apply(torch.zeros(()), 0)
+    lowered = gap(update, batch)
     assert lowered < before
-    stage._student(turn(1), stage._batch(turn(1), 0, range(4)), noise(stage))  # n = 1 is not the largest: no DMD
-    stage._move("student", 0)
-    after = replace(stage._batch(turn(1), 0, range(4)), more=batch.more)
-    assert gap(stage, after) > lowered
+    update.student(plan(1), update.sample(plan(1), 0, range(4)), noise)  # n = 1 is not the largest: no DMD
+    stage.optimizers["student"].apply(torch.zeros(()), 0)
+    after = replace(update.sample(plan(1), 0, range(4)), x_next=batch.x_next)
+    assert gap(update, after) > lowered
 
 
 def test_the_largest_n_has_no_reference_unless_the_chain_ends_in_data(config: DistillConfig):
-    stage = DistillStage(config)
-    assert stage._batch(turn(4), 0, range(4)).more is None
-    chained = DistillStage(replace(config, adversary=AdversaryConfig(reference="both")))
-    batch = chained._batch(turn(4), 0, range(4))
-    assert torch.equal(batch.more, batch.data)
-    assert chained.discriminator.pairs == 4
+    assert update_of(config).sample(plan(4), 0, range(4)).x_next is None
+    chained = update_of(replace(config, adversary=AdversaryConfig(reference="both")))
+    batch = chained.sample(plan(4), 0, range(4))
+    assert torch.equal(batch.x_next, batch.data)
+    assert chained.networks.adversary.heads.pairs == 4
 
 
-def test_the_discriminator_waits_then_learns_unheard_then_is_heard(config: DistillConfig):
-    stage = DistillStage(replace(config, counts=(2,), warmup=1, alone=1))
-    before = [p.clone() for p in stage.discriminator.parameters()]
+def test_the_discriminator_waits_then_learns_then_the_student_listens(config: DistillConfig):
+    stage = DistillStage(replace(config, step_counts=(2,), warmup=1, adversary_delay=1))
+    heads = stage.update.networks.adversary.heads
+    before = [p.clone() for p in heads.parameters()]
     logged = [stage.step(index).keys() for index in range(3)]
     assert ["dmd" in names for names in logged] == [True, True, True]
     assert ["accuracy_2" in names for names in logged] == [False, True, True]
     assert ["asd" in names for names in logged] == [False, False, True]
-    assert not all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
 
 
 def test_warm_up_leaves_the_discriminator_alone(config: DistillConfig):
-    stage = DistillStage(replace(config, counts=(2,), warmup=1))
-    before = [p.clone() for p in stage.discriminator.parameters()]
+    stage = DistillStage(replace(config, step_counts=(2,), warmup=1))
+    heads = stage.update.networks.adversary.heads
+    before = [p.clone() for p in heads.parameters()]
     stage.step(0)
-    assert all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, heads.parameters(), strict=True))
 
 
 def test_assistant_and_discriminator_learn_several_times_from_one_rollout_under_new_noise(config: DistillConfig):
-    stage = DistillStage(replace(config, counts=(1,), ratio=3))
+    stage = DistillStage(replace(config, step_counts=(1,), ratio=3))
     calls: list[int] = []
-    stage.student.register_forward_hook(lambda *_: calls.append(1))
+    stage.update.networks.student.register_forward_hook(lambda *_: calls.append(1))
     stage.step(0)
     plans = (make_plan(text, frames=9, chunk_frames=3, shift=3.0) for text in ("1", "2"))
     assert len(calls) == sum(plan.calls for plan in plans)  # a rollout of n steps and one of n + 1, and no more
-    first, second = stage._noise("learners", 0, 0), stage._noise("learners", 0, 1)
+    first, second = stage.update.noise("learners", 0, 0), stage.update.noise("learners", 0, 1)
     assert not torch.equal(first.eps("assistant"), second.eps("assistant"))
     assert not torch.equal(first.t("psi", 1.0), second.t("psi", 1.0))
 
 
 def test_rare_penalties_weigh_as_much_as_constant_ones(config: DistillConfig):
-    adversary = AdversaryConfig(gamma=0.5, penalty_every=3)
-    stage = DistillStage(replace(config, adversary=adversary, ratio=2))
-    given = [stage._gamma(index, update) for index in range(3) for update in range(2)]
-    assert [weight > 0 for weight in given] == [True, False, False, True, False, False]
-    assert given[0] == pytest.approx(3 * adversary.gamma_at(0.0))
+    options = AdversaryConfig(gamma=0.5, penalty_every=3)
+    adversary = update_of(replace(config, adversary=options, ratio=2)).networks.adversary
+    weights = [adversary.penalty_weight(update, progress=0.0) for update in range(6)]
+    assert [weight > 0 for weight in weights] == [True, False, False, True, False, False]
+    assert weights[0] == pytest.approx(3 * options.gamma_at(0.0))
 
 
 def test_what_is_not_finite_stops_before_any_weight_moves(config: DistillConfig):
     stage = DistillStage(config)
+    student, assistant = stage.update.networks.student, stage.update.networks.assistant
     with torch.no_grad():
-        stage.assistant.proj_out.bias.fill_(float("nan"))
-    before = [p.clone() for p in stage.student.parameters()]
+        assistant.proj_out.bias.fill_(float("nan"))
+    before = [p.clone() for p in student.parameters()]
     with pytest.raises(NonFiniteError):
         stage.step(0)
-    assert all(torch.equal(a, b) for a, b in zip(before, stage.student.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
 
 def test_out_of_graph_keeps_input_gradients_and_restores(config: DistillConfig):
@@ -249,13 +257,13 @@ def test_gamma_falls_to_a_tenth():
 
 
 def test_balance_takes_effect_with_the_next_update():
-    balance = Balance()
+    balance = GradientBalance()
     assert balance.ratio == 1.0
     balance.add(torch.full((2, 3), 4.0), torch.full((2, 3), 2.0))
     assert balance.ratio == 1.0
     balance.settle()
     assert balance.ratio == pytest.approx(2.0)
-    again = Balance()
+    again = GradientBalance()
     again.load_state_dict(balance.state_dict())
     assert again.ratio == balance.ratio
 
@@ -270,8 +278,8 @@ def test_a_model_that_is_not_there_is_named(config: DistillConfig, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"counts": (1, 5)}, "from 1 to 4"),
-        ({"counts": ()}, "from 1 to 4"),
+        ({"step_counts": (1, 5)}, "from 1 to 4"),
+        ({"step_counts": ()}, "from 1 to 4"),
         ({"micro": 3}, "does not divide"),
         ({"ratio": 0}, "at least one update"),
     ],
@@ -284,16 +292,16 @@ def test_wrong_settings_are_named(config: DistillConfig, change, message: str):
 def test_under_autocast_every_update_computes_with_the_weights_as_they_are(config: DistillConfig):
     rate = replace(config.assistant, lr=0.1)
     stage = DistillStage(replace(config, autocast=True, assistant=rate, discriminator=rate, ratio=3))
-    learn, seen = stage._assistant, []
+    learn, network, equal = stage.update.assistant, stage.update.networks.assistant, []
 
     def assistant(batch, noise):
         with torch.no_grad():
-            x, t = batch.fewer, torch.full(batch.fewer.shape[:2], 0.5)
-            remembered = stage.assistant(x, t, batch.text)
+            x, t = batch.x_n, torch.full(batch.x_n.shape[:2], 0.5)
+            remembered = network(x, t, batch.text)
             torch.clear_autocast_cache()
-            seen.append(torch.equal(remembered, stage.assistant(x, t, batch.text)))
+            equal.append(torch.equal(remembered, network(x, t, batch.text)))
         return learn(batch, noise)
 
-    stage._assistant = assistant
+    stage.update.assistant = assistant
     stage.step(0)
-    assert seen == [True] * 3
+    assert equal == [True] * 3

@@ -1,4 +1,4 @@
-"""Turns and plans are functions of (seed, step), and n is as likely as it should be."""
+"""What a step does, and its plan, are functions of (seed, step), and n is as likely as it should be."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 
 from nearstep import rng
 from nearstep.flow.plan import prefix, respaced
-from nearstep.train.distill.steps import schedule_of, training_plan, turn_at
+from nearstep.train.distill.steps import schedule_of, step_plan, training_plan
 
-OPTIONS = {"seed": 3, "counts": (1, 2, 3, 4), "warmup": 20, "alone": 5}
+OPTIONS = {"seed": 3, "step_counts": (1, 2, 3, 4), "warmup": 20, "adversary_delay": 5}
 
 
-def test_a_turn_is_named_by_seed_and_step_alone():
+def test_a_step_is_named_by_seed_and_number_alone():
     torch.manual_seed(0)
-    first = [turn_at(step, **OPTIONS) for step in range(40)]
+    first = [step_plan(step, **OPTIONS) for step in range(40)]
     torch.manual_seed(1)
-    assert [turn_at(step, **OPTIONS) for step in range(40)] == first
-    assert [turn_at(step, **{**OPTIONS, "seed": 4}) for step in range(40)] != first
+    assert [step_plan(step, **OPTIONS) for step in range(40)] == first
+    assert [step_plan(step, **{**OPTIONS, "seed": 4}) for step in range(40)] != first
 
 
-def test_the_discriminator_waits_then_learns_unheard():
-    turns = [turn_at(step, **OPTIONS) for step in range(40)]
-    assert [step for step, turn in enumerate(turns) if turn.adversarial] == list(range(20, 40))
-    assert [step for step, turn in enumerate(turns) if turn.heard] == list(range(25, 40))
+def test_the_discriminator_waits_then_learns_before_the_student_listens():
+    plans = [step_plan(step, **OPTIONS) for step in range(40)]
+    assert [step for step, plan in enumerate(plans) if plan.discriminator_learns] == list(range(20, 40))
+    assert [step for step, plan in enumerate(plans) if plan.student_listens] == list(range(25, 40))
 
 
 def test_step_counts_are_equally_likely():
-    counts = Counter(turn_at(step, **OPTIONS).steps for step in range(20_000))
+    counts = Counter(step_plan(step, **OPTIONS).steps for step in range(20_000))
     assert set(counts) == {1, 2, 3, 4}
     assert max(counts.values()) / min(counts.values()) < 1.1
 

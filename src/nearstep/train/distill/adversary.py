@@ -1,14 +1,16 @@
-"""The adversary of a distillation: what is compared with what, on which features, and both players' turns.
+"""Adversarial self-distillation, whole: what is compared with what, on which features, and both sides' gradients.
 
-Psi noises both samples of a pair at one time with one noise, so that the discriminator sees nothing but the samples
-differ (method.md section 7).
+One update can be read here from top to bottom: a ``Pair`` of samples under one noise, ``Adversary.discriminate`` (D_n),
+``student_gradient`` and ``discriminator_loss``. The equations are those of docs/method.md section 11; the paper's are 6
+and 7. Psi noises both samples of a pair at one time with one noise, so that the discriminator sees nothing but the
+samples differ.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -18,14 +20,19 @@ from torch import Tensor, nn
 
 from nearstep.errors import NearstepError
 from nearstep.flow.path import noised
+from nearstep.flow.plan import GRID
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
 from nearstep.losses.regularisers import exact_penalty, finite_difference_penalty
 from nearstep.nets.discriminator import Discriminator, Pool
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.train.distill.noise import Noise
 
 _LEAST_GAMMA = 0.1
+_MOMENTUM = 0.9
 
 Penalty = Literal["exact", "finite difference"]
+Metrics = dict[str, Tensor]
+"""Name -> scalar to log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +52,15 @@ class AdversaryConfig:
     balance: bool = True
     """A fixed alpha weighs more and more, as gamma falls and the heads grow steeper."""
     gamma: float = 1.0
-    """Of R1 and R2; falls to a tenth along a half cosine."""
+    """Weight of R1 and R2; falls to a tenth along a half cosine."""
     penalty: Penalty = "finite difference"
     penalty_every: int = 4
     """Updates of the discriminator per penalty, whose weight grows by as much: on average the same, and cheaper
     (StyleGAN2's lazy regularisation)."""
     shift: float = 1.0
-    """Of Psi's times. 1 leaves more of the samples to see than the shift of distribution matching does."""
+    """Shift of Psi's times. 1 leaves more of the samples to see than the shift of distribution matching does."""
     joint_weight: float = 0.01
-    """Of the discriminator's loss in a joint backbone's update."""
+    """Weight of the discriminator's loss in a joint backbone's update."""
 
     def pairs(self, largest: int) -> int:
         """Logits: one per adjacent pair below ``largest`` steps, one for data."""
@@ -82,67 +89,156 @@ class AdversaryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A batch of samples, what they are held against, and the noise that both get."""
+    """A batch of n-step samples and what they are held against, with the noise that both get."""
 
-    fewer: Tensor
+    n: int
+    """Which D_n judges them."""
+    x_n: Tensor
     """[B, F, C, H, W] the n-step samples."""
-    more: Tensor
-    """Like it: the (n+1)-step samples, or real clips."""
-    eps: Tensor
+    x_next: Tensor
+    """[B, F, C, H, W] the (n+1)-step samples, or real clips; without a graph."""
+    text: Tensor
+    """[B, L, D] the prompts."""
     t: Tensor
-    """[B], the same for all frames of a pair."""
-    direction: Tensor
-    """Standard normal like the samples, for the finite difference."""
+    """[B] the times of Psi, the same for all frames of a pair."""
+    eps: Tensor
+    """[B, F, C, H, W] the noise of Psi."""
+    noise: Noise
+    """Where both come from, and the finite difference's direction."""
 
-    def noised(self, x: Tensor) -> Tensor:
-        """Psi."""
+    def psi(self, x: Tensor) -> Tensor:
+        """``x`` noised as both samples of the pair are: x_t = (1 - t) x + t eps."""
         return noised(x, self.eps, self.t[:, None].expand(-1, x.shape[1]))
 
 
-def critic(
-    backbone: VideoTransformer, discriminator: Discriminator, text: Tensor, t: Tensor, n: int
-) -> Callable[[Tensor], Tensor]:
-    """D_n of noised clips [B, F, C, H, W] at times ``t`` [B], as a function -> [B].
+class Adversary:
+    """Heads D_n on a backbone's features, and the updates that they teach.
 
-    The text [B, L, D] goes in as it is: its keys depend on whether the call is in float32 or under autocast.
+    Args:
+        config: the adversarial part of the run.
+        heads: the discriminators D_n.
+        backbone: the network whose features they read; it has its place on the device already.
     """
 
-    def discriminate(x_t: Tensor) -> Tensor:
-        _, features = backbone(x_t, t, text, features=discriminator.blocks)
-        return step_logit(discriminator(features, t), torch.full_like(t, n, dtype=torch.long))
+    def __init__(self, config: AdversaryConfig, heads: Discriminator, backbone: VideoTransformer) -> None:
+        self.config, self.heads, self.backbone = config, heads, backbone
+        self.balance = GradientBalance()
 
-    return discriminate
+    def judges(self, steps: int) -> bool:
+        """Whether samples of ``steps`` steps have a reference, and so a D_n."""
+        return self.config.logit(steps, GRID) is not None
+
+    def pair(self, steps: int, x_n: Tensor, x_next: Tensor, text: Tensor, noise: Noise) -> Pair:
+        """Samples of ``steps`` steps [B, F, C, H, W] and their references under one time and one noise each."""
+        n = self.config.logit(steps, GRID)
+        if n is None:
+            raise ValueError(f"samples of {steps} steps have no reference")
+        t, eps = noise.t("psi", self.config.shift), noise.eps("psi")
+        return Pair(n=n, x_n=x_n, x_next=x_next, text=text, t=t, eps=eps, noise=noise)
+
+    def discriminate(self, text: Tensor, t: Tensor, n: int) -> Callable[[Tensor], Tensor]:
+        """D_n of clips [B, F, C, H, W] noised at times ``t`` [B], as a function -> [B].
+
+        The text [B, L, D] goes in as it is: its keys depend on whether the call is in float32 or under autocast.
+        """
+
+        def d_n(x_t: Tensor) -> Tensor:
+            _, features = self.backbone(x_t, t, text, features=self.heads.blocks)
+            return step_logit(self.heads(features, t), torch.full_like(t, n, dtype=torch.long))
+
+        return d_n
+
+    def student_gradient(self, pair: Pair, dmd: Tensor) -> tuple[Tensor, Metrics]:
+        """alpha times the gradient of the summed L_ASD at the n-step samples [B, F, C, H, W], and what to log.
+
+        Args:
+            pair: the samples and their references.
+            dmd: distribution matching's gradient at the samples, which alpha is measured by.
+        """
+        d_n = self.discriminate(pair.text, pair.t, pair.n)
+        x = pair.x_n.detach().requires_grad_()
+        # Nobody but the samples learns here: backbone and heads are out of the graph, their inputs are not.
+        with out_of_graph(self.backbone, self.heads):
+            with torch.no_grad():
+                d_next = d_n(pair.psi(pair.x_next))
+            with torch.enable_grad():
+                # L_ASD = softplus(-d), d = D_n(Psi(x_n)) - D_n(Psi(x_{n+1})): the student raises D_n of its samples.
+                loss = adversarial_student(d_n(pair.psi(x)), d_next)
+                (gradient,) = torch.autograd.grad(loss.sum(), x)
+        gradient = gradient.float()
+        # alpha: fixed, or such that the adversary's gradient is ``weight`` times as long as distribution matching's.
+        cosine = torch.cosine_similarity(dmd.flatten(1), gradient.flatten(1)).mean()
+        self.balance.add(dmd, gradient)
+        alpha = self.config.weight * (self.balance.ratio if self.config.balance else 1.0)
+        metrics = {"asd": loss.mean(), "asd_norm": gradient.flatten(1).norm(dim=1).mean(), "cosine": cosine}
+        return alpha * gradient, {**metrics, "alpha": torch.tensor(alpha)}
+
+    def discriminator_loss(self, pair: Pair, gamma: float) -> tuple[Tensor, Metrics]:
+        """The discriminator's losses [B], and what to log; where ``gamma`` is not 0, R1 and R2 are in them."""
+        d_n, config = self.discriminate(pair.text, pair.t, pair.n), self.config
+        x_n, x_next = pair.psi(pair.x_n.detach()), pair.psi(pair.x_next.detach())
+        with nullcontext() if config.backbone == "joint" else out_of_graph(self.backbone):
+            # softplus(d) with the student's d: the discriminator lowers D_n of the n-step samples.
+            of_n, of_next = d_n(x_n), d_n(x_next)
+            losses = adversarial_discriminator(of_n, of_next)
+            metrics = {"d_n": of_n.mean(), "d_next": of_next.mean(), "gap": (of_n - of_next).mean()}
+            metrics |= {"accuracy": accuracy(of_n, of_next), "discriminator": losses.mean()}
+            if not gamma:
+                return losses, metrics
+            # gamma (R1 + R2): R1 on the reference, R2 on the n-step samples, both at the noised inputs (R3GAN).
+            penalty = exact_penalty
+            if config.penalty == "finite difference":
+                penalty = partial(finite_difference_penalty, direction=pair.noise.eps("direction"))
+            # In float32: bfloat16 rounds away the differences that the penalty is made of.
+            with torch.autocast(x_n.device.type, enabled=False):
+                r1, r2 = (penalty(d_n, x.float()) for x in (x_next, x_n))
+        return losses + gamma * (r1 + r2), metrics | {"r1": r1.mean(), "r2": r2.mean()}
+
+    @property
+    def loss_weight(self) -> float:
+        """Weight of the discriminator's loss, which a joint backbone learns from beside its own."""
+        return self.config.joint_weight if self.config.backbone == "joint" else 1.0
+
+    def penalty_weight(self, update: int, progress: float) -> float:
+        """gamma of the discriminator's update number ``update``: that of ``penalty_every`` updates at once, then 0."""
+        every = self.config.penalty_every
+        return every * self.config.gamma_at(progress) if update % every == 0 else 0.0
 
 
-def student_turn(discriminate: Callable[[Tensor], Tensor], pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
-    """Gradient of the summed adversarial loss at the n-step samples, and what to log."""
-    x = pair.fewer.detach().requires_grad_()
-    with torch.no_grad():
-        more = discriminate(pair.noised(pair.more))
-    with torch.enable_grad():
-        loss = adversarial_student(discriminate(pair.noised(x)), more)
-        (gradient,) = torch.autograd.grad(loss.sum(), x)
-    return gradient.float(), {"asd": loss.mean()}
+class GradientBalance:
+    """Running norms of two gradients at the same samples; ``ratio`` scales the second to the size of the first.
 
+    Norms are gathered over the micro-batches of an update and take effect with the next one, so that accumulation
+    changes nothing. Before the first update the ratio is 1. A resumed run takes the norms up again.
+    """
 
-def discriminator_turn(
-    discriminate: Callable[[Tensor], Tensor], pair: Pair, kind: Penalty, gamma: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The discriminator's losses [B]; with ``gamma`` R1 (on the reference) and R2 (on the n-step samples) are in it."""
-    x_fewer, x_more = pair.noised(pair.fewer.detach()), pair.noised(pair.more.detach())
-    fewer, more = discriminate(x_fewer), discriminate(x_more)
-    losses = adversarial_discriminator(fewer, more)
-    seen = {"d_fewer": fewer.mean(), "d_more": more.mean(), "gap": (fewer - more).mean()}
-    seen |= {"accuracy": accuracy(fewer, more), "discriminator": losses.mean()}
-    if not gamma:
-        return losses, seen
-    penalty = exact_penalty
-    if kind == "finite difference":
-        penalty = partial(finite_difference_penalty, direction=pair.direction)
-    # In float32: bfloat16 rounds away the differences that the penalty is made of.
-    with torch.autocast(x_fewer.device.type, enabled=False):
-        r1, r2 = (penalty(discriminate, x.float()) for x in (x_more, x_fewer))
-    return losses + gamma * (r1 + r2), seen | {"r1": r1.mean(), "r2": r2.mean()}
+    def __init__(self) -> None:
+        self.norms = torch.zeros(2)
+        self.pending = torch.zeros(2)
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        """Gather the squared norms of a micro-batch's gradients [B, ...]."""
+        self.pending += torch.stack([first.detach().square().sum(), second.detach().square().sum()]).float().cpu()
+
+    def settle(self, total: Callable[[Tensor], Tensor] = lambda norms: norms) -> None:
+        """End an update; ``total`` adds up what several processes have gathered."""
+        norms, self.pending = total(self.pending).sqrt(), torch.zeros(2)
+        if norms.all():
+            self.norms = norms if not self.norms.all() else _MOMENTUM * self.norms + (1 - _MOMENTUM) * norms
+
+    @property
+    def ratio(self) -> float:
+        """First norm over second."""
+        first, second = self.norms.tolist()
+        return first / second if second else 1.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The running norms."""
+        return {"norms": self.norms}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of ``state_dict``."""
+        self.norms = state["norms"]
 
 
 @contextmanager

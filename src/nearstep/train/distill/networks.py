@@ -1,9 +1,9 @@
-"""Who takes part in a distillation: networks in their places on the device, their optimizers, what a run must keep."""
+"""Who takes part in a distillation: networks in their places on the device, and the adversary where there is one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,49 +13,43 @@ from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.discriminator import Discriminator, tap_blocks
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.train.adapters import adapt, base, start_from
-from nearstep.train.checkpoint import TrainState
-from nearstep.train.distill.adversary import AdversaryConfig
-from nearstep.train.distill.balance import Balance
+from nearstep.train.distill.adversary import Adversary, AdversaryConfig
+from nearstep.train.distill.config import DistillFields
 from nearstep.train.ema import Ema
 from nearstep.train.frozen import Trained, twin
-from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.shared import load_network
 
-if TYPE_CHECKING:
-    from nearstep.train.distill.stage import DistillConfig
-
 
 @dataclass(frozen=True, kw_only=True)
-class Players:
-    """Everyone; the teacher is frozen, the student's average follows it."""
+class Networks:
+    """The networks of a distillation; the teacher is frozen, the student's average follows it."""
 
     student: VideoTransformer
     teacher: VideoTransformer
     assistant: VideoTransformer
     ema: Ema
-    discriminator: Discriminator | None
-    optimizers: dict[str, Optimizer]
-    balance: Balance
+    adversary: Adversary | None
+    """None: distribution matching alone."""
 
-    def state(self) -> TrainState:
-        """What a checkpoint holds."""
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of them, by name."""
         parts: dict[str, Any] = {
             "student": Trained(self.student),
             "assistant": Trained(self.assistant),
             "ema": self.ema,
         }
-        if self.discriminator:
-            parts["discriminator"] = self.discriminator
-        optimizers = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}
-        return TrainState({**parts, "balance": self.balance, **optimizers})
+        if self.adversary:
+            parts |= {"discriminator": self.adversary.heads, "balance": self.adversary.balance}
+        return parts
 
 
-def players(config: DistillConfig, here: Ranks) -> Players:
+def load_networks(config: DistillFields, here: Ranks) -> Networks:
     """Load and place the networks of a run, those that share weights together and the others one by one."""
     # The discriminator's penalty reads its backbone in float32, so that one is gathered in float32.
     narrow, read = torch.bfloat16 if config.autocast else None, config.adversary.backbone if config.adversary else ""
     teacher = _teacher(config)
+    # Adapters that stand on the teacher's weights: made before those are placed, while the numbers are there once.
     shared = {role: _adapted(twin(teacher), config, role) for role in config.on_teacher}
     here.place(_ready(teacher, config), None if read == "teacher" else narrow)
 
@@ -66,42 +60,39 @@ def players(config: DistillConfig, here: Ranks) -> Players:
     ema = Ema(student, config.ema, cut=here.mesh is not None)
     here.place(_ready(student, config), narrow)
     here.place(ema.module)
-    discriminator = make_discriminator(config.adversary, teacher, config.seed) if config.adversary else None
-    learners: dict[str, tuple[torch.nn.Module, OptimConfig]] = {
-        "student": (student, config.student),
-        "assistant": (assistant, config.assistant),
-    }
-    if discriminator:
-        here.place(discriminator)
-        learners["discriminator"] = (discriminator, config.discriminator)
-    return Players(
-        student=student,
-        teacher=teacher,
-        assistant=assistant,
-        ema=ema,
-        discriminator=discriminator,
-        optimizers={name: Optimizer([net], optim, config.loop.steps) for name, (net, optim) in learners.items()},
-        balance=Balance(),
-    )
+
+    adversary = None
+    if config.adversary:
+        adversary = make_adversary(config.adversary, teacher=teacher, assistant=assistant, seed=config.seed)
+        here.place(adversary.heads)
+    return Networks(student=student, teacher=teacher, assistant=assistant, ema=ema, adversary=adversary)
 
 
-def make_discriminator(adversary: AdversaryConfig, teacher: VideoTransformer, seed: int) -> Discriminator:
-    """Fresh heads that fit a backbone."""
+def make_adversary(
+    config: AdversaryConfig, *, teacher: VideoTransformer, assistant: VideoTransformer, seed: int
+) -> Adversary:
+    """An adversary with fresh heads that fit its backbone."""
+    backbone = teacher if config.backbone == "teacher" else assistant
+    return Adversary(config, make_heads(config, teacher, seed), backbone)
+
+
+def make_heads(config: AdversaryConfig, teacher: VideoTransformer, seed: int) -> Discriminator:
+    """Fresh heads that fit the teacher, and the assistant, which has its shape."""
     shape = teacher.config
     heads, width, taps = shape["num_attention_heads"], shape["attention_head_dim"], tap_blocks(shape["num_layers"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key("discriminator weights", seed))
-        return Discriminator(heads * width, heads, taps, adversary.pairs(GRID), pool=adversary.pool)
+        return Discriminator(heads * width, heads, taps, config.pairs(GRID), pool=config.pool)
 
 
-def _teacher(config: DistillConfig) -> VideoTransformer:
+def _teacher(config: DistillFields) -> VideoTransformer:
     dtype = getattr(torch, config.teacher_dtype)
     if config.on_teacher:
         return base(load_network(config.model / config.teacher), dtype).eval()
     return load_network(config.model / config.teacher, dtype).eval().requires_grad_(False)
 
 
-def _student(config: DistillConfig) -> VideoTransformer:
+def _student(config: DistillFields) -> VideoTransformer:
     """The student on weights of its own."""
     network = load_network(config.model / config.source)
     if "student" not in config.adapted:
@@ -109,7 +100,7 @@ def _student(config: DistillConfig) -> VideoTransformer:
     return _adapted(base(network, getattr(torch, config.teacher_dtype)), config, "student")
 
 
-def _adapted(network: VideoTransformer, config: DistillConfig, role: str) -> VideoTransformer:
+def _adapted(network: VideoTransformer, config: DistillFields, role: str) -> VideoTransformer:
     adapt(network, config, role, config.seed)
     if role == "student":
         start_from(network, config)
@@ -118,7 +109,7 @@ def _adapted(network: VideoTransformer, config: DistillConfig, role: str) -> Vid
     return network
 
 
-def _ready(network: VideoTransformer, config: DistillConfig) -> VideoTransformer:
+def _ready(network: VideoTransformer, config: DistillFields) -> VideoTransformer:
     if config.compile:
         compile_blocks(network)
     if config.checkpointing:

@@ -24,13 +24,13 @@ class Noise:
     rows: range
     shape: Sequence[int]
     """[F, C, H, W] of a sample."""
-    low: float
-    high: float
+    t_min: float
+    t_max: float
     """Bounds of the times."""
     device: torch.device | str | None = None
 
     def of(self, rows: range) -> Noise:
-        """That of other rows."""
+        """The noise of other rows under the same names."""
         return replace(self, rows=rows)
 
     def eps(self, purpose: Purpose) -> Tensor:
@@ -41,4 +41,4 @@ class Noise:
     def t(self, purpose: Purpose, shift: float) -> Tensor:
         """Times [B] under the training law of method.md section 5."""
         u = [torch.rand((), generator=rng.generator("time", purpose, *self.names, row)) for row in self.rows]
-        return training_times(torch.stack(u), shift=shift, low=self.low, high=self.high).to(self.device)
+        return training_times(torch.stack(u), shift=shift, low=self.t_min, high=self.t_max).to(self.device)

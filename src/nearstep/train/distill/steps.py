@@ -17,29 +17,35 @@ entries that begin with noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn:
-    """One step: an update of the student, and those of assistant and discriminator on its samples."""
+class StepPlan:
+    """What one step of a distillation does: an update of the student, and those of assistant and discriminator."""
 
     steps: int
     """n of this step's samples, for all chunks."""
-    adversarial: bool
-    """Whether the discriminator learns."""
-    heard: bool
-    """Whether the student listens to it."""
+    discriminator_learns: bool
+    """Whether n-step samples are held against references, and the discriminator learns from the pairs."""
+    student_listens: bool
+    """Whether the student's gradient holds the adversary's."""
 
 
-def turn_at(step: int, *, seed: int, counts: Sequence[int], warmup: int, alone: int = 0) -> Turn:
-    """The turn of step ``step``.
+def step_plan(step: int, *, seed: int, step_counts: Sequence[int], warmup: int, adversary_delay: int = 0) -> StepPlan:
+    """The plan of step ``step``.
 
     Args:
         step: the step.
-        seed: of the run.
-        counts: step counts n to draw from, each as likely.
+        seed: the run's.
+        step_counts: numbers n to draw from, each as likely.
         warmup: steps of distribution matching alone.
-        alone: steps after them in which the discriminator learns unheard, so that it does not mislead at first.
+        adversary_delay: steps after them in which the discriminator learns by itself, so that it does not mislead the
+            student at first.
     """
-    draw = torch.randint(len(counts), (), generator=rng.generator("turn", seed, step))
-    return Turn(steps=counts[int(draw)], adversarial=step >= warmup, heard=step >= warmup + alone)
+    # The name of the draw is older than the word for what it decides; another name would draw other numbers.
+    draw = torch.randint(len(step_counts), (), generator=rng.generator("turn", seed, step))
+    return StepPlan(
+        steps=step_counts[int(draw)],
+        discriminator_learns=step >= warmup,
+        student_listens=step >= warmup + adversary_delay,
+    )
 
 
 def schedule_of(steps: int, kind: ScheduleKind, *, shift: float, draw: torch.Generator, grid: int = GRID) -> Schedule:

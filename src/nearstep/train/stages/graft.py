@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.models.folder import Settings
 from nearstep.train.adapters import LoraFields
-from nearstep.train.export import export_student
+from nearstep.train.export import check_settings, export_student
 from nearstep.train.stages.shared import load_network
 
 State = Mapping[str, Tensor]
@@ -39,9 +39,13 @@ class GraftConfig:
     teacher: str = "teacher"
     """Sub-folder of the teacher that is kept."""
     weight: float = 1.0
-    """Of what was learnt."""
+    """How many times what was learnt is added."""
     shift: float = 3.0
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    """What the student is made for, written into its folder."""
+
+    def __post_init__(self) -> None:
+        check_settings(self.settings)
 
     def run(self) -> Path:
         """Write the model folder, and return it.
@@ -72,7 +76,8 @@ def grafted(student: State, before: State, after: State, weight: float) -> dict[
     """
     shapes = [{name: tuple(value.shape) for name, value in state.items()} for state in (student, before, after)]
     for name in {**shapes[0], **shapes[1], **shapes[2]}:
-        if len(set(found := [shape.get(name) for shape in shapes])) > 1:
-            told = ", ".join(f"{who} {shape}" for who, shape in zip(("student", "before", "after"), found, strict=True))
-            raise NearstepError(f"{name} differs ({told}); a graft needs networks that started from the same weights")
+        if len(set(each := [shape.get(name) for shape in shapes])) > 1:
+            pairs = zip(("student", "before", "after"), each, strict=True)
+            shown = ", ".join(f"{network} {shape}" for network, shape in pairs)
+            raise NearstepError(f"{name} differs ({shown}); a graft needs networks that started from the same weights")
     return {name: value + weight * (after[name] - before[name]) for name, value in student.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,13 +21,27 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.protocols import TextEncoder
+from nearstep.protocols import CausalDenoiser, TextEncoder
 from nearstep.rollout.rollout import generate
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import ranks
 from nearstep.train.preview import write_grid
 
 PREVIEWS = 8
+
+
+@runtime_checkable
+class Clips(Protocol):
+    """Captions to train on, with the latents of their clips or without."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[F, C, H, W] of a clip."""
+        ...
+
+    def batch(self, first: int, size: int) -> tuple[Tensor | None, list[str]]:
+        """Latents [size, F, C, H, W], or None, and captions of the clips that come after the first ``first``."""
+        ...
 
 
 def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTransformer:
@@ -99,14 +113,14 @@ def check_micro(micro: int | None, batch: int) -> None:
 
 
 def check_optimizers(*configs: OptimConfig) -> None:
-    """Refuse Muon where each process holds a slice: it turns whole matrices."""
+    """Refuse Muon where each process holds a slice: it works on whole matrices."""
     if ranks().count > 1 and any(config.muon for config in configs):
         raise NearstepError("muon works on whole matrices, and each of several processes holds a slice; set muon=False")
 
 
-def dropped(captions: Sequence[str], gone: Tensor) -> list[str]:
-    """The captions, emptied where ``gone``."""
-    return ["" if empty else text for text, empty in zip(captions, gone.tolist(), strict=True)]
+def dropped(captions: Sequence[str], silent: Tensor) -> list[str]:
+    """The captions, emptied where ``silent``."""
+    return ["" if empty else text for text, empty in zip(captions, silent.tolist(), strict=True)]
 
 
 @torch.no_grad()
@@ -129,7 +143,7 @@ def show(
     videos = []
     with torch.autocast(here.device.type, torch.bfloat16):
         for sample, prompt in enumerate(prompts):
-            denoiser: Any = TextDenoiser(network, text([prompt]))
+            denoiser: CausalDenoiser = TextDenoiser(network, text([prompt]))
             if weight != 1:
                 denoiser = Guided(TextDenoiser(network, text([prompt, ""])), weight)
             for plan in plans:

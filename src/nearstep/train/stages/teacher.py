@@ -7,11 +7,10 @@ guidance has an unconditional side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
+from nearstep.models.folder import Settings
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.text import PromptEncoder, build_tokenizer
@@ -30,7 +30,7 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
-from nearstep.train.export import export_model
+from nearstep.train.export import check_settings, export_model
 from nearstep.train.loop import LoopConfig, recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
@@ -91,10 +91,11 @@ class TeacherConfig:
     autocast: bool = True
     """Matrix products in bfloat16."""
     compile: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Defaults for using the model (models/folder.py Settings)."""
+    settings: Settings = field(default_factory=Settings)
+    """What the model is made for, written into its folder; pictures of a run are made with its plan and guidance."""
 
     def __post_init__(self) -> None:
+        check_settings(self.settings)
         check_phases(self.phases, self.loop.steps)
         _vocabulary(self.latents)
 
@@ -151,13 +152,12 @@ class TeacherStage:
         settings = self.config.settings
         phase, _ = phase_at(self.config.phases, max(0, self.state.step - 1))
         plan = make_plan(
-            settings.get("teacher_plan", "20"),
+            settings.teacher_plan,
             frames=latent_frames(phase.frames),
             chunk_frames=None,
             shift=self.config.shift,
         )
-        weight = settings.get("guidance_scale", 2.0)
-        show(path, network, text, self.codec, [plan], self.clips, weight=weight)
+        show(path, network, text, self.codec, [plan], self.clips, weight=settings.guidance_scale)
 
     def export(self, folder: Path) -> None:
         """Write a model folder whose only network is ``teacher/``."""

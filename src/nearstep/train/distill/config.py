@@ -1,0 +1,115 @@
+"""What a distillation is asked: every option, with its reason, and all of it checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from nearstep.data.latents import LatentsConfig
+from nearstep.data.prompts import PromptsConfig
+from nearstep.errors import NearstepError
+from nearstep.flow.plan import GRID
+from nearstep.models.folder import Settings
+from nearstep.train.adapters import LoraFields
+from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.train.distill.steps import ScheduleKind
+from nearstep.train.export import check_settings
+from nearstep.train.loop import LoopConfig
+from nearstep.train.optim import OptimConfig
+from nearstep.train.stages.shared import check_micro
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillFields(LoraFields):
+    """The options of a distillation; ``DistillConfig`` (stage.py) is what runs them."""
+
+    loop: LoopConfig
+    model: Path
+    """Model folder to start from."""
+    source: str = "transformer"
+    """Sub-folder of the network that the student starts as."""
+    teacher: str = "teacher"
+    """Sub-folder of the teacher, which is also what the assistant starts as."""
+    latents: LatentsConfig | PromptsConfig
+    """Captions, with clips or without; clips serve the data references alone."""
+    text_cache: Path | None = None
+    """A folder for the features of prompts: the text encoder is loaded for new ones only."""
+    student: OptimConfig
+    assistant: OptimConfig
+    discriminator: OptimConfig
+    adversary: AdversaryConfig | None = None
+    """None: distribution matching alone (Self Forcing)."""
+    step_counts: tuple[int, ...] = (1, 2, 3, 4)
+    """Step counts n to draw from; one that is named twice comes up twice as often."""
+    schedule: ScheduleKind = "prefix"
+    first_steps: int | None = None
+    """Steps of the first chunk, where it has its own list while training."""
+    sampling: Literal["rollout", "data"] = "rollout"
+    """``data``: samples come from one call on noised clips in place of a rollout (CausVid)."""
+    dmd_on: Literal["every", "largest"] = "every"
+    """Which n distribution matching acts on."""
+    ratio: int = 5
+    """Updates of assistant and discriminator per student update."""
+    warmup: int = 0
+    """Steps before the discriminator starts."""
+    adversary_delay: int = 0
+    """Steps after that in which the discriminator learns and the student does not listen to it yet."""
+    guidance: float = 2.0
+    """w of the teacher in v = u + w (c - u)."""
+    batch: int = 16
+    """Clips of an update, over all processes."""
+    micro: int | None = None
+    """Clips at a time in one process; gradients add up to those of the whole batch."""
+    chunk_frames: int = 3
+    shift: float = 3.0
+    t_min: float = 0.02
+    t_max: float = 0.98
+    """Bounds of the times at which samples are noised."""
+    ema: float = 0.98
+    seed: int = 0
+    autocast: bool = False
+    """bfloat16; on CPUs without AMX float32 is faster."""
+    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights: the teacher's, and those that adapters stand on."""
+    lora_only: Literal["student", "assistant"] | None = None
+    """Which of the two has an adapter and trains it alone, if not both. The assistant's stands on the teacher's own
+    weights, and the student's too where ``source`` is the teacher."""
+    checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    settings: Settings = field(default_factory=Settings)
+    """What the student is made for, written into its folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_only and self.lora_rank is None:
+            raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
+        if self.lora_start and "student" not in self.adapted:
+            raise NearstepError("lora_start is where the student's adapter starts; lora_only=assistant gives it none")
+        if not self.step_counts or not set(self.step_counts) <= set(range(1, GRID + 1)):
+            raise NearstepError(f"step_counts={self.step_counts}; give step counts from 1 to {GRID}")
+        if self.ratio < 1:
+            raise NearstepError(f"ratio={self.ratio}; the assistant needs at least one update per student update")
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise NearstepError(f"t_min={self.t_min}, t_max={self.t_max}; give bounds in [0, 1], the first one smaller")
+        check_micro(self.micro, self.batch)
+        check_settings(self.settings)
+        reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
+        if reads_data and isinstance(self.latents, PromptsConfig):
+            raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")
+        judges = self.adversary is not None and self.adversary.backbone == "teacher"
+        if judges and self.teacher_dtype != "float32" and not self.on_teacher:  # a base computes in float32
+            raise NearstepError("the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32")
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """Who has an adapter."""
+        if self.lora_rank is None:
+            return ()
+        return (self.lora_only,) if self.lora_only else ("student", "assistant")
+
+    @property
+    def on_teacher(self) -> tuple[str, ...]:
+        """Whose adapter stands on the teacher's weights."""
+        return tuple(role for role in self.adapted if role == "assistant" or self.source == self.teacher)

@@ -1,0 +1,241 @@
+"""The updates of a distillation: samples of the student, and what student, assistant and discriminator learn from them.
+
+Reading order, which is that of a step (stage.py ``DistillStage.step``): ``sample`` rolls the student out with n steps,
+and with n + 1 where those are the reference; ``student`` takes two gradients at the n-step samples, adds them and sends
+the sum through the rollout once; ``assistant`` and ``discriminator`` then learn from the same samples, several times,
+each time under new times and noise: a rollout costs more than their updates (docs/method.md section 11).
+
+Gradients are left on the weights, as parts of a mean over this process's clips; whoever calls moves the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.errors import NearstepError
+from nearstep.flow.guidance import guided
+from nearstep.flow.path import noised, x0_from_velocity
+from nearstep.flow.plan import GRID, chunk_lengths
+from nearstep.losses.denoising import flow_matching
+from nearstep.losses.dmd import distribution_matching, dmd_gradient
+from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.masks import block_causal
+from nearstep.protocols import TextEncoder
+from nearstep.rollout.rollout import generate
+from nearstep.train.distill.adversary import Metrics
+from nearstep.train.distill.config import DistillFields
+from nearstep.train.distill.networks import Networks
+from nearstep.train.distill.noise import Noise
+from nearstep.train.distill.steps import StepPlan, step_plan, training_plan
+from nearstep.train.parallel import Ranks
+from nearstep.train.stages.shared import Clips
+
+Draw = Literal["fewer", "more"]
+"""Names the noise of n-step and of (n+1)-step rollouts: the two are independent. Other names would be other noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the samples of a micro-batch are made for."""
+
+    text: Tensor
+    """[B, L, D] the prompts."""
+    data: Tensor | None
+    """[B, F, C, H, W] real clips, where there are any."""
+    rows: range
+    """Which rows of the whole batch they are."""
+
+    @property
+    def clips(self) -> Tensor:
+        """The real clips, of a run that has them.
+
+        Raises:
+            NearstepError: if there are prompts alone.
+        """
+        if self.data is None:
+            raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")
+        return self.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Conditions):
+    """A micro-batch with its samples."""
+
+    x_n: Tensor
+    """[B, F, C, H, W] the n-step samples; with a graph until the student has learnt from them."""
+    x_next: Tensor | None
+    """[B, F, C, H, W] what they are held against, without a graph; None where n has no reference."""
+
+    def detached(self) -> Batch:
+        """The same without the rollout's graph."""
+        return replace(self, x_n=self.x_n.detach())
+
+
+class DistillUpdate:
+    """The updates of one distillation.
+
+    Args:
+        config: the run's.
+        networks: in their places on the device.
+        text: encodes prompts.
+        clips: captions, with latents or without.
+        here: this process among those that train together.
+    """
+
+    def __init__(
+        self, config: DistillFields, networks: Networks, *, text: TextEncoder, clips: Clips, here: Ranks
+    ) -> None:
+        self.config, self.networks, self.text, self.clips, self.here = config, networks, text, clips, here
+        self.rows = here.share(config.batch)
+        self.lengths = chunk_lengths(clips.shape[0], config.chunk_frames)
+
+    def plan(self, index: int) -> StepPlan:
+        """What step ``index`` does, by its number alone."""
+        config = self.config
+        return step_plan(
+            index,
+            seed=config.seed,
+            step_counts=config.step_counts,
+            warmup=config.warmup,
+            adversary_delay=config.adversary_delay,
+        )
+
+    def noise(self, *names: str | int) -> Noise:
+        """Noise and times of this process's rows, under these names."""
+        config = self.config
+        return Noise(
+            names=(config.seed, *names),
+            rows=self.rows,
+            shape=self.clips.shape,
+            t_min=config.t_min,
+            t_max=config.t_max,
+            device=self.here.device,
+        )
+
+    # --- samples ---------------------------------------------------------------------------------------------------
+
+    def sample(self, plan: StepPlan, index: int, rows: range) -> Batch:
+        """The n-step samples of some rows of step ``index``, with a graph, and their references without one."""
+        data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
+        data = None if data is None else data.to(self.here.device)
+        given = Conditions(text=self.text(captions), data=data, rows=rows)
+        x_n = self.rollout(plan.steps, given, index, "fewer", graph=True)
+        x_next = self._reference(plan, given, index)
+        return Batch(text=given.text, data=given.data, rows=rows, x_n=x_n, x_next=x_next)
+
+    def rollout(self, steps: int, given: Conditions, index: int, draw: Draw, *, graph: bool) -> Tensor:
+        """``steps``-step samples of the student [B, F, C, H, W], float32; ``graph``: through each chunk's last step."""
+        config, student, device = self.config, self.networks.student, self.here.device
+        choice = rng.generator("schedule", config.seed, index, steps)
+        make = partial(training_plan, kind=config.schedule, lengths=self.lengths, shift=config.shift, draw=choice)
+        plan = make(steps, first=config.first_steps)
+        with torch.set_grad_enabled(graph):
+            if config.sampling == "data":
+                return self._from_data(plan.schedules[0].times[-1], given, draw, index)
+            denoiser = TextDenoiser(student, given.text)
+            size, (frames, *shape) = len(given.rows), self.clips.shape
+            # Append-only: the backward pass may read earlier chunks again.
+            cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
+            first = index * config.batch
+            samples = range(first + given.rows.start, first + given.rows.stop)
+            seed = rng.key("distill", draw, config.seed)
+            return generate(
+                denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph, device=device
+            )
+
+    def _from_data(self, time: float, given: Conditions, draw: Draw, index: int) -> Tensor:
+        """One call on noised clips in place of a rollout (CausVid)."""
+        clips = given.clips
+        t = torch.full(clips.shape[:2], time, device=clips.device)
+        x_t = noised(clips, self.noise("data", draw, index).of(given.rows).eps("data"), t)
+        v = self.networks.student(x_t, t, given.text, visibility=block_causal(self.lengths))
+        return x0_from_velocity(x_t, v, t)
+
+    def _reference(self, plan: StepPlan, given: Conditions, index: int) -> Tensor | None:
+        adversary = self.networks.adversary
+        if adversary is None or not plan.discriminator_learns or not adversary.judges(plan.steps):
+            return None
+        if adversary.config.against_data(plan.steps, GRID):
+            return given.clips
+        return self.rollout(plan.steps + 1, given, index, "more", graph=False)
+
+    # --- updates ---------------------------------------------------------------------------------------------------
+
+    def student(self, plan: StepPlan, batch: Batch, noise: Noise) -> Metrics:
+        """Gradients of the student from one micro-batch, and what to log."""
+        config, networks = self.config, self.networks
+        # Both gradients are taken at the samples x [B, F, C, H, W], cut off from the rollout that made them: there they
+        # can be measured against each other, and only their sum has to go back through the student.
+        x = batch.x_n.detach().requires_grad_()
+        total, metrics = torch.zeros_like(x), {}
+
+        # 1. Distribution matching: x noised at one time for all frames, scored by the guided teacher (real) and by the
+        # assistant (fake). Neither learns; the gradient's numbers are float32.
+        if config.dmd_on == "every" or plan.steps == max(config.step_counts):
+            both = partial(networks.teacher, text=torch.cat([batch.text, self.text([""] * len(batch.rows))]))
+            assistant = partial(networks.assistant, text=batch.text)
+            t = _per_frame(noise.t("match", config.shift), x)
+            direction = dmd_gradient(x, guided(both, config.guidance), assistant, noise.eps("match"), t)
+            loss = distribution_matching(x, direction)
+            (dmd,) = torch.autograd.grad(loss.sum(), x)
+            total = total + dmd
+            metrics = {"dmd": loss.mean(), "dmd_norm": dmd.flatten(1).norm(dim=1).mean()}
+
+        # 2. The adversary, where n has a reference and the warm-up is over: alpha times its gradient at x.
+        adversary, x_next = networks.adversary, batch.x_next
+        if adversary and x_next is not None and plan.student_listens:
+            asd, logged = adversary.student_gradient(
+                adversary.pair(plan.steps, batch.x_n, x_next, batch.text, noise), total
+            )
+            total, metrics = total.add_(asd), metrics | logged
+            del asd  # a clip, before the backward pass that needs the most memory
+
+        # 3. One backward pass through the last step of every chunk, for both.
+        batch.x_n.backward(total / len(self.rows))
+        for name, clips in ((str(plan.steps), x.detach()), ("data", batch.data)):
+            if clips is not None:
+                metrics |= {f"std_{name}": clips.std(), f"motion_{name}": clips.diff(dim=1).abs().mean()}
+        return metrics
+
+    def assistant(self, batch: Batch, noise: Noise) -> Metrics:
+        """Gradients of the assistant from one micro-batch, and what to log.
+
+        Flow matching on the student's samples, as the teacher once learnt from clips: so it knows how dense the
+        student's samples are, now.
+        """
+        x = batch.x_n  # [B, F, C, H, W], without a graph by now; one time [B] for all frames
+        t = _per_frame(noise.t("assistant", self.config.shift), x)
+        losses = flow_matching(partial(self.networks.assistant, text=batch.text), x, noise.eps("assistant"), t)
+        (losses.sum() / len(self.rows)).backward()
+        return {"assistant": losses.mean()}
+
+    def discriminator(self, plan: StepPlan, batch: Batch, noise: Noise, gamma: float) -> Metrics:
+        """Gradients of the discriminator from one micro-batch, and what to log; none where n has no reference.
+
+        Args:
+            plan: the step's.
+            batch: its samples, without a graph.
+            noise: this update's.
+            gamma: weight of the penalties; 0 where none is due.
+        """
+        adversary, x_next = self.networks.adversary, batch.x_next
+        if adversary is None or x_next is None:
+            return {}
+        # [B] losses of D_n on pairs of n-step sample and reference; a joint backbone learns from them too.
+        losses, metrics = adversary.discriminator_loss(
+            adversary.pair(plan.steps, batch.x_n, x_next, batch.text, noise), gamma
+        )
+        (adversary.loss_weight * losses.sum() / len(self.rows)).backward()
+        by_steps = {f"{name}_{plan.steps}": metrics[name] for name in ("d_n", "d_next", "gap", "accuracy")}
+        return {**metrics, **by_steps}
+
+
+def _per_frame(t: Tensor, like: Tensor) -> Tensor:
+    """Times [B] of samples as those of their frames [B, F]."""
+    return t[:, None].expand(-1, like.shape[1])
