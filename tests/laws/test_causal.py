@@ -163,7 +163,7 @@ def test_a_fused_commit_is_a_commit_and_a_call(
 @torch.no_grad()
 @pytest.mark.parametrize(("largest", "calls"), [(10**6, 1), (1, 2)])
 def test_a_large_commit_is_a_call_of_its_own_on_a_cpu(monkeypatch, largest: int, calls: int) -> None:
-    monkeypatch.setattr(denoisers, "_LARGEST_FUSED", largest)
+    monkeypatch.setattr(denoisers, "LARGEST_FUSED", largest)
     net, made = network(), []
     x, t, text = clip(4)
     cache, bound = net.new_cache(2, 4, HEIGHT, WIDTH), TextDenoiser(net, text)

@@ -1,1 +1,1 @@
-"""A model on disk: folder, student, loading, weights, published layouts, conversion, card. It runs none."""
+"""A model on disk: folder, student, configs, loading, weights, published layouts, conversion, card. It runs none."""

@@ -11,7 +11,7 @@ from nearstep.nets.cache import KVCache
 from nearstep.nets.masks import Reach, block_causal
 from nearstep.nets.transformer import TextKeys, VideoTransformer
 
-_LARGEST_FUSED = 256
+LARGEST_FUSED = 256
 """Tokens of a chunk up to which a CPU gains by fusing its commit: above, what a call works on no longer stays in the
 processor's caches, and two calls are faster than one of twice the size (benchmarks/gains.py)."""
 
@@ -93,4 +93,4 @@ class TextDenoiser:
 
 def fuses(tokens: int, device: torch.device) -> bool:
     """Whether the commit of a chunk of so many tokens is one network call with the call after it."""
-    return device.type != "cpu" or tokens <= _LARGEST_FUSED
+    return device.type != "cpu" or tokens <= LARGEST_FUSED

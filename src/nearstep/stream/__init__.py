@@ -1,1 +1,1 @@
-"""Clips and streams from a loaded model: pipeline, request, session, recording, decoding, output."""
+"""Clips and streams from a loaded model: model, pipeline, request, session, state, recording, decoding, output."""
