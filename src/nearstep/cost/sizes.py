@@ -78,8 +78,8 @@ def count_network(config: Mapping[str, Any]) -> Count:
 @cache
 def _count_network(config: tuple[tuple[str, Any], ...]) -> Count:
     network = empty_network(dict(config))
-    kept = VideoTransformer._keep_in_fp32_modules
-    wide = sum(p.numel() for name, p in network.named_parameters() if set(kept) & set(name.split(".")))
+    wide_names = VideoTransformer._keep_in_fp32_modules
+    wide = sum(p.numel() for name, p in network.named_parameters() if set(wide_names) & set(name.split(".")))
     return Count(all=parameters(network), block=parameters(network.blocks[0]), wide=wide)
 
 

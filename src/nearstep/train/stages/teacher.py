@@ -83,7 +83,7 @@ class TeacherConfig:
     """Short clips are the first frames of long ones: the codec is causal, so their latents are too."""
     caption_dropout: float = 0.1
     shift: float = 3.0
-    """Of the training times, and of the schedules of the model that is exported."""
+    """Shift of the training times, and of the schedules of the model that is exported."""
     ema: float = 0.999
     seed: int = 0
     autocast: bool = True
