@@ -242,10 +242,10 @@ def test_two_processes_hold_half_of_what_is_sharded():
         "assistant's moments",
         "teacher, float32",
     }
-    assert shared | {"discriminator, moments"} <= one.held.keys()
+    assert shared | {"discriminator, moments"} <= one.resident.keys()
     for name in shared | {"discriminator, moments"}:
-        assert two.held[name] == one.held[name] / 2
-    assert two.held["codec"] == one.held["codec"] > 0
+        assert two.resident[name] == one.resident[name] / 2
+    assert two.resident["codec"] == one.resident["codec"] > 0
     whole, half = (sum(part.all for part in each.flops.values()) for each in (one, two))
     assert half == whole / 2
 

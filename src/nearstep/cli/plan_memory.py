@@ -54,8 +54,8 @@ def run(arguments: Sequence[str]) -> None:
         tyro.cli(PlanMemory, prog="nearstep plan-memory RECIPE", args=["--help"])
     name, *rest = arguments
     prog = f"nearstep plan-memory {name}"
-    asked, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
-    config, room = configured(name, unknown, prog), _room(asked.memory)
+    options, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
+    config, room = configured(name, unknown, prog), _room(options.memory)
 
     from nearstep.cost.advice import trials
     from nearstep.cost.fake_step import Config
@@ -63,16 +63,16 @@ def run(arguments: Sequence[str]) -> None:
 
     if not isinstance(config, Config):
         raise NearstepError(f"{name} is no distillation and no causal run, which are what this can plan")
-    _check(config, asked.gpus)
-    sizes, known = sizes_of(config, asked, wan=name.startswith(_WAN))
-    print(_header(name, config, asked, sizes, known))
+    _check(config, options.gpus)
+    sizes, origin = sizes_of(config, options, wan=name.startswith(_WAN))
+    print(_header(name, config, options, sizes, origin))
     tried: list[Trial] = []
-    for trial in trials(config, sizes, asked.gpus, room * SHARE):
+    for trial in trials(config, sizes, options.gpus, room * SHARE):
         tried.append(trial)
-        print(_first(trial, asked) if len(tried) == 1 else _next(trial), flush=True)
+        print(_first(trial, options) if len(tried) == 1 else _next(trial), flush=True)
     print("\n" + _verdict(name, tried, unknown, room))
-    if asked.json:
-        write_json(asked.json, [_plain(trial, asked, room) for trial in tried])
+    if options.json:
+        write_json(options.json, [_plain(trial, options, room) for trial in tried])
 
 
 def _room(memory: str) -> float:
@@ -97,7 +97,7 @@ def _check(config: Config, gpus: int) -> None:
         raise NearstepError(f"micro={config.micro} does not divide the {share} clips of a process")
 
 
-def sizes_of(config: Config, asked: PlanMemory, *, wan: bool) -> tuple[Sizes, str]:
+def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, str]:
     """Shapes of a run: from its folders' JSON where they are there, else Wan2.1's; and where they are from.
 
     Raises:
@@ -107,13 +107,13 @@ def sizes_of(config: Config, asked: PlanMemory, *, wan: bool) -> tuple[Sizes, st
     from nearstep.models.wan import SIZES
 
     model = config.model
-    here = (model / config.source / CONFIG).exists() and asked.size is None
-    if not here and not wan and asked.size is None:
+    here = (model / config.source / CONFIG).exists() and options.size is None
+    if not here and not wan and options.size is None:
         raise NearstepError(f"there is no {model / config.source} yet; name a folder with --model, or a --size")
-    student = read_json(model / config.source / CONFIG) if here else SIZES[asked.size or "1.3B"]
-    teacher = SIZES[asked.teacher_size] if asked.teacher_size else student
+    student = read_json(model / config.source / CONFIG) if here else SIZES[options.size or "1.3B"]
+    teacher = SIZES[options.teacher_size] if options.teacher_size else student
     path = model / config.teacher / CONFIG
-    if here and asked.teacher_size is None and path.exists():
+    if here and options.teacher_size is None and path.exists():
         teacher = read_json(path)
     codec = _config(model / "vae")
     sizes = Sizes(
@@ -124,7 +124,7 @@ def sizes_of(config: Config, asked: PlanMemory, *, wan: bool) -> tuple[Sizes, st
         codec=codec,
         encoder=_config(model / "text_encoder") or UMT5_XXL,
     )
-    return sizes, str(model) if here else f"Wan2.1 {asked.size or '1.3B'}, as {model} is not read"
+    return sizes, str(model) if here else f"Wan2.1 {options.size or '1.3B'}, as {model} is not read"
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -156,34 +156,34 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
     return frames, codec.get("z_dim", 16), settings.height // stride, settings.width // stride
 
 
-def _header(name: str, config: Config, asked: PlanMemory, sizes: Sizes, known: str) -> str:
+def _header(name: str, config: Config, options: PlanMemory, sizes: Sizes, origin: str) -> str:
     from nearstep.cost.sizes import count_network
 
-    share = config.batch // asked.gpus
+    share = config.batch // options.gpus
     networks = [count_network(each).all / 1e9 for each in (sizes.student, sizes.teacher)]
     return (
-        f"{name} on {asked.gpus} x {asked.memory}: {share} clips a process, {config.micro or share} at a time\n"
-        f"{known}: student of {networks[0]:.3g} G parameters, teacher of {networks[1]:.3g} G, latents "
+        f"{name} on {options.gpus} x {options.memory}: {share} clips a process, {config.micro or share} at a time\n"
+        f"{origin}: student of {networks[0]:.3g} G parameters, teacher of {networks[1]:.3g} G, latents "
         f"{'x'.join(map(str, sizes.clip))}, {sizes.text_length} text tokens"
     )
 
 
-def _first(trial: Trial, asked: PlanMemory) -> str:
+def _first(trial: Trial, options: PlanMemory) -> str:
     estimate = trial.estimate
-    held = [("held all the time", "GiB"), *((name, _gib(size)) for name, size in estimate.held.items() if size)]
-    held.append(("together", _gib(sum(estimate.held.values()))))
+    resident = [("held all the time", "GiB"), *((name, _gib(size)) for name, size in estimate.resident.items() if size)]
+    resident.append(("together", _gib(sum(estimate.resident.values()))))
     phases = [("at most in a phase, with what is held", "GiB")]
     phases += [(name, _gib(size)) for name, size in estimate.phases.items()]
-    seconds = _seconds(trial, asked)
+    seconds = _seconds(trial, options)
     times = [("an update of a process", "TFLOP", "seconds")]
     times += [(name, f"{estimate.flops[name].all / _TERA:.0f}", f"{spent:.1f}") for name, spent in seconds.items()]
     total = sum(flops.all for flops in estimate.flops.values()) / _TERA
     times.append(("together", f"{total:.0f}", f"{sum(seconds.values()):.1f}"))
     assumed = (
-        f"seconds at {asked.rate:g} TFLOP/s in bfloat16 and {asked.rate_float32:g} in float32, both assumed (--rate, "
-        "--rate-float32): matrix products and attention alone, a floor and not a promise"
+        f"seconds at {options.rate:g} TFLOP/s in bfloat16 and {options.rate_float32:g} in float32, both assumed "
+        "(--rate, --rate-float32): matrix products and attention alone, a floor and not a promise"
     )
-    return "\n".join(["", *table(held), "", *table(phases), "", *table(times), assumed, "", _next(trial)])
+    return "\n".join(["", *table(resident), "", *table(phases), "", *table(times), assumed, "", _next(trial)])
 
 
 def _next(trial: Trial) -> str:
@@ -191,7 +191,7 @@ def _next(trial: Trial) -> str:
     return f"{_gib(trial.estimate.peak):>6} GiB ({trial.estimate.worst}) on {trial.processes}: {what}"
 
 
-def _verdict(name: str, tried: Sequence[Trial], given: Sequence[str], room: float) -> str:
+def _verdict(name: str, tried: Sequence[Trial], words: Sequence[str], room: float) -> str:
     from nearstep.cost.memory import SHARE
 
     last = tried[-1]
@@ -203,17 +203,17 @@ def _verdict(name: str, tried: Sequence[Trial], given: Sequence[str], room: floa
         return f"does not fit in {usable}: {_gib(least.estimate.peak)} GiB is the least; use larger accelerators"
     if len(tried) == 1:
         return f"fits in {usable}"
-    command = " ".join([f"train {name}", *given, *last.words])
+    command = " ".join([f"train {name}", *words, *last.words])
     launch = "nearstep" if last.processes == 1 else f"torchrun --nproc-per-node {last.processes} -m nearstep.cli.main"
     return f"does not fit in {usable} as it is; this does:\n  {launch} {command}"
 
 
-def _seconds(trial: Trial, asked: PlanMemory) -> dict[str, float]:
+def _seconds(trial: Trial, options: PlanMemory) -> dict[str, float]:
     parts = trial.estimate.flops.items()
-    return {name: flops.seconds(asked.rate * _TERA, asked.rate_float32 * _TERA) for name, flops in parts}
+    return {name: flops.seconds(options.rate * _TERA, options.rate_float32 * _TERA) for name, flops in parts}
 
 
-def _plain(trial: Trial, asked: PlanMemory, room: float) -> dict[str, Any]:
+def _plain(trial: Trial, options: PlanMemory, room: float) -> dict[str, Any]:
     from nearstep.cost.memory import SHARE
 
     estimate = trial.estimate
@@ -223,10 +223,10 @@ def _plain(trial: Trial, asked: PlanMemory, room: float) -> dict[str, Any]:
         "fits": estimate.peak <= room * SHARE,
         "peak_bytes": estimate.peak,
         "peak_phase": estimate.worst,
-        "held_bytes": dict(estimate.held),
+        "resident_bytes": dict(estimate.resident),
         "phase_bytes": dict(estimate.phases),
         "flops": {name: flops.all for name, flops in estimate.flops.items()},
-        "seconds": _seconds(trial, asked),
+        "seconds": _seconds(trial, options),
     }
 
 

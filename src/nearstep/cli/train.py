@@ -49,12 +49,12 @@ def configured(name: str, arguments: Sequence[str], prog: str) -> Any:
 def recipes() -> dict[str, str]:
     """``module.function`` -> first line of its docstring, for every recipe of this package."""
     folder = Path(str(resources.files("nearstep"))) / "recipes"
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     for file in sorted(folder.glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not _required(node.args):
-                found[f"{file.stem}.{node.name}"] = (ast.get_docstring(node) or "").partition("\n")[0]
-    return found
+                lines[f"{file.stem}.{node.name}"] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return lines
 
 
 def _required(arguments: ast.arguments) -> bool:

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nearstep.cost.live_bytes import LiveBytes, without_numbers
+from nearstep.cost.live_bytes import LiveBytes, Module, without_numbers
 from nearstep.cost.sizes import SINGLE, Sizes
 from nearstep.data.prompts import PromptsConfig
 from nearstep.flow.guidance import Guided
@@ -47,7 +47,6 @@ from nearstep.train.parallel import Ranks
 from nearstep.train.stages.causal import CausalConfig
 
 Config = DistillFields | CausalConfig
-Module = TypeVar("Module", bound=nn.Module)
 
 Peaks = dict[str, float]
 """Phase -> most bytes at once, without weights, moments and averages."""
@@ -114,7 +113,7 @@ class _FakeStep:
         self, config: Mapping[str, Any], layers: int, *, narrow: bool, frozen: bool = False
     ) -> VideoTransformer:
         """A transformer; ``narrow``: blocks are gathered in bfloat16."""
-        network = cast(VideoTransformer, without_numbers(empty_network(config, layers), torch.float32))
+        network = without_numbers(empty_network(config, layers), torch.float32)
         if narrow and self.count > 1:
             without_numbers(network.blocks, torch.bfloat16)
         return self.counted(network.eval().requires_grad_(False) if frozen else network.train())

@@ -98,16 +98,16 @@ def masked_flops(
     dim, hidden, layers = _width(config), config["ffn_dim"], config["num_layers"]
     in_sight = [sum(row) for row in visibility.rows(visibility.past())]  # frames that each frame of the call sees
     frames, per_frame = len(in_sight), height // rows * (width // columns)
-    tokens, kept = frames * per_frame, (frames - commit) * per_frame
+    tokens, returned = frames * per_frame, (frames - commit) * per_frame
     times = 1 if commit == frames else frames  # a commit's frames share the time 0
 
     embedder = times * (config["freq_dim"] * dim + dim**2 + 6 * dim**2)
-    ends = embedder + (tokens * config["in_channels"] + kept * config["out_channels"]) * rows * columns * dim
+    ends = embedder + (tokens * config["in_channels"] + returned * config["out_channels"]) * rows * columns * dim
     keys, rest = 2 * dim**2, 4 * dim**2 + 2 * dim * hidden  # k and v; q, out, both of the text's, and feed-forward
     # The last block gives the frames that are only committed no more than their keys and values.
-    blocks = layers * tokens * keys + ((layers - 1) * tokens + kept) * rest
+    blocks = layers * tokens * keys + ((layers - 1) * tokens + returned) * rest
     pairs = per_frame**2 * ((layers - 1) * sum(in_sight) + sum(in_sight[commit:]))
-    read = ((layers - 1) * tokens + kept) * text
+    read = ((layers - 1) * tokens + returned) * text
     return CallFlops(*(2 * batch * count for count in (ends, blocks, 2 * dim * read, 2 * dim * pairs)))
 
 

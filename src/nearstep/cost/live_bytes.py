@@ -9,12 +9,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -70,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
             self.peaks[self._phase] = max(self.peaks.get(self._phase, 0.0), self.live)
 
 
-def without_numbers(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def without_numbers(module: Module, dtype: torch.dtype) -> Module:
     """Give a module made on the meta device parameters on the fake CPU, all in ``dtype``."""
     for part in module.modules():
         for name, p in part._parameters.items():

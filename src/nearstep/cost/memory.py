@@ -37,7 +37,7 @@ _HALF = 2
 class Estimate:
     """One process of a run."""
 
-    held: Mapping[str, float]
+    resident: Mapping[str, float]
     """Component -> bytes that stay from the first step to the last."""
     phases: Mapping[str, float]
     """Phase of a step -> most bytes at once, all that is held included."""
@@ -68,24 +68,24 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
         NearstepError: if batch or micro-batch do not divide.
     """
     if isinstance(config, CausalConfig):
-        held, parts = _causal(config, sizes, processes), update_flops.causal(config, sizes)
+        resident, parts = _causal(config, sizes, processes), update_flops.causal(config, sizes)
     else:
-        held, parts = _distillation(config, sizes, processes), update_flops.distillation(config, sizes)
-    held |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
+        resident, parts = _distillation(config, sizes, processes), update_flops.distillation(config, sizes)
+    resident |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
     if processes > 1:
-        held["gathered by FSDP"] = _gathered(config, sizes)
+        resident["gathered by FSDP"] = _gathered(config, sizes)
     if isinstance(config, DistillFields):
-        held["other micro-batches"] = _waiting(config, sizes, processes)
-    base = sum(held.values())
+        resident["other micro-batches"] = _waiting(config, sizes, processes)
+    base = sum(resident.values())
     peaks = fake_step.peaks(config, sizes, processes) | (preview or fake_step.preview(config, sizes))
     phases = {name: base + size for name, size in peaks.items()}
     clips = config.batch / processes
-    return Estimate(held=held, phases=phases, flops={name: clips * part for name, part in parts.items()})
+    return Estimate(resident=resident, phases=phases, flops={name: clips * part for name, part in parts.items()})
 
 
 def _distillation(config: DistillFields, sizes: Sizes, processes: int) -> dict[str, float]:
     student, teacher = count_network(sizes.student), count_network(sizes.teacher)
-    held = {
+    resident = {
         "student": SINGLE * student.all / processes,
         "student's moments": _moments(config.student, sizes.student) / processes,
         "student's average": SINGLE * student.all / processes,
@@ -95,18 +95,18 @@ def _distillation(config: DistillFields, sizes: Sizes, processes: int) -> dict[s
     }
     if config.adversary:
         heads = make_heads(config.adversary, empty_network(sizes.teacher), config.seed)
-        held["discriminator, moments"] = 3 * SINGLE * parameters(heads) / processes
-    return held
+        resident["discriminator, moments"] = 3 * SINGLE * parameters(heads) / processes
+    return resident
 
 
 def _causal(config: CausalConfig, sizes: Sizes, processes: int) -> dict[str, float]:
     weights = SINGLE * count_network(sizes.student).all / processes
-    held = {
+    resident = {
         "network": weights,
         "network's moments": _moments(config.optim, sizes.student) / processes,
         "network's average": weights,
     }
-    return held | {"many-step network": weights} if objective_called(config.objective).follows else held
+    return resident | {"many-step network": weights} if objective_called(config.objective).follows else resident
 
 
 def _moments(optim: OptimConfig, network: Mapping[str, Any]) -> float:

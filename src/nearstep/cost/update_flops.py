@@ -122,8 +122,8 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     assistant, teacher = make(config=sizes.teacher, recomputes=config.checkpointing), make(config=sizes.teacher)
     every = full(sizes.clip[0])  # teacher and assistant see all frames
     whole = teacher.whole(every)
-    made, back = rollout(student, sizes.clip[0], config, steps)
-    parts = {"rollout": made, "student backward": back}
+    forward, backward = rollout(student, sizes.clip[0], config, steps)
+    parts = {"rollout": forward, "student backward": backward}
     if config.dmd_on == "every" or steps == max(config.step_counts):
         parts["scores of teacher and assistant"] = 3 * whole
     parts["assistant"] = config.ratio * (assistant.back(every) + whole)
@@ -151,17 +151,17 @@ def rollout(student: Network, frames: int, config: DistillFields, steps: int) ->
     if config.sampling == "data":
         at_once = block_causal(lengths)
         return student.whole(at_once), student.back(at_once)
-    made, back = student.keys(), 2 * student.keys()
+    forward, backward = student.keys(), 2 * student.keys()
     start = 0
     for index, length in enumerate(lengths):
         chunk = block_causal((length,), student.reach).shifted(start)
         own = config.first_steps if index == 0 else None
-        made += (own or steps) * student.call(chunk)
+        forward += (own or steps) * student.call(chunk)
         if index + 1 < len(lengths):  # nothing reads the last chunk
-            made += student.call(chunk, commit=length)
-        back += student.back(chunk, keys=False)
+            forward += student.call(chunk, commit=length)
+        backward += student.back(chunk, keys=False)
         start += length
-    return made, back
+    return forward, backward
 
 
 def _heads(sizes: Sizes, adversary: AdversaryConfig) -> Flops:

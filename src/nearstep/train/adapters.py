@@ -81,8 +81,8 @@ def _check_file(file: Path, rank: int) -> None:
     except (SafetensorError, OSError) as error:
         raise NearstepError(f"{file} is damaged or no adapter: {error}") from error
     if ranks != {rank}:
-        found = f"is of rank {', '.join(map(str, sorted(ranks)))}" if ranks else "holds no lora_A weights"
-        raise NearstepError(f"{file} {found}; lora_rank={rank} goes on from its own rank only")
+        what = f"is of rank {', '.join(map(str, sorted(ranks)))}" if ranks else "holds no lora_A weights"
+        raise NearstepError(f"{file} {what}; lora_rank={rank} goes on from its own rank only")
 
 
 def targets(network: nn.Module) -> list[str]:
@@ -138,19 +138,19 @@ def start_from(network: VideoTransformer, fields: LoraFields) -> VideoTransforme
         return network
     file = adapter_file(fields.lora_start)
     try:
-        given = updates_in(load_file(file))
+        stored = updates_in(load_file(file))
     except NearstepError as error:
         raise NearstepError(f"{file}: {error}") from None
     own = dict(network.named_parameters())
     wanted = {f"{name}.weight": _pair(own, name) for name in adapted_layers(own)}
-    if given.keys() != wanted.keys():
-        odd = sorted(given.keys() ^ wanted.keys())[0]
+    if stored.keys() != wanted.keys():
+        odd = sorted(stored.keys() ^ wanted.keys())[0]
         raise NearstepError(f"{file} is no adapter of this network: they differ in {odd}")
     for name, (down, up) in wanted.items():
-        if given[name].down.shape != down.shape or given[name].up.shape != up.shape:
+        if stored[name].down.shape != down.shape or stored[name].up.shape != up.shape:
             raise NearstepError(f"{file} is no adapter of this network: {name} has another shape here")
-        down.data.copy_(given[name].down)
-        up.data.copy_(given[name].up / fields.lora_scale)
+        down.data.copy_(stored[name].down)
+        up.data.copy_(stored[name].up / fields.lora_scale)
     return network
 
 

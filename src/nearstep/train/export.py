@@ -75,7 +75,7 @@ def export_student(
     folder: Path,
     *,
     model: Path,
-    kept: Mapping[str, str],
+    unchanged: Mapping[str, str],
     networks: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Tensor]]],
     fields: LoraFields,
     shift: float,
@@ -87,7 +87,7 @@ def export_student(
     Args:
         folder: where to.
         model: the folder that the run started from; its codec, text encoder and tokenizer are kept.
-        kept: sub-folder -> the model's sub-folder of a network that did not change.
+        unchanged: sub-folder -> the model's sub-folder of a network that did not change.
         networks: sub-folder -> configuration and weights. Those with an adapter are written merged, and the
             adapter of ``transformer`` beside them as ``lora/``.
         fields: of the adapters.
@@ -95,13 +95,13 @@ def export_student(
         settings: what the model was made for.
         dtype: of the networks' stored weights.
     """
-    for name, source in {**{part: part for part in KEPT}, **kept}.items():
+    for name, source in {**{part: part for part in KEPT}, **unchanged}.items():
         keep_folder(model / source, folder / name)
     for name, (config, state) in networks.items():
         _write_network(folder / name, config, state, dtype, fields)
     if adapters.adapted_layers(state := networks["transformer"][1]):
         adapters.write_adapter(state, fields, folder / adapters.FOLDER)
-    _close(folder, {name: config for name, (config, _) in networks.items()}, shift, settings, Card(), also=[*kept])
+    _close(folder, {name: config for name, (config, _) in networks.items()}, shift, settings, Card(), also=[*unchanged])
 
 
 def _write_network(

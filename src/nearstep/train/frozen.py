@@ -37,9 +37,9 @@ def hold(network: VideoTransformer, names: Iterable[str], dtype: torch.dtype) ->
     for name in names:
         layer = network.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        held = HeldLinear(layer.in_features, layer.out_features, device="meta")
-        held.weight, held.bias = nn.Parameter(layer.weight.to(dtype), requires_grad=False), layer.bias
-        network.set_submodule(name, held)
+        narrow = HeldLinear(layer.in_features, layer.out_features, device="meta")
+        narrow.weight, narrow.bias = nn.Parameter(layer.weight.to(dtype), requires_grad=False), layer.bias
+        network.set_submodule(name, narrow)
     return network
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -43,6 +43,18 @@ class LoopConfig:
         for name in ("steps", "log_every", "save_every", "preview_every"):
             if getattr(self, name) < 1:
                 raise NearstepError(f"{name}={getattr(self, name)}; give at least 1")
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """A stage's config: a dataclass with the loop's among its fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Where the run lives and how long it is."""
+        ...
 
 
 @runtime_checkable
@@ -95,11 +107,10 @@ def run(stage: Stage, config: LoopConfig, recipe: dict[str, Any]) -> Path:
     return config.folder / "model"
 
 
-def recipe_of(config: Any) -> dict[str, Any]:
+def recipe_of(config: Recipe) -> dict[str, Any]:
     """A config as plain data, without what may differ when a run goes on (its length in minutes, its reporting)."""
-    content = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    content["steps"] = content.pop("loop").steps
-    return {key: _plain(value) for key, value in content.items()}
+    names = [field.name for field in dataclasses.fields(config) if field.name != "loop"]
+    return {**{name: _plain(getattr(config, name)) for name in names}, "steps": config.loop.steps}
 
 
 def _plain(value: Any) -> Any:

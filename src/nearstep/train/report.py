@@ -76,23 +76,23 @@ def shipped_curves() -> dict[str, Path]:
     }
 
 
-def _reference(given: str | Path) -> Path:
-    path = Path(given)
+def _reference(name: str | Path) -> Path:
+    path = Path(name)
     if path.is_dir():
         return path / "metrics.jsonl"
     if path.is_file():
         return path
     shipped = shipped_curves()
-    if str(given) in shipped:
-        return shipped[str(given)]
-    raise NearstepError(f"there is no run {given} to compare with; name a run folder, or one of {', '.join(shipped)}")
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise NearstepError(f"there is no run {name} to compare with; name a run folder, or one of {', '.join(shipped)}")
 
 
 def _page(run: Path, rows: Rows, curves: bytes) -> str:
     name = html.escape(run.resolve().name)
     last = rows[-1]["step"]
-    found = [("good" if finding.well else "bad", html.escape(str(finding))) for finding in findings(rows)]
-    alarms = "\n".join(f'<li class="{state}">{text}</li>' for state, text in found)
+    lines = [("good" if finding.well else "bad", html.escape(str(finding))) for finding in findings(rows)]
+    alarms = "\n".join(f'<li class="{state}">{text}</li>' for state, text in lines)
     thresholds = ", ".join(f"{name} {band.low:g} to {band.high:g}" for name, band in BANDS.items())
     pictures = "\n".join(
         f"<figure>{_image(path.read_bytes())}<figcaption>step {int(path.stem)}</figcaption></figure>"

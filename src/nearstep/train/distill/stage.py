@@ -68,17 +68,17 @@ class DistillStage:
                 batch = update.sample(plan, index, range(first, first + size))
                 logged.append(update.student(plan, batch, noise.of(batch.rows)))
                 batches.append(batch.detached())
-            moved = self._move("student", index)
+            rates = self._move("student", index)
             for number in range(config.ratio):
-                rows, moves = self._learn(plan, batches, index, number)
+                rows, more = self._learn(plan, batches, index, number)
                 logged += rows
-                moved |= moves
+                rates |= more
         networks.ema.update(networks.student)
         metrics = {"steps": torch.tensor(float(plan.steps))}
         if networks.adversary:
             networks.adversary.balance.settle(self.here.total)
             metrics["gamma"] = torch.tensor(networks.adversary.config.gamma_at(index / config.loop.steps))
-        return {**_mean(logged), **moved, **metrics}
+        return {**_mean(logged), **rates, **metrics}
 
     def _learn(
         self, plan: StepPlan, batches: Sequence[Batch], index: int, number: int
@@ -86,19 +86,19 @@ class DistillStage:
         """One update of the assistant, and of the discriminator where it is on and n has a reference."""
         update, adversary = self.update, self.update.networks.adversary
         noise = update.noise("learners", index, number)
-        logged, moved = [update.assistant(batch, noise.of(batch.rows)) for batch in batches], {}
+        logged, rates = [update.assistant(batch, noise.of(batch.rows)) for batch in batches], {}
         if adversary and batches[0].x_next is not None:
             done = index * self.config.ratio + number
             gamma = adversary.penalty_weight(done, index / self.config.loop.steps)
             logged += [update.discriminator(plan, batch, noise.of(batch.rows), gamma) for batch in batches]
-            moved = self._move("discriminator", index)
-        return logged, moved | self._move("assistant", index)
+            rates = self._move("discriminator", index)
+        return logged, rates | self._move("assistant", index)
 
     def _move(self, name: str, index: int) -> Metrics:
         # Gradients are there; the loss itself was checked by being part of them.
-        moved = self.optimizers[name].apply(torch.zeros(()), index)
+        rates = self.optimizers[name].apply(torch.zeros(()), index)
         torch.clear_autocast_cache()  # which holds the weights as they were, in bfloat16
-        return {f"{name}_{key}": value for key, value in moved.items()}
+        return {f"{name}_{key}": value for key, value in rates.items()}
 
     def preview(self, path: Path) -> None:
         """Fixed captions and noise along every preview plan, a row of clips each."""
@@ -116,7 +116,7 @@ class DistillStage:
         export_student(
             folder,
             model=config.model,
-            kept={"teacher": config.teacher},
+            unchanged={"teacher": config.teacher},
             networks={"transformer": (network.config, state)},
             fields=config,
             shift=config.shift,

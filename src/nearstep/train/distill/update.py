@@ -124,12 +124,12 @@ class DistillUpdate:
         """The n-step samples of some rows of step ``index``, with a graph, and their references without one."""
         data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
         data = None if data is None else data.to(self.here.device)
-        given = Conditions(text=self.text(captions), data=data, rows=rows)
-        x_n = self.rollout(plan.steps, given, index, "fewer", graph=True)
-        x_next = self._reference(plan, given, index)
-        return Batch(text=given.text, data=given.data, rows=rows, x_n=x_n, x_next=x_next)
+        conditions = Conditions(text=self.text(captions), data=data, rows=rows)
+        x_n = self.rollout(plan.steps, conditions, index, "fewer", graph=True)
+        x_next = self._reference(plan, conditions, index)
+        return Batch(text=conditions.text, data=conditions.data, rows=rows, x_n=x_n, x_next=x_next)
 
-    def rollout(self, steps: int, given: Conditions, index: int, draw: Draw, *, graph: bool) -> Tensor:
+    def rollout(self, steps: int, conditions: Conditions, index: int, draw: Draw, *, graph: bool) -> Tensor:
         """``steps``-step samples of the student [B, F, C, H, W], float32; ``graph``: through each chunk's last step."""
         config, student, device = self.config, self.networks.student, self.here.device
         choice = rng.generator("schedule", config.seed, index, steps)
@@ -137,33 +137,33 @@ class DistillUpdate:
         plan = make(steps, first=config.first_steps)
         with torch.set_grad_enabled(graph):
             if config.sampling == "data":
-                return self._from_data(plan.schedules[0].times[-1], given, draw, index)
-            denoiser = TextDenoiser(student, given.text)
-            size, (frames, *shape) = len(given.rows), self.clips.shape
+                return self._from_data(plan.schedules[0].times[-1], conditions, draw, index)
+            denoiser = TextDenoiser(student, conditions.text)
+            size, (frames, *shape) = len(conditions.rows), self.clips.shape
             # Append-only: the backward pass may read earlier chunks again.
             cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
             first = index * config.batch
-            samples = range(first + given.rows.start, first + given.rows.stop)
+            samples = range(first + conditions.rows.start, first + conditions.rows.stop)
             seed = rng.key("distill", draw, config.seed)
             return generate(
                 denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph, device=device
             )
 
-    def _from_data(self, time: float, given: Conditions, draw: Draw, index: int) -> Tensor:
+    def _from_data(self, time: float, conditions: Conditions, draw: Draw, index: int) -> Tensor:
         """One call on noised clips in place of a rollout (CausVid)."""
-        clips = given.clips
+        clips = conditions.clips
         t = torch.full(clips.shape[:2], time, device=clips.device)
-        x_t = noised(clips, self.noise("data", draw, index).of(given.rows).eps("data"), t)
-        v = self.networks.student(x_t, t, given.text, visibility=block_causal(self.lengths))
+        x_t = noised(clips, self.noise("data", draw, index).of(conditions.rows).eps("data"), t)
+        v = self.networks.student(x_t, t, conditions.text, visibility=block_causal(self.lengths))
         return x0_from_velocity(x_t, v, t)
 
-    def _reference(self, plan: StepPlan, given: Conditions, index: int) -> Tensor | None:
+    def _reference(self, plan: StepPlan, conditions: Conditions, index: int) -> Tensor | None:
         adversary = self.networks.adversary
         if adversary is None or not plan.discriminator_learns or not adversary.judges(plan.steps):
             return None
         if adversary.config.against_data(plan.steps, GRID):
-            return given.clips
-        return self.rollout(plan.steps + 1, given, index, "more", graph=False)
+            return conditions.clips
+        return self.rollout(plan.steps + 1, conditions, index, "more", graph=False)
 
     # --- updates ---------------------------------------------------------------------------------------------------
 

@@ -179,9 +179,9 @@ class CausalStage:
             part = losses.sum() / len(self.rows)
             part.backward()
             loss += part.detach()
-        moved = self.optimizer.apply(loss, index)
+        rates = self.optimizer.apply(loss, index)
         self.ema.update(update.network)
-        return {"loss": loss, **moved}
+        return {"loss": loss, **rates}
 
     def _noise(self, shape: Sequence[int], samples: range) -> Tensor:
         seed, purpose = self.config.seed, self.config.objective
@@ -207,7 +207,7 @@ class CausalStage:
         export_student(
             folder,
             model=config.model,
-            kept={"teacher": config.teacher},
+            unchanged={"teacher": config.teacher},
             networks=networks,
             fields=config,
             shift=config.shift,

@@ -59,7 +59,7 @@ class GraftConfig:
         export_student(
             self.folder / "model",
             model=self.model,
-            kept={"teacher": self.teacher},
+            unchanged={"teacher": self.teacher},
             networks={"transformer": (after.config, state)},
             fields=LoraFields(),
             shift=self.shift,
