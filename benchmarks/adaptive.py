@@ -21,12 +21,14 @@ import tyro
 from tqdm import tqdm
 
 from nearstep import CausalVideoPipeline
-from nearstep.evaluate.calibrate import Agreements, calibration_captions, levels, measure_agreement, thresholds
-from nearstep.evaluate.run import held_out, summarise
+from nearstep.evaluate import calibrate
+from nearstep.evaluate.calibrate import Agreements, levels, measure_agreement, thresholds
+from nearstep.evaluate.results import SUMS, summarise
+from nearstep.evaluate.run import CAPTIONS_SEED
 from nearstep.evaluate.statistics import difference, rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.plan import ADAPTIVE, chunk_lengths
-from nearstep.playground.judge.judge import judge
+from nearstep.playground import PLAYGROUND
 from nearstep.plots import new_figure
 from nearstep.shapes import latent_frames
 
@@ -44,14 +46,14 @@ def clips(pipe: CausalVideoPipeline, plan: str, captions: Sequence[str], chunks:
         steps.append([chunk.steps for chunk in made])
         videos.append(torch.cat([chunk.video[0] for chunk in made]))
         if len(videos) == BATCH or sample + 1 == len(captions):
-            verdicts += judge(torch.stack(videos), captions[sample + 1 - len(videos) : sample + 1])
+            verdicts += PLAYGROUND.judge(torch.stack(videos), captions[sample + 1 - len(videos) : sample + 1])
             videos.clear()
     taken = torch.tensor(steps, dtype=torch.float64)
     found = summarise(verdicts)
     return {
         "steps": taken.sum(1).mean().item(),
         "by_chunk": taken.mean(0).tolist(),
-        **{name: found[name] for name in ("total", "quality", "semantic", "correct")},
+        **{name: found[name] for name in SUMS},
         "clips": found["clips"]["total"],
     }
 
@@ -81,7 +83,7 @@ def beside(one: Mapping[str, Any], fixed: Mapping[str, Mapping[str, Any]]) -> di
 
 def foretold(pipe: CausalVideoPipeline, texts: Sequence[str], chunks: int, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """What a step that was spared would have gained, and whether the agreement before it tells (rank correlation)."""
-    seen = measure_agreement(pipe, texts, chunks=chunks).seen
+    seen = measure_agreement(pipe, texts, chunks=chunks).agreement
     found = {}
     for what, fewer, more, told in (
         ("a third step in the first chunk", "2,1x", "3,1x", -seen[:, 0, 1]),
@@ -141,11 +143,12 @@ def main(
     torch.set_num_threads(threads)
     pipe = CausalVideoPipeline.from_pretrained(model)
     chunks = len(chunk_lengths(latent_frames(pipe.settings.num_frames), pipe.transformer.config["chunk_frames"]))
-    texts = [text for _, text in held_out(captions)]
+    texts = PLAYGROUND.prompts(CAPTIONS_SEED, range(captions))
     found: dict[str, Any] = {"model": model, "captions": captions, "calibrated_on": calibrate_on}
     found["fixed"] = {plan: clips(pipe, plan, texts, chunks, plan) for plan in fixed}
     found["foretold"] = foretold(pipe, texts, chunks, found["fixed"])
-    measured = measure_agreement(pipe, calibration_captions(calibrate_on), chunks=chunks)
+    others = PLAYGROUND.prompts(calibrate.CAPTIONS_SEED, range(calibrate_on))
+    measured = measure_agreement(pipe, others, chunks=chunks)
     found["adaptive"] = {}
     for wanted in closeness:
         limits = adapted(pipe, measured, wanted)

@@ -15,32 +15,48 @@ from torch import Tensor
 
 from nearstep.evaluate.run import CAPTIONS_SEED, measure
 from nearstep.evaluate.tables import details, table
-from nearstep.playground.world import render, sample_scenes
+from nearstep.recipes.worlds import find_world
 from nearstep.stream.pipeline import CausalVideoPipeline
 
 
-def main(model: str = "playground", *, captions: int = 512, batch: int = 32, out: Path = Path("codec.json")) -> None:
+def main(
+    model: str = "playground",
+    *,
+    world: str = "playground",
+    captions: int = 512,
+    batch: int = 32,
+    out: Path = Path("codec.json"),
+) -> None:
     """Measure and print.
 
     Args:
         model: "playground", a folder, or a hub id.
+        world: whose clips.
         captions: held-out clips.
         batch: clips at once.
         out: where the results go; what it holds is not measured again.
     """
+    chosen = find_world(world)
     codec = CausalVideoPipeline.from_pretrained(model).codec
     error = torch.zeros((), dtype=torch.float64)
 
     @torch.no_grad()
     def round_trip(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
         del plan, seed
-        video = render(sample_scenes(CAPTIONS_SEED, samples))
+        video = chosen.clips(CAPTIONS_SEED, samples)
         decoded = codec.decode(codec.encode(video).float()).float()
         error.add_((decoded - video).square().mean().double() * len(prompts))
         return decoded
 
     results = measure(
-        round_trip, ["codec"], calls=lambda plan: 0, name=f"{model} (codec)", captions=captions, batch=batch, out=out
+        chosen,
+        round_trip,
+        ["codec"],
+        calls=lambda plan: 0,
+        name=f"{model} (codec)",
+        captions=captions,
+        batch=batch,
+        out=out,
     )
     print(table(results), details(results), sep="\n\n")
     if error:

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline
 from nearstep.errors import NearstepError
-from nearstep.evaluate.run import held_out
+from nearstep.evaluate.run import CAPTIONS_SEED
 from nearstep.evaluate.statistics import difference, pooled
 from nearstep.files import replacing
+from nearstep.playground import PLAYGROUND
 from nearstep.playground.judge.judge import Verdict, judge
-from nearstep.playground.world import FRAMES, Scene, render
+from nearstep.playground.world import FRAMES, Scene, render, sample_scenes
 from nearstep.plots import new_figure
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.output import contact_sheet
@@ -52,8 +53,9 @@ Scores = dict[str, Tensor]
 
 def scenes_that_stay(count: int) -> list[tuple[Scene, str]]:
     """The first held-out scenes whose object never leaves the picture."""
-    seen = (pair for pair in held_out(16 * count) if pair[0].motion != "slide")
-    return list(itertools.islice(seen, count))
+    indices = range(16 * count)
+    pairs = zip(sample_scenes(CAPTIONS_SEED, indices), PLAYGROUND.prompts(CAPTIONS_SEED, indices), strict=True)
+    return list(itertools.islice((pair for pair in pairs if pair[0].motion != "slide"), count))
 
 
 def windows(video: Tensor, chunk: int) -> Tensor:

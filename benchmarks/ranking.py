@@ -21,11 +21,11 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline, rng
 from nearstep.errors import NearstepError
-from nearstep.evaluate.run import held_out
+from nearstep.evaluate.run import CAPTIONS_SEED
 from nearstep.evaluate.statistics import pooled, rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.path import noised
-from nearstep.playground.judge.judge import judge
+from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.checkpoint import latest, load
 from nearstep.train.distill.adversary import critic
@@ -34,7 +34,7 @@ from nearstep.train.loop import recipe_of
 from nearstep.train.parallel import ranks
 
 TIMES = (0.05, 0.15, 0.3, 0.5, 0.7)
-"""Of Psi's noise."""
+"""Times of Psi's noise."""
 PLANS = ("1", "4,1x")
 BATCH = 32
 
@@ -50,7 +50,7 @@ def seen(
         part = prompts[first : first + BATCH]
         numbers = list(range(first, first + len(part)))
         clips = torch.as_tensor(pipe(part, plan, seed=0, samples=numbers, output_type="latent").frames)
-        totals += [verdict.total for verdict in judge(pipe.decoder.decode(clips).float(), part)]
+        totals += [verdict.total for verdict in PLAYGROUND.judge(pipe.decoder.decode(clips).float(), part)]
         text, shown = pipe.prompt_encoder(part), []
         for index, time in enumerate(TIMES):
             eps = rng.noise(clips.shape[1:], seed=1, samples=[0] * len(part), chunk=0, step=index)
@@ -98,7 +98,7 @@ def main(
     stage = DistillStage(config)
     load(stage.state, recipe_of(config), checkpoint, ranks())
     pipe = CausalVideoPipeline.from_pretrained(run / "model")
-    texts = [text for _, text in held_out(captions)]
+    texts = PLAYGROUND.prompts(CAPTIONS_SEED, range(captions))
     found: dict[str, Any] = {"captions": captions, "samples": samples, "plans": {}}
     made = {plan: seen(stage, pipe, plan, texts, samples) for plan in PLANS}
     for plan, (totals, logits) in made.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,6 @@ from nearstep.errors import NearstepError
 from nearstep.nets.transformer import VideoTransformer
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def gpu() -> ModuleType:
-    return loaded("gpu")
 
 
 @pytest.fixture(scope="module")
@@ -43,75 +37,6 @@ def loaded(name: str) -> ModuleType:
     sys.modules[spec.name] = module  # where dataclasses look their annotations up
     spec.loader.exec_module(module)
     return module
-
-
-def test_every_section_at_the_smallest_size(gpu: ModuleType, tmp_path: Path, capsys) -> None:
-    file = tmp_path / "gpu.json"
-    options = gpu.Options(size="tiny", plans=("4,1x",), repeats=1, skip=("compile",), device="cpu", json=file)
-    assert gpu.main(options) == 0
-    out, found = capsys.readouterr().out, json.loads(file.read_text())
-    assert str(file) in out and "update of n=4" in out
-    assert all(0 < check["error"] <= check["allowed"] for check in found["numerics"]["checks"])
-    assert found["numerics"]["reference"] == "float64"
-
-    updates = found["train"]["updates"]
-    assert [one["n"] for one in updates] == [1, 2, 3, 4]
-    for one in updates:
-        assert one["seconds"] == pytest.approx(sum(one["parts"].values()))
-        assert one["flops"] / found["train"]["floor"]["rate"] / one["seconds"] == pytest.approx(one["share_of_floor"])
-        assert (one["parts"]["discriminator"] > 0) == (one["n"] < 4)  # n = 4 has no reference
-    # Every n has its rollout with one more step, but the largest, which has none.
-    assert updates[0]["flops"] < updates[2]["flops"] > updates[3]["flops"]
-
-    (plan,) = found["infer"]["as it is"]
-    assert plan["fused"]["calls"] == plan["steps"] == 5 and plan["separate"]["calls"] == 6
-    assert {"text", "step", "commit + step", "decode", "codec decode", "mp4"} <= set(plan["fused"]["stages"])
-    assert found["infer"]["floor"]["bfloat16"]["rate"] > 0 and "compiled" not in found["infer"]
-
-
-def test_a_section_that_does_not_fit_leaves_the_others(gpu: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
-    def full(*_) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
-
-    monkeypatch.setattr(gpu, "numerics", full)
-    options = gpu.Options(size="tiny", only=("numerics",), device="cpu", json=tmp_path / "gpu.json")
-    assert gpu.main(options) == 0
-    assert "numerics: out of memory" in capsys.readouterr().out
-    assert json.loads((tmp_path / "gpu.json").read_text())["numerics"]["error"].startswith("out of memory")
-
-
-def test_without_a_gpu_the_true_size_is_refused(gpu: ModuleType, tmp_path: Path, capsys) -> None:
-    assert gpu.main(gpu.Options(device="cpu", json=tmp_path / "gpu.json")) == 2
-    assert "--size tiny" in capsys.readouterr().err and not (tmp_path / "gpu.json").exists()
-
-
-def test_checks_find_what_is_wrong(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(4, 5)
-    assert gpu.check("equal", x, x, 0.0)["passed"]
-    assert gpu.check("a tenth", 1.1 * x, x, 1.0)["error"] == pytest.approx(0.1)
-    assert not gpu.check("no number", x * math.nan, x, 1.0)["passed"]
-
-    times = VideoTransformer.forward
-
-    def late(self, x, t, *arguments, **options):
-        """Commits at the wrong time."""
-        return times(self, x, t + 0.1 if options.get("commit") == x.shape[1] else t, *arguments, **options)
-
-    monkeypatch.setattr(VideoTransformer, "forward", late)
-    options = gpu.Options(size="tiny", only=("numerics",), device="cpu", json=tmp_path / "gpu.json")
-    assert gpu.main(options) == 1
-    failed = [
-        one["name"]
-        for one in json.loads((tmp_path / "gpu.json").read_text())["numerics"]["checks"]
-        if not one["passed"]
-    ]
-    assert failed == ["chunk by chunk against one masked call, float32", "fused commits against separate ones, float32"]
-
-
-@pytest.mark.gpu
-@pytest.mark.timeout(1200)
-def test_numerics_of_the_true_size_on_a_gpu(gpu: ModuleType, tmp_path: Path) -> None:
-    assert gpu.main(gpu.Options(only=("numerics",), device="cuda", json=tmp_path / "gpu.json")) == 0
 
 
 def test_peers_make_what_ours_makes_and_are_timed(peers: ModuleType, tmp_path: Path, capsys) -> None:

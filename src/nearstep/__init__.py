@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "CausalVideoPipeline": "nearstep.stream.pipeline",
     "ChunkPlan": "nearstep.flow.plan",
@@ -49,10 +51,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("nearstep")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nearstep' has no attribute {name!r}")

@@ -1,11 +1,11 @@
-"""The seams: what a denoiser, a codec and a text encoder are to the rest of the code.
+"""The seams: what a denoiser, a codec, a text encoder and a world are to the rest of the code.
 
 Anything with these methods works; tests use closed-form stand-ins of a few lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -80,4 +80,116 @@ class TextEncoder(Protocol):
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """[B, L, D], zero beyond each prompt's end (those zeros are attended, as in Wan)."""
+        ...
+
+
+@runtime_checkable
+class Verdict(Protocol):
+    """What a judge says of one clip and its prompt. Every number lies in [0, 1]; 1 is a true clip."""
+
+    @property
+    def agreement(self) -> Mapping[str, int]:
+        """Attribute that the prompt states -> 1 where the clip shows it, else 0."""
+        ...
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Name of a figure of quality -> its value."""
+        ...
+
+    @property
+    def course(self) -> Sequence[float]:
+        """How good each chunk of the clip looks, in order."""
+        ...
+
+    @property
+    def semantic(self) -> float:
+        """Mean agreement over what the prompt states."""
+        ...
+
+    @property
+    def correct(self) -> bool:
+        """Whether the clip shows everything that the prompt states."""
+        ...
+
+    @property
+    def quality(self) -> float:
+        """One number for all figures."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """One number for quality and semantic."""
+        ...
+
+
+@runtime_checkable
+class World(Protocol):
+    """What a model learns and is measured on: an endless set of captioned clips, and a judge of clips.
+
+    A clip is named by a seed and an index. Streams of different seeds share nothing, so a seed that no training draws
+    from is a held-out set.
+    """
+
+    @property
+    def name(self) -> str:
+        """Names the world and every setting of it that changes what a clip shows."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Height and width of a frame in pixels."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames of a clip, 4n + 1."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Pixel frames per second."""
+        ...
+
+    def prompts(
+        self, seed: int, indices: Sequence[int], *, wording: int | None = None, complete: bool = True
+    ) -> list[str]:
+        """Captions of the clips ``indices`` of the stream ``seed``.
+
+        Args:
+            seed: names the stream.
+            indices: name the clips.
+            wording: names the choice of words, the stream's own by default; each is another caption of the same clip.
+            complete: leave nothing out that the world's captions can state; otherwise what training should also know
+                is left open now and then.
+        """
+        ...
+
+    def clips(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        """The true clips [B, T, 3, H, W] in [0, 1], from frame ``first`` on; ``frames`` of them or all."""
+        ...
+
+    def focus(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        """Where there is most to see in ``clips`` of the same arguments, [B, 2] as (x, y) in pixels."""
+        ...
+
+    def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> Sequence[Verdict]:
+        """Hold clips [B, T, 3, H, W] in [0, 1] against one prompt each.
+
+        Args:
+            video: the clips.
+            prompts: one for each; any that the world understands.
+            chunk: latent frames of a chunk, for what compares chunks.
+
+        Raises:
+            NearstepError: on clips or prompts that are not of this world.
+        """
+        ...
+
+    def features(self, video: Tensor) -> Tensor:
+        """Clips [B, T, 3, H, W] -> [B, D], to compare sets of clips by; another D wherever features are others."""
+        ...
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every word that a caption may hold."""
         ...

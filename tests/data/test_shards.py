@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from nearstep.data import latents as module
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.data.shards import Index, Shards, ShardWriter, add_shard, read_index, write_index
 from nearstep.errors import NearstepError
+from nearstep.playground import PLAYGROUND, Playground
 from nearstep.playground.captions import caption
 from nearstep.playground.world import FPS, render, sample_scenes
 
@@ -135,7 +136,11 @@ def test_more_clips_than_there_are(tmp_path: Path):
         load_latents(LatentsConfig(folder=tmp_path, clips=4), Means(), "a codec")
 
 
-# --- the playground ------------------------------------------------------------------------------------------------
+# --- a world -------------------------------------------------------------------------------------------------------
+
+
+def made_here(folder: Path, **changes) -> LatentsConfig:
+    return LatentsConfig(folder=folder, world=PLAYGROUND, **changes)
 
 
 @pytest.fixture
@@ -144,11 +149,11 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_the_playground_is_encoded_extended_and_worded_anew(tmp_path: Path):
-    few = load_latents(LatentsConfig(folder=tmp_path, clips=3), Means(), "means")
+def test_a_world_is_encoded_extended_and_worded_anew(tmp_path: Path):
+    few = load_latents(made_here(tmp_path, clips=3), Means(), "means")
     assert few.latents.shape[0] == 4 and few.count == 3
     first = (tmp_path / "00000.safetensors").stat().st_mtime_ns
-    data = load_latents(LatentsConfig(folder=tmp_path, clips=6), Means(), "means")
+    data = load_latents(made_here(tmp_path, clips=6), Means(), "means")
     assert (tmp_path / "00000.safetensors").stat().st_mtime_ns == first
     index = read_index(tmp_path)
     assert index.shards == (4, 4) and index.fps == FPS
@@ -164,31 +169,48 @@ def test_the_playground_is_encoded_extended_and_worded_anew(tmp_path: Path):
 
 @pytest.mark.usefixtures("small_shards")
 def test_clips_of_the_playground_may_be_longer_and_keep_to_their_folder(tmp_path: Path):
-    long = load_latents(LatentsConfig(folder=tmp_path, clips=4, frames=45), Means(), "means")
+    long = load_latents(made_here(tmp_path, clips=4, frames=45), Means(), "means")
     expected = Means().encode(render(sample_scenes(0, range(4)), 45))
     assert long.shape == tuple(expected.shape[1:]) and long.shape[0] == 12
     torch.testing.assert_close(long.latents.rows(range(4)), expected, atol=4e-3, rtol=0)
     with pytest.raises(NearstepError, match=r"shape is \(12, .*use another latents folder"):
-        load_latents(LatentsConfig(folder=tmp_path, clips=8), Means(), "means")
+        load_latents(made_here(tmp_path, clips=8), Means(), "means")
     with pytest.raises(NearstepError, match="use 41 or 45"):
-        LatentsConfig(folder=tmp_path, frames=44)
+        made_here(tmp_path, frames=44)
+
+
+@dataclass(frozen=True)
+class Other(Playground):
+    """The same clips under another name."""
+
+    name: str = field(default="other", init=False)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_folder_belongs_to_its_world(tmp_path: Path):
+    config = made_here(tmp_path, clips=4)
+    load_latents(config, Means(), "means")
+    with pytest.raises(NearstepError, match="kind is 'playground' there, 'other' here"):
+        load_latents(replace(config, world=Other()), Means(), "means")
+    with pytest.raises(NearstepError, match=r"clips of the world 'playground'.*set latents.world"):
+        load_latents(replace(config, world=None), Means(), "means")
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_a_folder_of_before_the_format_is_read_as_it_is(tmp_path: Path):
     new, old = tmp_path / "new", tmp_path / "old"
-    data = load_latents(LatentsConfig(folder=new, clips=8), Means(), "means")
+    data = load_latents(made_here(new, clips=8), Means(), "means")
     old.mkdir()
     for number in range(2):
         part = data.latents.rows(range(4 * number, 4 * number + 4)).half()
         save_file({"latents": part}, old / f"{number:05d}.safetensors")
     (old / "index.json").write_text(json.dumps({"seed": 0, "codec": "means"}))
-    again = load_latents(LatentsConfig(folder=old, clips=8), Means(), "means")
+    again = load_latents(made_here(old, clips=8), Means(), "means")
     assert torch.equal(again.batch(3, 8)[0], data.batch(3, 8)[0]) and again.batch(3, 8)[1] == data.batch(3, 8)[1]
     assert json.loads((old / "index.json").read_text()) == {"seed": 0, "codec": "means"}
     for config, source in (
-        (LatentsConfig(folder=old, clips=8, seed=1), "means"),
-        (LatentsConfig(folder=old, clips=8), "x"),
+        (made_here(old, clips=8, seed=1), "means"),
+        (made_here(old, clips=8), "x"),
     ):
         with pytest.raises(NearstepError, match="use another latents folder"):
             load_latents(config, Means(), source)

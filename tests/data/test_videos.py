@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nearstep.data.videos import ClipSize, at_rate, fitted, list_videos, read_clips
+from nearstep.data.videos import ClipSize, at_rate, fitted, list_videos, read_clips, read_facts, read_frames
 from nearstep.errors import NearstepError
 from nearstep.stream.output import write_video
 
@@ -185,6 +185,17 @@ def test_broken_files_say_so(tmp_path: Path, real_videos: Path):
             read_clips(path, SMALL)
     with pytest.raises(NearstepError, match="too short: 48 frames at 12 fps, 81 are needed"):
         read_clips(real_videos / "carphone_distorted.mp4", ClipSize(**{**vars(SMALL), "frames": 81}))
+
+
+def test_a_file_as_it_is(tmp_path: Path):
+    path = write_video(tmp_path / "a.mp4", torch.full((9, 3, 32, 48), 0.5), fps=10, metadata={"seed": 7})
+    assert read_facts(path) == (32, 48, '{"seed": 7}')
+    frames = read_frames(path, most=99)
+    assert frames.shape == (9, 32, 48, 3) and frames.dtype == np.uint8
+    assert np.array_equal(read_frames(path, most=4), frames[:4])
+    for read in (read_facts, lambda file: read_frames(file, 1)):
+        with pytest.raises(NearstepError, match="there is no such file"):
+            read(tmp_path / "b.mp4")
 
 
 def test_a_file_without_pictures(tmp_path: Path):

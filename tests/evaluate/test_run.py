@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
+from worlds import Shades
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate import tables as report
-from nearstep.evaluate.run import held_out, measure
-from nearstep.playground.captions import parse
-from nearstep.playground.train_features import FeaturesConfig
-from nearstep.playground.world import render
+from nearstep.evaluate.run import CAPTIONS_SEED, measure
+from nearstep.playground import PLAYGROUND
+from nearstep.protocols import World
 
 CAPTIONS = 10
 CALLS = {"4": 14, "1": 5}
@@ -21,19 +20,20 @@ CALLS = {"4": 14, "1": 5}
 class Renderer:
     """Makes the true clip of every caption; with plan "1" a frozen one."""
 
-    def __init__(self):
-        self.scenes = {text: scene for scene, text in held_out(CAPTIONS)}
+    def __init__(self, world: World = PLAYGROUND):
+        self.world = world
         self.asked: list[tuple[str, int, list[int]]] = []
 
     def __call__(self, prompts, plan, seed, samples):
         self.asked.append((plan, seed, samples))
-        video = render([self.scenes[prompt] for prompt in prompts])
+        assert prompts == self.world.prompts(CAPTIONS_SEED, samples)
+        video = self.world.clips(CAPTIONS_SEED, samples)
         return video if plan == "4" else video[:, :1].expand_as(video)
 
 
 def run(generate, plans, out, **changes):
     settings = {"calls": CALLS.__getitem__, "captions": CAPTIONS, "batch": 4, "seed": 3, **changes}
-    return measure(generate, plans, out=out, **settings)
+    return measure(generate.world, generate, plans, out=out, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +109,31 @@ def test_the_batch_size_changes_nothing(measured, tmp_path):
     assert other["frechet"]["value"] == pytest.approx(results["plans"]["1"]["frechet"]["value"], rel=1e-3)
 
 
-def test_held_out_captions_are_complete_and_repeatable():
-    truth = held_out(20)
-    assert truth[:5] == held_out(5)
-    for scene, text in truth:
-        assert parse(text) == {name: value for name, value in scene.attributes.items() if value is not None}
+def test_names_are_those_of_the_worlds_verdicts(tmp_path):
+    found = run(Renderer(Shades()), ("4",), tmp_path / "shades.json")
+    plan = found["plans"]["4"]
+    assert list(plan["agreement"]) == ["shade", "rest"] and list(plan["figures"]) == ["evenness"]
+    assert plan["agreement"]["rest"]["value"] == plan["correct"]["value"] == 1.0
+    assert len(plan["course"]) == 1
+    assert "| plan | shade | rest |" in report.details(found)
+
+
+def test_worlds_are_not_mixed(tmp_path):
+    small = run(Renderer(Shades()), ("4",), tmp_path / "shades.json")
+    with pytest.raises(NearstepError, match="name another file"):
+        run(Renderer(Shades(size=16)), ("4",), tmp_path / "shades.json")
+    large = run(Renderer(Shades(size=16)), ("4",), tmp_path / "large.json")
+    with pytest.raises(NearstepError, match="world shades-8 and shades-16 cannot be paired"):
+        report.compare(small, large)
+
+
+def test_results_of_before_worlds_had_names_are_of_the_playground(measured, tmp_path):
+    _, results, _ = measured
+    out = tmp_path / "old.json"
+    settings = {name: value for name, value in results["settings"].items() if name != "world"}
+    out.write_text(json.dumps({**results, "settings": settings}))
+    again = Renderer()
+    assert run(again, ("4",), out)["plans"] == results["plans"] and again.asked == []
 
 
 def test_tables(measured):
@@ -131,14 +151,3 @@ def test_results_on_other_captions_are_not_paired(measured):
     other = {**results, "settings": {**results["settings"], "captions": 11}}
     with pytest.raises(NearstepError, match="cannot be paired"):
         report.compare(results, other)
-
-
-def test_training_the_features_is_repeatable(tmp_path):
-    paths = [
-        FeaturesConfig(path=tmp_path / name / "f.safetensors", clips=16, rounds=2, batch=8, held_out=8).run()
-        for name in ("a", "b")
-    ]
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    accuracy = json.loads(paths[0].with_suffix(".json").read_text())
-    assert set(accuracy) == {"shape", "colour", "size", "motion", "direction", "speed", "background"}
-    assert all(torch.tensor(value).isfinite() for value in accuracy.values())

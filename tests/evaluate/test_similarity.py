@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from nearstep import CausalVideoPipeline
+from nearstep.evaluate.run import CAPTIONS_SEED
 from nearstep.evaluate.similarity import cosines, draw_similarity, step_similarity
+from nearstep.playground import PLAYGROUND
 
 
 def test_cosines_are_symmetric_one_on_the_diagonal_and_averaged_over_the_batch():
@@ -23,8 +25,9 @@ def test_cosines_are_symmetric_one_on_the_diagonal_and_averaged_over_the_batch()
 
 def test_a_matrix_per_chunk_whatever_the_batch(tmp_path: Path):
     pipe = CausalVideoPipeline.from_pretrained("playground")
-    matrices = step_similarity(pipe, plan="3", captions=3, batch=2)
+    prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(3))
+    matrices = step_similarity(pipe, prompts, plan="3", batch=2)
     assert matrices.shape == (3, 3, 3)
-    torch.testing.assert_close(matrices, step_similarity(pipe, plan="3", captions=3, batch=3), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(matrices, step_similarity(pipe, prompts, plan="3", batch=3), rtol=1e-4, atol=1e-5)
     picture = Image.open(draw_similarity(matrices, tmp_path / "similarity.png"))
     assert picture.width > picture.height

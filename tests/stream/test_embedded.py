@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from nearstep import CausalVideoPipeline
-from nearstep.evaluate.run import held_out
-from nearstep.playground.judge.judge import judge
-from nearstep.playground.world import SIZE
+from nearstep.evaluate.run import CAPTIONS_SEED
+from nearstep.playground import PLAYGROUND
 
 ASSETS = Path(str(resources.files("nearstep"))) / "assets"
 
@@ -24,9 +23,9 @@ def test_all_weights_together_stay_small_and_are_safetensors():
 
 @pytest.mark.parametrize("plan", ["4", "4,1x", "1"])
 def test_it_shows_what_held_out_captions_say(plan: str):
-    captions = [text for _, text in held_out(8)]
+    captions = PLAYGROUND.prompts(CAPTIONS_SEED, range(8))
     video = CausalVideoPipeline.from_pretrained("playground")(captions, plan=plan, seed=0, output_type="pt").frames
-    assert video.shape == (8, 33, 3, SIZE, SIZE)
+    assert video.shape == (8, 33, 3, PLAYGROUND.size, PLAYGROUND.size)
     assert torch.isfinite(video).all()
-    verdicts = judge(video, captions)
+    verdicts = PLAYGROUND.judge(video, captions)
     assert sum(verdict.semantic for verdict in verdicts) / 8 > 0.85

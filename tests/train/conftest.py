@@ -12,6 +12,7 @@ import torch
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.export import export_model
@@ -66,8 +67,10 @@ def model(tmp_path_factory: pytest.TempPathFactory, few_clips: None) -> TinyMode
         "transformer": VideoTransformer(**sizes, **channels, chunk_frames=3),
         "teacher": VideoTransformer(**sizes, **channels),
     }
-    export_model(folder, networks=networks, text=TEXT.build(), codec=codec, shift=3.0, settings={})
-    config = LatentsConfig(folder=latents, clips=8)
+    export_model(
+        folder, networks=networks, text=TEXT.build(PLAYGROUND.vocabulary()), codec=codec, shift=3.0, settings={}
+    )
+    config = LatentsConfig(folder=latents, clips=8, world=PLAYGROUND)
     saved = VideoCodec.from_pretrained(folder / "vae")
     load_latents(config, saved, codec_name(saved))
     return TinyModel(folder, config)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
+from nearstep.protocols import World
 from nearstep.recipes import ablation, playground
 from nearstep.recipes.ablation import AblationConfig
 from nearstep.train.distill import stage as distill
@@ -24,7 +25,7 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A tiny recipe as the only cell; its evaluation writes a result and notes the model that it was given."""
     seen: list[str] = []
 
-    def evaluate(student: str, *, plans: tuple[str, ...], captions: int, out: Path) -> str:
+    def evaluate(world: World, student: str, *, plans: tuple[str, ...], captions: int, out: Path) -> str:
         seen.append(student)
         marks = torch.linspace(0, 1, captions).tolist()
         found = {"calls": 5, "frechet": {"value": 3.0}, "clips": dict.fromkeys(("total", "quality", "semantic"), marks)}

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5EncoderModel
+from worlds import Shades
 
 from nearstep.data.latents import LatentsConfig
+from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
 from nearstep.nets.masks import Reach, teacher_forcing
-from nearstep.playground.world import SIZE
+from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase
@@ -53,13 +55,19 @@ def tiny_teacher(codec: Path, folder: Path, latents: Path, steps: int = 4) -> Te
         network=NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2),
         text=TEXT,
         codec=codec / "vae",
-        latents=LatentsConfig(folder=latents, clips=8),
+        latents=LatentsConfig(folder=latents, clips=8, world=PLAYGROUND),
         phases=(Phase(steps // 2, 9, 6), Phase(steps - steps // 2, 33, 4)),
     )
 
 
 def tiny_causal(recipe: CausalConfig, model: Path, folder: Path, latents: Path) -> CausalConfig:
-    return replace(recipe, loop=loop(folder), model=model, latents=LatentsConfig(folder=latents, clips=8), batch=2)
+    return replace(
+        recipe,
+        loop=loop(folder),
+        model=model,
+        latents=LatentsConfig(folder=latents, clips=8, world=PLAYGROUND),
+        batch=2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +129,7 @@ def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latent
     for network, plan in (("transformer", "2,1x"), ("teacher", "3")):
         pipe = CausalVideoPipeline.from_pretrained(resumed, transformer=network)
         video = pipe("a red ball slides left", plan=plan, seed=0, output_type="pt").frames
-        assert video.shape == (1, 33, 3, SIZE, SIZE)
+        assert video.shape == (1, 33, 3, PLAYGROUND.size, PLAYGROUND.size)
         assert torch.isfinite(video).all()
 
 
@@ -129,7 +137,7 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
     from nearstep import CausalVideoPipeline
 
     recipe = replace(tiny_causal(playground.forcing(), teacher, tmp_path / "run", tmp_path), window_frames=6)
-    long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, frames=45))
+    long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, world=PLAYGROUND, frames=45))
     stage = CausalStage(long)
     assert stage.lengths == (3, 3, 3, 3)
     assert stage.visibility == teacher_forcing(stage.lengths, Reach(window=6))
@@ -164,6 +172,20 @@ def test_a_text_cache_serves_training(teacher: Path, latents: Path, tmp_path: Pa
     torch.testing.assert_close(first, plain)
     monkeypatch.setattr(UMT5EncoderModel, "from_pretrained", lambda *_, **__: pytest.fail("it was loaded"))
     assert torch.equal(open_model(teacher, config.latents, tmp_path / "texts")[1](prompts), first)
+
+
+def test_another_world_trains_by_configuration_alone(tmp_path: Path):
+    world = Shades(size=64, frames=33)
+    codec = replace(tiny_codec(tmp_path / "codec", 2), world=world).run()
+    clips = LatentsConfig(folder=tmp_path / "latents", clips=8, world=world)
+    recipe = replace(tiny_teacher(codec, tmp_path / "teacher", tmp_path / "latents", 2), latents=clips)
+    model = recipe.run()
+    index = read_index(tmp_path / "latents")
+    assert index is not None and index.kind == "shades-64" and index.shape == (9, 4, 8, 8) and index.fps == 4
+    tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
+    assert set(world.vocabulary()) <= set(tokenizer.get_vocab()) and "red" not in tokenizer.get_vocab()
+    with pytest.raises(NearstepError, match="learns the words of a world; set latents.world"):
+        replace(recipe, latents=replace(clips, world=None))
 
 
 def test_latents_of_another_codec_are_refused(teacher: Path, codec: Path, latents: Path, tmp_path: Path):

@@ -27,8 +27,10 @@ class Calibrate:
     """A model folder, whose model_index.json gets the thresholds; of "playground" or a hub id they are only shown."""
     closeness: Annotated[float, tyro.conf.arg(metavar="COSINE")] = 0.98
     """How close to what all steps make of it a chunk that stops shall be, on average: more takes more steps."""
-    prompts_file: Annotated[Path | None, optional("FILE", "captions of the playground's world")] = None
+    prompts_file: Annotated[Path | None, optional("FILE", "captions of --world")] = None
     """Prompts to measure on, one a line."""
+    world: Annotated[str, tyro.conf.arg(metavar="NAME")] = "playground"
+    """Whose captions to measure on, where no file of prompts is given."""
     captions: Annotated[int, tyro.conf.arg(metavar="N")] = 128
     """How many prompts."""
     chunks: Annotated[int | None, optional("N", "as many as the model's clips have")] = None
@@ -78,9 +80,10 @@ def _check(options: Calibrate) -> None:
 
 def _prompts(options: Calibrate) -> list[str]:
     if options.prompts_file is None:
-        from nearstep.evaluate.calibrate import calibration_captions
+        from nearstep.evaluate.calibrate import CAPTIONS_SEED
+        from nearstep.recipes.worlds import find_world
 
-        return calibration_captions(options.captions)
+        return find_world(options.world).prompts(CAPTIONS_SEED, range(options.captions))
     from nearstep.data.prompts import read_prompts
 
     return list(read_prompts([options.prompts_file]).texts[: options.captions])

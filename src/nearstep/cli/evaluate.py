@@ -1,14 +1,94 @@
-"""``nearstep evaluate``: the measurements of evaluate/run.py, from the command line."""
+"""``nearstep evaluate``: a model or a folder of clips, measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
 
 import tyro
 
+from nearstep.cli.options import optional
+from nearstep.errors import NearstepError
+from nearstep.models.folder import EMBEDDED, INDEX
+
+CAPTIONS, BATCH = 512, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a model, or a folder of clips, on a world: agreement with the prompts, quality, Fréchet distance.
+
+    A model makes a clip of each held-out caption, with every plan. A folder of clips is judged as it is: videos named
+    PROMPT-INDEX.mp4, as "nearstep generate -o FOLDER/" and VBench name them, of any prompts that the world understands.
+    "--list-captions" prints the held-out ones, for another program or "nearstep generate --prompts-file" to make.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL|CLIPS/")] = EMBEDDED
+    """"playground" (inside this package), a model folder, a hub id, or a folder of clips."""
+    world: Annotated[str, tyro.conf.arg(metavar="NAME")] = "playground"
+    """Has the captions and judges the clips."""
+    plans: Annotated[tuple[str, ...] | None, optional("PLAN ...", "1 4,1x 2 4,2x 4")] = None
+    """Steps per chunk, one entry for each plan of a model to measure."""
+    transformer: Annotated[str | None, optional("NAME", "transformer")] = None
+    """Which network of a model, such as "teacher" for the bidirectional one."""
+    guidance: Annotated[float | None, optional("W")] = None
+    """The w in v = u + w (c - u); 1 is none."""
+    captions: Annotated[int | None, optional("N", str(CAPTIONS))] = None
+    """Held-out captions, for each of which a model makes a clip."""
+    seed: Annotated[int | None, optional("N", "0")] = None
+    """Names the noise that a model starts from."""
+    batch: int = BATCH
+    """Clips at once; does not change the results."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")] = Path("evaluation.json")
+    """Where the results go; a model's plans that it already holds are not measured again."""
+    list_captions: bool = False
+    """Print the held-out captions, one a line, and stop."""
+
+
+_OF_A_MODEL = ("plans", "transformer", "guidance", "captions", "seed")
+
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse the arguments after the signature of ``evaluate.run.evaluate`` and print what it found."""
-    from nearstep.evaluate.run import evaluate
+    """Parse the arguments and print the table of the results."""
+    asked = tyro.cli(Evaluate, prog="nearstep evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    from nearstep.recipes.worlds import find_world
 
-    print(tyro.cli(evaluate, prog="nearstep evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    world, captions = find_world(asked.world), CAPTIONS if asked.captions is None else asked.captions
+    for name, value in (("captions", captions), ("batch", asked.batch)):
+        if value < 1:
+            raise NearstepError(f"--{name} {value}: at least 1")
+    if asked.list_captions:
+        from nearstep.evaluate.run import CAPTIONS_SEED
+
+        print("\n".join(world.prompts(CAPTIONS_SEED, range(captions))))
+    elif (folder := Path(asked.source).expanduser()).is_dir() and not (folder / INDEX).is_file():
+        from nearstep.evaluate.clips import evaluate_clips
+
+        _refuse_options_of_a_model(asked)
+        print(evaluate_clips(world, folder, batch=asked.batch, out=asked.out))
+    else:
+        from nearstep.evaluate.run import PLANS, evaluate
+
+        print(
+            evaluate(
+                world,
+                asked.source,
+                plans=asked.plans or PLANS,
+                transformer=asked.transformer or "transformer",
+                guidance=asked.guidance,
+                captions=captions,
+                seed=asked.seed or 0,
+                batch=asked.batch,
+                out=asked.out,
+            )
+        )
+
+
+def _refuse_options_of_a_model(asked: Evaluate) -> None:
+    for field in fields(Evaluate):
+        if field.name in _OF_A_MODEL and getattr(asked, field.name) is not None:
+            raise NearstepError(
+                f"--{field.name} is about a model, and {asked.source} has no {INDEX}: its clips are judged as they are"
+            )

@@ -106,7 +106,12 @@ def _decoded_beside(
 
 
 def measure(
-    pipe: CausalVideoPipeline, request: Request, *, repeats: int, floors: Mapping[torch.dtype, Floor] | None = None
+    pipe: CausalVideoPipeline,
+    request: Request,
+    *,
+    repeats: int,
+    floors: Mapping[torch.dtype, Floor] | None = None,
+    file: bool = True,
 ) -> dict[str, Any]:
     """Everything about one request, as plain data.
 
@@ -119,12 +124,14 @@ def measure(
         request: what to make.
         repeats: timed clips of each kind.
         floors: of the dtypes that network and decoder compute in (:func:`dtypes`); without them no share is given.
+        file: write an mp4, too, and time that.
     """
     plan, began = request.clip.plan, time.perf_counter()
     kinds = {"fused": True, "separate": False} if plan.commits else {"fused": True}
     beside = pipe.codec if pipe.tiny_decoder is not None else None
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        clips_of = partial(_time_kinds, pipe, request, kinds, file=Path(folder) / "clip.mp4", beside=beside)
+        path = Path(folder) / "clip.mp4" if file else None
+        clips_of = partial(_time_kinds, pipe, request, kinds, file=path, beside=beside)
         clips_of()
         warm = time.perf_counter() - began
         rounds = [clips_of() for _ in range(repeats)]
@@ -163,7 +170,7 @@ def _time_kinds(
     request: Request,
     kinds: Mapping[str, bool],
     *,
-    file: Path,
+    file: Path | None,
     beside: VideoCodec | None,
 ) -> dict[str, tuple[TimedClip, Memory]]:
     """A clip of each kind, name -> fused, and the memory that it took."""

@@ -87,6 +87,10 @@ class Timed:
 
     def __init__(self, inner: object, clock: Clock, stages: Mapping[str, str]) -> None:
         self._inner = inner
+        # Its methods are bound here, where protocols look: from Python 3.12 on they pass __getattr__ over.
+        for name in dir(type(inner)):
+            if not name.startswith("_") and callable(getattr(type(inner), name)):
+                setattr(self, name, getattr(inner, name))
         for method, stage in stages.items():
             # __call__ is looked up on the class, so that one is kept under a name of its own.
             setattr(self, "_call" if method == "__call__" else method, clock.timed(stage, getattr(inner, method)))

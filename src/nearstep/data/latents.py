@@ -1,7 +1,7 @@
 """Clips as latents, encoded ahead and kept on disk: an encoder in the training loop would cost more than the network.
 
 A folder of latents (data/shards.py) is either made by ``nearstep prepare``, with a caption for every clip, or made here
-from the playground. The playground's captions are not stored: a scene is a function of ``(seed, index)``, and each
+from a world (protocols.py). A world's captions are not stored: a clip is a function of ``(seed, index)``, and each
 epoch words it anew.
 """
 
@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from nearstep.data.order import rows_after
-from nearstep.data.shards import INDEX, PLAYGROUND, Index, Shards, add_shard, check_same, read_index
+from nearstep.data.shards import INDEX, PREPARED, Index, Shards, add_shard, check_same, read_index
 from nearstep.errors import NearstepError
 from nearstep.files import sweep
-from nearstep.playground.captions import caption
-from nearstep.playground.world import FPS, FRAMES, render, sample_scenes
-from nearstep.protocols import Codec
+from nearstep.protocols import Codec, World
 from nearstep.shapes import latent_frames
 
 SHARD = 512
@@ -35,14 +33,18 @@ class LatentsConfig:
 
     folder: Path
     clips: int | None = None
-    """How many; None is all of a prepared folder. A folder of the playground that holds fewer is extended."""
+    """How many; None is all of a prepared folder. A folder of a world's clips that holds fewer is extended."""
     seed: int = 0
-    """Of the order, and of the playground's scenes."""
-    frames: int = FRAMES
-    """Pixel frames of a clip that is made here, 4n + 1; clips of ``nearstep prepare`` are as long as they are."""
+    """Names the order, and the world's clips."""
+    world: World | None = None
+    """What makes the clips that the folder lacks; None: all were made by ``nearstep prepare``."""
+    frames: int | None = None
+    """Pixel frames of a clip that is made here, 4n + 1, by default as many as the world's clips have; clips of
+    ``nearstep prepare`` are as long as they are."""
 
     def __post_init__(self) -> None:
-        latent_frames(self.frames)
+        if self.frames is not None:
+            latent_frames(self.frames)
         if self.clips is not None and self.clips < 1:
             raise NearstepError(f"clips={self.clips}; at least 1, or None for all of a prepared folder")
 
@@ -52,8 +54,8 @@ class LatentClips:
 
     Args:
         latents: at least ``count`` clips.
-        count: those in use, the first ones.
-        seed: of the order.
+        count: how many are in use, the first ones.
+        seed: names the order.
         captions: (row, epoch) -> caption.
         examples: how many -> prompts to look at while training.
     """
@@ -72,7 +74,7 @@ class LatentClips:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[F, C, H, W] of a clip."""
+        """Shape [F, C, H, W] of a clip."""
         return tuple(self.latents.shape[1:])
 
     def batch(self, first: int, size: int) -> tuple[Tensor, list[str]]:
@@ -83,22 +85,28 @@ class LatentClips:
 
 
 def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClips:
-    """The latents of ``config``; what a folder of the playground lacks is made.
+    """The latents of ``config``; what a folder of a world's clips lacks is made.
 
     Args:
         config: which clips.
-        codec: encodes the playground's.
+        codec: encodes the world's clips.
         source: names the codec's weights; a folder made by another codec is refused.
 
     Raises:
-        NearstepError: if the folder is damaged, belongs to another codec or seed, or holds too few clips.
+        NearstepError: if the folder is damaged, belongs to another codec, world or seed, or holds too few clips.
     """
     index = read_index(config.folder)
-    if index is None and config.clips is None:
+    if index is None and (config.clips is None or config.world is None):
         raise NearstepError(f"{config.folder} has no {INDEX}; make it with nearstep prepare, or name another folder")
-    if index is None or index.kind == PLAYGROUND:
-        return _playground(config, index, codec, source)
-    return _prepared(config, index, source)
+    if index is not None and index.kind in PREPARED:
+        return _prepared(config, index, source)
+    if config.world is None:
+        kind = index.kind if index else None
+        raise NearstepError(
+            f"{config.folder} holds clips of the world {kind!r}, whose captions are not stored, and no world is given; "
+            "set latents.world in the recipe, or name a folder made by nearstep prepare"
+        )
+    return _of_world(config, config.world, index, codec, source)
 
 
 def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
@@ -122,48 +130,44 @@ def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
     )
 
 
-def _playground(config: LatentsConfig, found: Index | None, codec: Codec, source: str) -> LatentClips:
-    count = config.clips or (found.clips if found else 0)
-    index = _extended(config, found, count, codec, source)
-    scenes = sample_scenes(config.seed, range(count))
+def _of_world(config: LatentsConfig, world: World, index: Index | None, codec: Codec, source: str) -> LatentClips:
+    count = config.clips or (index.clips if index else 0)
 
-    def words(row: int, epoch: int) -> str:
-        return caption(scenes[row], seed=epoch, index=row, complete=False)
+    def caption(row: int, epoch: int) -> str:
+        return world.prompts(config.seed, [row], wording=epoch, complete=False)[0]
 
-    return LatentClips(Shards(config.folder, index), count, seed=config.seed, captions=words, examples=_held_out)
+    def examples(number: int) -> list[str]:
+        return world.prompts(_EXAMPLES_SEED, range(number))
 
-
-def _held_out(count: int) -> list[str]:
-    scenes = sample_scenes(_EXAMPLES_SEED, range(count))
-    return [caption(scene, seed=_EXAMPLES_SEED, index=index) for index, scene in enumerate(scenes)]
+    index = _extended(config, world, index, count, codec, source)
+    return LatentClips(Shards(config.folder, index), count, seed=config.seed, captions=caption, examples=examples)
 
 
-def _extended(config: LatentsConfig, found: Index | None, count: int, codec: Codec, source: str) -> Index:
+def _extended(config: LatentsConfig, world: World, index: Index | None, count: int, codec: Codec, source: str) -> Index:
     """The index once the folder holds ``count`` clips (a killed run goes on after its last whole shard)."""
     from tqdm import tqdm
 
-    channels, height, width = found.shape[1:] if found else _encode(config, range(1), codec).shape[2:]
-    shape = (latent_frames(config.frames), channels, height, width)
-    made_from = {"kind": PLAYGROUND, "seed": config.seed}
-    index = Index(codec=source, shape=shape, dtype="float16", fps=FPS, made_from=made_from)
-    if found:
-        check_same(config.folder, found, index)
-        index = found
+    channels, height, width = index.shape[1:] if index else _encode(config, world, range(1), codec).shape[2:]
+    shape = (latent_frames(config.frames or world.frames), channels, height, width)
+    made_from = {"kind": world.name, "seed": config.seed}
+    wanted = Index(codec=source, shape=shape, dtype="float16", fps=world.fps, made_from=made_from)
+    if index:
+        check_same(config.folder, index, wanted)
+    index = index or wanted
     with tqdm(desc="latents", unit="clip", total=count, initial=index.clips, disable=not sys.stderr.isatty()) as bar:
         while index.clips < count:
             sweep(config.folder)
             first = index.clips
-            index = add_shard(config.folder, index, _encode(config, range(first, first + SHARD), codec))
+            index = add_shard(config.folder, index, _encode(config, world, range(first, first + SHARD), codec))
             bar.update(index.clips - first)
     return index
 
 
 @torch.no_grad()
-def _encode(config: LatentsConfig, indices: range, codec: Codec) -> Tensor:
+def _encode(config: LatentsConfig, world: World, indices: range, codec: Codec) -> Tensor:
     parts = []
-    for first in range(indices.start, indices.stop, _ENCODED_TOGETHER):
-        scenes = sample_scenes(config.seed, indices[first - indices.start :][:_ENCODED_TOGETHER])
-        video = render(scenes, config.frames)
+    for first in range(0, len(indices), _ENCODED_TOGETHER):
+        video = world.clips(config.seed, indices[first : first + _ENCODED_TOGETHER], frames=config.frames)
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(codec.encode(video).half())
     return torch.cat(parts)

@@ -32,7 +32,7 @@ class Prompts:
 
     texts: tuple[str, ...]
     repeated: tuple[str, ...] = ()
-    """Those that the files hold more than once."""
+    """The prompts that the files hold more than once."""
 
     def batch(self, first: int, size: int, *, seed: int = 0) -> list[str]:
         """The ``size`` prompts that come after the first ``first``: each once an epoch, shuffled by ``seed``."""
@@ -49,10 +49,11 @@ class PromptsConfig:
     """Latent frames F."""
     channels: int
     height: int
-    """Of a latent frame."""
+    """Height of a latent frame."""
     width: int
+    """Width of a latent frame."""
     seed: int = 0
-    """Of the order."""
+    """Names the order."""
 
 
 class PromptClips:

@@ -27,12 +27,14 @@ from torch import Tensor
 from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.files import replacing, write_json
-from nearstep.playground.world import FPS
 
 INDEX = "index.json"
 FORMAT, VERSION = "nearstep latents", 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-PLAYGROUND = "playground"
+PREPARED = ("videos", "teacher")
+"""Kinds of clips whose captions are stored; any other kind is the name of a world, which words them."""
+_FIRST_WORLD, _FIRST_FPS = "playground", 12
+"""What an index without a version does not say: it is of the only world there was."""
 
 Record = Mapping[str, Any]
 
@@ -44,7 +46,7 @@ class Index:
     codec: str
     """Names the codec's weights."""
     shape: tuple[int, int, int, int]
-    """Of a clip: (F, C, H, W)."""
+    """Shape (F, C, H, W) of a clip."""
     dtype: str
     """A key of DTYPES."""
     fps: float
@@ -52,31 +54,31 @@ class Index:
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """``kind``, and the options that decide what a clip is."""
     shards: tuple[int, ...] = ()
-    """Clips in each."""
+    """How many clips each shard holds."""
 
     @property
     def clips(self) -> int:
-        """In all shards."""
+        """How many clips all shards hold."""
         return sum(self.shards)
 
     @property
     def kind(self) -> str:
-        """What the clips were made from: ``playground``, ``videos`` or ``teacher``."""
+        """What the clips were made from: one of PREPARED, or the name of a world."""
         return str(self.made_from.get("kind"))
 
 
 def shard_file(folder: Path, number: int) -> Path:
-    """The latents of a shard."""
+    """Where the latents of a shard lie."""
     return folder / f"{number:05d}.safetensors"
 
 
 def record_file(folder: Path, number: int) -> Path:
-    """What its clips are."""
+    """Where it says what the clips of a shard are."""
     return folder / f"{number:05d}.jsonl"
 
 
 def clip_bytes(index: Index) -> int:
-    """Of one clip on disk."""
+    """How many bytes a clip takes on disk."""
     return math.prod(index.shape) * DTYPES[index.dtype].itemsize
 
 
@@ -119,17 +121,18 @@ def read_index(folder: Path) -> Index | None:
 
 
 def _unnumbered(folder: Path, given: Mapping[str, Any]) -> Index | None:
-    """The playground's index before the format had a version: seed and codec, the shards being what lies there."""
+    """An index from before the format had a version: seed and codec, the shards being what lies there."""
     shapes = []
     while (path := shard_file(folder, len(shapes))).exists():
         shapes.append(_shape_of(path))
     if not shapes:
         return None
-    made_from = {"kind": PLAYGROUND, "seed": given["seed"]}
+    made_from = {"kind": _FIRST_WORLD, "seed": given["seed"]}
     counts = tuple(count for count, *_ in shapes)
     _, frames, channels, height, width = shapes[0]
     shape = (frames, channels, height, width)
-    return Index(codec=given["codec"], shape=shape, dtype="float16", fps=FPS, made_from=made_from, shards=counts)
+    codec = given["codec"]
+    return Index(codec=codec, shape=shape, dtype="float16", fps=_FIRST_FPS, made_from=made_from, shards=counts)
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -158,10 +161,10 @@ def add_shard(folder: Path, index: Index, latents: Tensor, records: Sequence[Rec
     """Write one more shard and then the index, which is returned.
 
     Args:
-        folder: where to.
+        folder: what is written to.
         index: what the folder holds so far.
         latents: [n, F, C, H, W] of the index's shape.
-        records: one per clip with its ``caption``; None where captions are a function (the playground).
+        records: one per clip with its ``caption``; None where a world words the captions.
     """
     if latents.shape[1:] != index.shape:
         raise NearstepError(f"latents of shape {tuple(latents.shape[1:])} do not belong to {folder}: {index.shape}")
@@ -188,11 +191,11 @@ class ShardWriter:
 
     @property
     def room(self) -> int:
-        """Clips until the shard is full."""
+        """How many clips the shard that is being filled has still room for."""
         return self.size - len(self._latents)
 
     def add(self, latents: Tensor, record: Record) -> None:
-        """One clip [F, C, H, W]."""
+        """Take one clip [F, C, H, W]."""
         self._latents.append(latents)
         self._records.append(record)
         if not self.room:

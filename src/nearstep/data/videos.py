@@ -8,9 +8,10 @@ column ``caption``, ``text`` or ``prompt``. Sub-folders are searched too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -122,28 +123,68 @@ def read_clips(path: Path, size: ClipSize) -> list[np.ndarray]:
     Raises:
         NearstepError: saying why there is none.
     """
+    clips: list[np.ndarray] = []
+    pictures: list[Picture] = []
+    with _container(path) as container:
+        for picture in _pictures(container, size):
+            pictures.append(picture)
+            if len(pictures) == size.frames:
+                clips.append(np.stack(pictures))
+                pictures = []
+            if len(clips) == size.clips_per_video:
+                break
+    if not clips:
+        raise NearstepError(f"too short: {len(pictures)} frames at {size.fps:g} fps, {size.frames} are needed")
+    return clips
+
+
+class VideoFacts(NamedTuple):
+    """What the head of a video file says; no frame is decoded for it."""
+
+    height: int
+    width: int
+    comment: str
+    """Empty where there is none; ``nearstep generate`` keeps there what made the clip, as JSON."""
+
+
+def read_facts(path: Path) -> VideoFacts:
+    """The head of a video file.
+
+    Raises:
+        NearstepError: saying why it is none.
+    """
+    with _container(path) as container:
+        stream = container.streams.video[0]
+        return VideoFacts(stream.height, stream.width, container.metadata.get("comment", ""))
+
+
+def read_frames(path: Path, most: int) -> np.ndarray:
+    """The frames of a video as they are, at most the first ``most`` of them, uint8 [T, H, W, 3].
+
+    Raises:
+        NearstepError: saying why there are none.
+    """
+    with _container(path) as container:
+        frames = _timed(container.decode(container.streams.video[0]), rate=1.0)
+        pictures = [frame.to_ndarray(format="rgb24") for _, (_, frame) in zip(range(most), frames, strict=False)]
+    if not pictures:
+        raise NearstepError("it holds no frames")
+    return np.stack(pictures)
+
+
+@contextmanager
+def _container(path: Path) -> Iterator[Any]:
     import av
 
     if not path.is_file():
         raise NearstepError("there is no such file")
-    clips: list[np.ndarray] = []
-    pictures: list[Picture] = []
     try:
         with av.open(path) as container:
             if not container.streams.video:
                 raise NearstepError("it holds no video stream")
-            for picture in _pictures(container, size):
-                pictures.append(picture)
-                if len(pictures) == size.frames:
-                    clips.append(np.stack(pictures))
-                    pictures = []
-                if len(clips) == size.clips_per_video:
-                    break
+            yield container
     except (av.FFmpegError, OSError) as error:
         raise NearstepError(f"it cannot be decoded: {error.strerror}") from error
-    if not clips:
-        raise NearstepError(f"too short: {len(pictures)} frames at {size.fps:g} fps, {size.frames} are needed")
-    return clips
 
 
 def _pictures(container: Any, size: ClipSize) -> Iterator[Picture]:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from nearstep.evaluate.run import held_out
 from nearstep.evaluate.similarity import Watched
 from nearstep.files import write_json
 from nearstep.flow.live_plan import agreements, ladder
@@ -36,10 +35,10 @@ ALWAYS, NEVER = -1.0, 2.0
 class Agreements(NamedTuple):
     """Both measures of every step but the last of the ladder."""
 
-    seen: Tensor
-    """[captions, chunks, steps - 1] what a step agrees with what was known."""
+    agreement: Tensor
+    """[prompts, chunks, steps - 1] how much each step agrees with what was known before it."""
     closeness: Tensor
-    """Like it: what it agrees with the last step."""
+    """[prompts, chunks, steps - 1] how much each step agrees with the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +46,11 @@ class Level:
     """What to do after one step of one chunk."""
 
     threshold: float
+    """Least agreement of a chunk that stops."""
     stopping: float
     """Share of all chunks that stop here."""
     closeness: float
-    """Mean of those that stop; nan where none does."""
-
-
-def calibration_captions(count: int) -> list[str]:
-    """Of the playground's world."""
-    return [text for _, text in held_out(count, seed=CAPTIONS_SEED)]
+    """Mean closeness of those that stop; nan where none does."""
 
 
 @torch.no_grad()
@@ -87,26 +82,26 @@ def _watch(
     plan = ChunkPlan(text=ADAPTIVE, lengths=(length,) * chunks, schedules=(schedule,) * chunks)
     watched = Watched(pipe.denoiser(conditioning))
     generate(watched, plan, shape=shape.frame, seed=seed, samples=conditioning.samples)
-    made = [steps for _, steps in sorted(watched.seen.items())]
-    befores = [None, *(steps[-1] for steps in made)]
-    rows = [_measures(steps, before) for steps, before in zip(made, befores, strict=False)]
+    chunks_of_steps = watched.chunks()
+    befores = [None, *(steps[-1] for steps in chunks_of_steps)]
+    rows = [_measures(steps, before) for steps, before in zip(chunks_of_steps, befores, strict=False)]
     return Agreements(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
 
 
 def _measures(steps: Sequence[Tensor], before: Tensor | None) -> tuple[Tensor, Tensor]:
     # [B, steps - 1] each, of the x0 of one chunk's steps.
     pairs = enumerate(zip([None, *steps], steps[:-1], strict=False), 1)
-    seen = [agreements(number, earlier, x0, before) for number, (earlier, x0) in pairs]
+    agreement = [agreements(number, earlier, x0, before) for number, (earlier, x0) in pairs]
     close = [cosine_similarity(step.flatten(1).float(), steps[-1].flatten(1).float()) for step in steps[:-1]]
-    return torch.stack(seen, dim=1), torch.stack(close, dim=1)
+    return torch.stack(agreement, dim=1), torch.stack(close, dim=1)
 
 
 def levels(measured: Agreements, closeness: float) -> list[list[Level]]:
     """``[chunk][step - 1]``: what to do for chunks that stop to be ``closeness`` close to all steps, on average."""
     found = []
-    for seen, close in zip(measured.seen.unbind(1), measured.closeness.unbind(1), strict=True):
-        going, row = torch.ones(len(seen), dtype=torch.bool), []
-        for column, reached in zip(seen.unbind(1), close.unbind(1), strict=True):
+    for agreement, close in zip(measured.agreement.unbind(1), measured.closeness.unbind(1), strict=True):
+        going, row = torch.ones(len(agreement), dtype=torch.bool), []
+        for column, reached in zip(agreement.unbind(1), close.unbind(1), strict=True):
             threshold = threshold_of(column[going], reached[going], closeness)
             stops = going & (column >= threshold)
             row.append(
@@ -121,24 +116,26 @@ def levels(measured: Agreements, closeness: float) -> list[list[Level]]:
     return found
 
 
-def threshold_of(seen: Tensor, reached: Tensor, closeness: float) -> float:
-    """The least threshold on ``seen`` [N] above which the mean of ``reached`` [N] is at least ``closeness``."""
-    if not len(seen) or float(reached.mean()) >= closeness:
+def threshold_of(agreement: Tensor, reached: Tensor, closeness: float) -> float:
+    """The least threshold on ``agreement`` [N] above which the mean of ``reached`` [N] is at least ``closeness``."""
+    if not len(agreement) or float(reached.mean()) >= closeness:
         return ALWAYS
-    ordered = seen.sort(descending=True)
-    means = reached[ordered.indices].cumsum(0) / torch.arange(1, len(seen) + 1)
-    last = (ordered.values != ordered.values.roll(-1)) | (torch.arange(len(seen)) == len(seen) - 1)  # of equal ones
+    ordered = agreement.sort(descending=True)
+    means = reached[ordered.indices].cumsum(0) / torch.arange(1, len(agreement) + 1)
+    last = (ordered.values != ordered.values.roll(-1)) | (
+        torch.arange(len(agreement)) == len(agreement) - 1
+    )  # of equal ones
     fine = ((means >= closeness) & last).nonzero()
     return float(ordered.values[fine[-1]]) if len(fine) else NEVER
 
 
 def thresholds(found: Sequence[Sequence[Level]]) -> list[list[float]]:
-    """As Settings.agreement keeps them."""
+    """The thresholds of levels, as Settings.agreement keeps them."""
     return [[round(level.threshold, 4) for level in row] for row in found]
 
 
 def write_agreement(folder: Path, found: Sequence[Sequence[Level]]) -> None:
-    """Put them into a model folder's index."""
+    """Put the thresholds of levels into a model folder's index."""
     index = read_json(folder / INDEX)
     index.setdefault("nearstep", {})["agreement"] = thresholds(found)
     write_json(folder / INDEX, index)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from nearstep.evaluate.results import Results
 from nearstep.evaluate.statistics import pooled
 from nearstep.evaluate.tables import clips
 from nearstep.files import replacing
 from nearstep.plots import new_figure
 
 
-def draw_totals(cells: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> Path:
+def draw_totals(cells: Mapping[str, Sequence[Results]], path: Path) -> Path:
     """Total of every plan, a colour per recipe, with 95 % intervals; plans in order of their calls.
 
     Args:
         cells: recipe -> what evaluate.run.measure wrote for each of its seeds.
         path: PNG.
     """
-    calls = {plan: found["calls"] for results in cells.values() for plan, found in results[0]["plans"].items()}
+    calls = {plan: found["calls"] or 0 for results in cells.values() for plan, found in results[0]["plans"].items()}
     order = sorted(calls, key=lambda plan: (calls[plan], plan))
     figure = new_figure(3.5 + 1.2 * len(order), 5)
     axis = figure.subplots()

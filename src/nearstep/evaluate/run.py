@@ -1,4 +1,4 @@
-"""Measures a model: agreement, quality, Fréchet distance and calls of every plan, on held-out captions.
+"""Measures a model: agreement, quality, Fréchet distance and calls of every plan, on a world's held-out captions.
 
 Results are one JSON file, rewritten after each plan; what it already holds is not measured again. A clip is named by
 its caption's number and the seed, so the numbers do not depend on the batch size.
@@ -6,30 +6,23 @@ its caption's number and the seed, so the numbers do not depend on the batch siz
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nearstep.errors import NearstepError
-from nearstep.evaluate import statistics
-from nearstep.evaluate.frechet import gaussian, gaussian_distance
+from nearstep.evaluate.frechet import gaussian
+from nearstep.evaluate.results import PlanResults, Results, open_results, plan_results, write_results
 from nearstep.evaluate.tables import table
-from nearstep.files import write_json
-from nearstep.playground.captions import caption
-from nearstep.playground.features import feature_net
-from nearstep.playground.judge.judge import ATTRIBUTES, Verdict, judge
-from nearstep.playground.judge.quality import FIGURES
-from nearstep.playground.world import FRAMES, Scene, render, sample_scenes
+from nearstep.protocols import Verdict, World
 
 CAPTIONS_SEED = 7_000_000
 """Stream of the captions to evaluate with; no training ever draws from it."""
+PLANS = ("1", "4,1x", "2", "4,2x", "4")
 
 
 @runtime_checkable
@@ -41,16 +34,11 @@ class Generate(Protocol):
         ...
 
 
-def held_out(count: int, seed: int = CAPTIONS_SEED) -> list[tuple[Scene, str]]:
-    """Scenes and complete captions that no training has seen."""
-    scenes = sample_scenes(seed, range(count))
-    return [(scene, caption(scene, seed=seed, index=index)) for index, scene in enumerate(scenes)]
-
-
 def evaluate(
-    model: str = "playground",
+    world: World,
+    model: str,
     *,
-    plans: tuple[str, ...] = ("1", "4,1x", "2", "4,2x", "4"),
+    plans: Sequence[str] = PLANS,
     transformer: str = "transformer",
     guidance: float | None = None,
     captions: int = 512,
@@ -61,6 +49,7 @@ def evaluate(
     """Measure a model folder and return the table of its results.
 
     Args:
+        world: has the captions and judges the clips.
         model: "playground", a folder, or a hub id.
         plans: steps per chunk, one entry for each plan to measure.
         transformer: sub-folder of the network, such as "teacher" for the bidirectional one.
@@ -76,17 +65,21 @@ def evaluate(
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer)
 
     def generate(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
-        wishes = {"seed": seed, "samples": samples, "guidance_scale": guidance}
-        return pipe(prompts, plan, output_type="pt", **wishes).frames
+        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt").frames
+        return torch.as_tensor(video)
 
     def calls(plan: str) -> int:
         return plan_clip(pipe.configs, plan=plan).plan.calls
 
     name = f"{model} ({transformer}" + (")" if guidance is None else f", guidance {guidance:g})")
-    return table(measure(generate, plans, calls=calls, name=name, captions=captions, seed=seed, batch=batch, out=out))
+    results = measure(
+        world, generate, plans, calls=calls, name=name, captions=captions, seed=seed, batch=batch, out=out
+    )
+    return table(results)
 
 
 def measure(
+    world: World,
     generate: Generate,
     plans: Sequence[str],
     *,
@@ -96,15 +89,16 @@ def measure(
     captions: int = 512,
     seed: int = 0,
     batch: int = 16,
-) -> dict[str, Any]:
+) -> Results:
     """Measure what ``generate`` makes with each plan, and write it to ``out``.
 
     Args:
+        world: has the captions and judges the clips.
         generate: makes the clips.
         plans: plan strings.
         calls: plan string -> network calls of one clip, commits included.
         out: JSON file; goes on where it stopped.
-        name: of the model, for reports.
+        name: names the model in reports.
         captions: held-out captions, one clip each.
         seed: names the noise.
         batch: clips made at once.
@@ -112,77 +106,46 @@ def measure(
     Returns:
         What the file holds.
     """
-    settings = {"name": name, "captions": captions, "captions_seed": CAPTIONS_SEED, "seed": seed}
-    results = _open(out, settings)
+    settings = {"name": name, "captions": captions, "captions_seed": CAPTIONS_SEED, "seed": seed, "world": world.name}
+    results = open_results(out, settings)
     wanted = {plan: calls(plan) for plan in plans}  # a plan that does not parse is found before any work
     missing = [plan for plan in wanted if plan not in results["plans"]]
     if missing:
-        truth = held_out(captions)
-        real = gaussian(_features([scene for scene, _ in truth], batch))
+        prompts, real = world.prompts(CAPTIONS_SEED, range(captions)), true_features(world, captions, batch)
         for plan in missing:
-            found = _measure_plan(generate, plan, truth, real, seed=seed, batch=batch)
-            results["plans"][plan] = {"calls": wanted[plan], **found}
-            write_json(out, results, indent=1)
+            results["plans"][plan] = _measure_plan(
+                world, generate, plan, prompts, real, calls=wanted[plan], seed=seed, batch=batch
+            )
+            write_results(out, results)
     return results
 
 
-def _open(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    if not out.exists():
-        return {"settings": settings, "plans": {}}
-    results = json.loads(out.read_text(encoding="utf-8"))
-    if results.get("settings") != settings:
-        raise NearstepError(f"{out} holds results of {results.get('settings')}, not {settings}; name another file")
-    return results
-
-
-def _features(scenes: Sequence[Scene], batch: int) -> Tensor:
-    parts = [scenes[first : first + batch] for first in range(0, len(scenes), batch)]
-    return torch.cat([feature_net().features(render(part, frames=FRAMES)) for part in parts])
+def true_features(world: World, count: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the features of the first held-out clips, drawn ``batch`` at a time."""
+    parts = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+    return gaussian(torch.cat([world.features(world.clips(CAPTIONS_SEED, part)) for part in parts]))
 
 
 def _measure_plan(
+    world: World,
     generate: Generate,
     plan: str,
-    truth: Sequence[tuple[Scene, str]],
+    captions: Sequence[str],
     real: tuple[Tensor, Tensor],
     *,
+    calls: int,
     seed: int,
     batch: int,
-) -> dict[str, Any]:
+) -> PlanResults:
     verdicts: list[Verdict] = []
     features: list[Tensor] = []
     seconds = 0.0
-    for first in tqdm(range(0, len(truth), batch), desc=f"plan {plan}", unit="batch"):
-        samples = list(range(first, min(first + batch, len(truth))))
-        prompts = [truth[sample][1] for sample in samples]
+    for first in tqdm(range(0, len(captions), batch), desc=f"plan {plan}", unit="batch"):
+        prompts = list(captions[first : first + batch])
         began = time.monotonic()
-        video = generate(prompts, plan, seed, samples).float().cpu()
+        video = generate(prompts, plan, seed, list(range(first, first + len(prompts)))).float().cpu()
         seconds += time.monotonic() - began
-        verdicts += judge(video, prompts)
-        features.append(feature_net().features(video))
-    distance = statistics.statistic(torch.cat(features), lambda rows: gaussian_distance(*gaussian(rows), *real))
-    return {**summarise(verdicts), "frechet": asdict(distance), "seconds_per_clip": round(seconds / len(truth), 4)}
-
-
-def summarise(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Means of verdicts with their intervals, and the values of each clip for paired differences."""
-    columns: dict[str, list[float]] = {
-        "total": [verdict.total for verdict in verdicts],
-        "quality": [verdict.quality for verdict in verdicts],
-        "semantic": [verdict.semantic for verdict in verdicts],
-        "correct": [float(verdict.correct) for verdict in verdicts],
-    }
-    agreement = {name: [float(v.agreement.get(name, torch.nan)) for v in verdicts] for name in ATTRIBUTES}
-    stated = {name: marks for name, marks in agreement.items() if any(name in v.agreement for v in verdicts)}
-    return {
-        **_intervals(columns),
-        "agreement": _intervals(stated),
-        "figures": _intervals({name: [v.figures[name] for v in verdicts] for name in FIGURES}),
-        "course": torch.tensor([v.course for v in verdicts]).mean(dim=0).tolist(),
-        "clips": {name: [round(value, 4) for value in values] for name, values in columns.items()},
-    }
-
-
-def _intervals(columns: dict[str, list[float]]) -> dict[str, Any]:
-    intervals = statistics.mean_rows(torch.tensor(list(columns.values()), dtype=torch.float64))
-    return {name: asdict(interval) for name, interval in zip(columns, intervals, strict=True)}
+        verdicts += world.judge(video, prompts)
+        features.append(world.features(video))
+    found = plan_results(verdicts, torch.cat(features), real, calls=calls)
+    return {**found, "seconds_per_clip": round(seconds / len(captions), 4)}

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nearstep.evaluate.run import held_out
 from nearstep.files import replacing
 from nearstep.flow.path import x0_from_velocity
 from nearstep.plots import new_figure
@@ -28,19 +27,24 @@ PAPER = {"first chunk": (0.70, 0.85, 0.94), "later chunks": (0.95, 0.98, 0.99)}
 
 @dataclass
 class Watched:
-    """A denoiser that notes every x0 it predicts, by the chunk's first frame."""
+    """A denoiser that notes every x0 it predicts."""
 
     denoiser: CausalDenoiser
-    seen: dict[int, list[Tensor]] = field(default_factory=dict)
+    predictions: dict[int, list[Tensor]] = field(default_factory=dict)
+    """First frame of a chunk -> the x0 of each of its steps."""
+
+    def chunks(self) -> list[list[Tensor]]:
+        """The x0 of each step of each chunk, in order."""
+        return [steps for _, steps in sorted(self.predictions.items())]
 
     def __call__(self, x: Tensor, t: Tensor, *, cache: Any = None, start: int = 0) -> Tensor:
         """The denoiser's velocity."""
         v = self.denoiser(x, t, cache=cache, start=start)
-        self.seen.setdefault(start, []).append(x0_from_velocity(x, v, t).float().cpu())
+        self.predictions.setdefault(start, []).append(x0_from_velocity(x, v, t).float().cpu())
         return v
 
     def commit(self, x: Tensor, *, cache: Any, start: int) -> None:
-        """As the denoiser does."""
+        """The denoiser's commit."""
         self.denoiser.commit(x, cache=cache, start=start)
 
     def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Any, start: int) -> Tensor:
@@ -49,32 +53,31 @@ class Watched:
         return self(x, t, cache=cache, start=start)
 
     def new_cache(self, batch: int, frames: int | None, height: int, width: int, *, reach: Any = None) -> Any:
-        """As the denoiser does."""
+        """A cache of the denoiser's."""
         return self.denoiser.new_cache(batch, frames, height, width, reach=reach)
 
 
 @torch.no_grad()
 def step_similarity(
-    pipe: CausalVideoPipeline, *, plan: str = "4", captions: int = 64, seed: int = 0, batch: int = 16
+    pipe: CausalVideoPipeline, prompts: Sequence[str], *, plan: str = "4", seed: int = 0, batch: int = 16
 ) -> Tensor:
     """Mean cosine between the x0 of every two steps of a chunk, [chunks, steps, steps].
 
     Args:
         pipe: with a causal network.
+        prompts: one clip each.
         plan: one with equally many steps in every chunk.
-        captions: held-out captions, one clip each.
         seed: names the noise.
         batch: clips at once; changes nothing.
     """
-    texts = [text for _, text in held_out(captions)]
     parts = []
-    for first in range(0, captions, batch):
-        part = texts[first : first + batch]
+    for first in range(0, len(prompts), batch):
+        part = list(prompts[first : first + batch])
         asked = pipe.request(part, plan, seed=seed, samples=list(range(first, first + len(part))))
         watched = Watched(pipe.denoiser(asked))
         generate(watched, asked.clip.plan, shape=asked.clip.shape.frame, seed=asked.seed, samples=asked.samples)
-        parts.append(torch.stack([cosines(steps) for _, steps in sorted(watched.seen.items())]) * len(part))
-    return torch.stack(parts).sum(0) / captions
+        parts.append(torch.stack([cosines(steps) for steps in watched.chunks()]) * len(part))
+    return torch.stack(parts).sum(0) / len(prompts)
 
 
 def cosines(steps: Sequence[Tensor]) -> Tensor:

@@ -1,68 +1,75 @@
-"""Tables in markdown from the results of evaluate/run.py: of one model, of two, and of several seeds of recipes."""
+"""Tables in markdown from the results of evaluations: of one model, of two, and of several seeds of recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.evaluate.results import SUMS, Bounds, Head, Results, settings_of
 from nearstep.evaluate.statistics import Interval, difference, paired, pooled
 
-HEADS = ("total", "quality", "semantic")
-_HEADS = (*HEADS, "correct", "frechet")
-Results = dict[str, Any]
-"""What evaluate.run.measure wrote."""
+HEADS: tuple[Head, ...] = ("total", "quality", "semantic")
+_SAME = ("world", "captions", "captions_seed", "prompts")
+"""What two results must have in common for their clips to be paired."""
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: Results) -> str:
     """One row a plan: the sums, with the half width of their 95 % intervals."""
     rows = [
-        [plan, found["calls"], *(_value(found[name], 1 if name == "frechet" else 100) for name in _HEADS)]
+        [
+            plan,
+            "-" if found["calls"] is None else found["calls"],
+            *(_value(found[name], 100) for name in SUMS),
+            _value(found["frechet"], 1),
+        ]
         for plan, found in results["plans"].items()
     ]
     return markdown(["plan", "calls", "total", "quality", "semantic", "all correct", "Fréchet"], rows)
 
 
-def details(results: dict[str, Any]) -> str:
+def details(results: Results) -> str:
     """One row a plan: agreement of every attribute, then every figure of quality, in percent."""
-    plans = results["plans"]
-    parts = []
-    for part in ("agreement", "figures"):
-        names = list(next(iter(plans.values()))[part]) if plans else []
-        rows = [[plan, *(f"{100 * found[part][name]['value']:.1f}" for name in names)] for plan, found in plans.items()]
-        parts.append(markdown(["plan", *names], rows))
-    return "\n\n".join(parts)
+    parts = [{plan: found[part] for plan, found in results["plans"].items()} for part in ("agreement", "figures")]
+    return "\n\n".join(_percents(part) for part in parts)
 
 
-def compare(first: dict[str, Any], second: dict[str, Any]) -> str:
+def _percents(plans: Mapping[str, Mapping[str, Bounds]]) -> str:
+    names = list(dict.fromkeys(name for found in plans.values() for name in found))
+    rows = [
+        [plan, *(f"{100 * found[name]['value']:.1f}" if name in found else "-" for name in names)]
+        for plan, found in plans.items()
+    ]
+    return markdown(["plan", *names], rows)
+
+
+def compare(first: Results, second: Results) -> str:
     """Differences ``first - second`` of the plans both hold, clip by clip, in points of a hundred.
 
     Raises:
         NearstepError: where the two were not measured on the same captions.
     """
-    for name in ("captions", "captions_seed"):
-        ours, theirs = first["settings"][name], second["settings"][name]
+    for name in _SAME:
+        ours, theirs = (settings_of(results).get(name) for results in (first, second))
         if ours != theirs:
             raise NearstepError(f"results with {name} {ours} and {theirs} cannot be paired; measure both alike")
-    heads = ("total", "quality", "semantic", "correct")
     rows = []
     for plan in [plan for plan in first["plans"] if plan in second["plans"]]:
-        clips = (torch.tensor([found["plans"][plan]["clips"][name] for name in heads]) for found in (first, second))
+        clips = (torch.tensor([found["plans"][plan]["clips"][name] for name in SUMS]) for found in (first, second))
         differences = [paired(ours, theirs) for ours, theirs in zip(*clips, strict=True)]
         rows.append([plan, *(f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" for d in differences)])
-    return markdown(["plan", *heads], rows)
+    return markdown(["plan", *SUMS], rows)
 
 
-def _value(interval: dict[str, float], scale: float) -> str:
+def _value(interval: Bounds, scale: float) -> str:
     half = (interval["high"] - interval["low"]) / 2
     return f"{scale * interval['value']:.2f} ± {scale * half:.2f}"
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table."""
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table with one line for its head and one for each row."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
@@ -107,5 +114,5 @@ def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str:
 
 
 def points(interval: Interval) -> str:
-    """In points of a hundred."""
+    """An interval in points of a hundred."""
     return f"{100 * interval.value:.2f} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"

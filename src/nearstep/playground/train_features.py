@@ -26,13 +26,13 @@ _DRAWN = 32
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """One run."""
+    """A training of the feature network."""
 
     path: Path = Path("runs/features/features.safetensors")
     clips: int = 4096
     """Real clips, drawn once and kept as bytes (0.1 MB each)."""
     rounds: int = 6
-    """How often each is seen."""
+    """How often each clip is trained on."""
     batch: int = 16
     lr: float = 3e-3
     warmup: float = 0.05
@@ -96,7 +96,7 @@ def _parts(scenes: Sequence[Scene], size: int) -> list[Sequence[Scene]]:
 
 
 def to_bytes(video: Tensor) -> Tensor:
-    """[0, 1] to 0 .. 255."""
+    """Values in [0, 1] as bytes."""
     return (video * 255).round().to(torch.uint8)
 
 

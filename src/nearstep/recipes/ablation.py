@@ -17,16 +17,18 @@ from typing import Any
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.figures import draw_totals
-from nearstep.evaluate.run import evaluate
+from nearstep.evaluate.run import CAPTIONS_SEED, evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
 from nearstep.files import write_json
 from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
+SIMILARITY_PROMPTS = 64
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "teacher": {"transformer": "teacher", "plans": ("20",)},
@@ -126,7 +128,8 @@ class AblationConfig:
         """Run what is missing, seed by seed over all cells, and write tables and plots; returns the tables' file."""
         model = ModelFolder.open(str(self.model)).path
         for cell in [cell for cell in self.cells if cell in NETWORKS]:
-            evaluate(str(self.model), captions=self.captions, out=self.out / f"{cell}-0.json", **NETWORKS[cell])
+            out = self.out / f"{cell}-0.json"
+            evaluate(PLAYGROUND, str(self.model), captions=self.captions, out=out, **NETWORKS[cell])
         for seed in self.seeds:
             for cell in [cell for cell in self.cells if cell in CELLS]:
                 self._run(cell, seed, model)
@@ -141,7 +144,8 @@ class AblationConfig:
 
         target = self.out / "similarity.json"
         if not target.exists():
-            matrices = step_similarity(CausalVideoPipeline.from_pretrained(self.model))
+            prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
+            matrices = step_similarity(CausalVideoPipeline.from_pretrained(self.model), prompts)
             draw_similarity(matrices, self.out / "similarity.png")
             write_json(target, matrices.tolist(), indent=None)
 
@@ -157,7 +161,7 @@ class AblationConfig:
                 f"{loop.folder} was stopped after {done} of {self.steps} steps, so it is not evaluated; "
                 "the same command goes on with it"
             )
-        evaluate(str(student), plans=self.plans, captions=self.captions, out=result)
+        evaluate(PLAYGROUND, str(student), plans=self.plans, captions=self.captions, out=result)
 
 
 def playground() -> AblationConfig:

@@ -20,8 +20,8 @@ from typing import Any
 
 from nearstep.data.latents import LatentsConfig
 from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.playground import PLAYGROUND
 from nearstep.playground.train_features import FeaturesConfig
-from nearstep.playground.world import FPS, FRAMES, SIZE
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
@@ -33,19 +33,19 @@ from nearstep.train.stages.graft import GraftConfig
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
-_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288)
+_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=PLAYGROUND)
 _FEW_LATENTS = replace(_LATENTS, clips=4_096)
 _WINDOW = 9
-"""Latent frames of FRAMES pixel frames."""
-_LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, frames=69)
+"""Latent frames of a clip of the world."""
+_LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, world=PLAYGROUND, frames=69)
 FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
 """Step counts to draw from, in which one step comes up in half of all draws."""
 _SHIFT = 3.0
 _SETTINGS: dict[str, Any] = {
-    "fps": FPS,
-    "num_frames": FRAMES,
-    "height": SIZE,
-    "width": SIZE,
+    "fps": PLAYGROUND.fps,
+    "num_frames": PLAYGROUND.frames,
+    "height": PLAYGROUND.size,
+    "width": PLAYGROUND.size,
     "default_plan": "4",
     "teacher_plan": "20",
     "guidance_scale": 2.0,
@@ -63,8 +63,9 @@ def codec() -> CodecConfig:
             CropPhase(600, 13, 4, 32),
             CropPhase(400, 33, 2, 32),
             CropPhase(1100, 17, 4, 32),
-            CropPhase(400, 33, 1, SIZE),
+            CropPhase(400, 33, 1, PLAYGROUND.size),
         ),
+        world=PLAYGROUND,
         size=CodecSize(
             base_dim=32,
             decoder_base_dim=32,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from nearstep.evaluate.results import Results
 from nearstep.evaluate.statistics import pooled
 from nearstep.evaluate.tables import HEADS, clips, difference_table, markdown, points, pooled_table
 from nearstep.files import replacing
 
-Cells = Mapping[str, Sequence[dict[str, Any]]]
+Cells = Mapping[str, Sequence[Results]]
 """Cell -> what evaluate.run.measure wrote for each of its seeds."""
 
 Place = tuple[str, str]
@@ -94,9 +94,9 @@ SYSTEMS: tuple[tuple[str, Place], ...] = (
 """The paper's Table 1: row -> where its figures come from."""
 
 
-def read_cells(folder: Path, known: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def read_cells(folder: Path, known: Sequence[str]) -> dict[str, list[Results]]:
     """The results in ``folder``, files ``CELL-SEED.json``, in the order of ``known``; plans that every seed has."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Results]] = {}
     for path in sorted(folder.glob("*-*.json")):
         found.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text(encoding="utf-8")))
     return {name: _shared_plans(found[name]) for name in known if name in found}
@@ -142,7 +142,7 @@ def systems_table(cells: Cells) -> str:
     return markdown(["system", "plan", "calls", "seeds", *HEADS], rows)
 
 
-def _shared_plans(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _shared_plans(results: list[Results]) -> list[Results]:
     # A seed whose evaluation is still going on lacks some.
     shared = [plan for plan in results[0]["plans"] if all(plan in result["plans"] for result in results)]
     return [{**result, "plans": {plan: result["plans"][plan] for plan in shared}} for result in results]

@@ -1,7 +1,7 @@
 """The judge: does a clip show what its caption says, and how well does it look?
 
 Analytic, because the world is drawn by formula: find the object (segment.py), fit the renderer's own shapes to it
-(fit.py) and the world's own paths to its track (motion.py), and compare the names with those the caption states.
+(shapes.py) and the world's own paths to its track (motion.py), and compare the names with those the caption states.
 Quality is in quality.py. As VBench forms it, total = (4 quality + semantic) / 5 with semantic = agreement.
 """
 
@@ -69,7 +69,7 @@ class Verdict:
 
     @property
     def correct(self) -> bool:
-        """Everything stated is shown."""
+        """Whether the clip shows everything stated."""
         return all(self.agreement.values())
 
     @property
@@ -121,7 +121,7 @@ def _check(video: Tensor, captions: Sequence[str]) -> None:
 
 def _judge(video: Tensor, captions: Sequence[str], chunk: int) -> list[Verdict]:
     chunks = chunk_frames(video.shape[1], chunk)
-    stated = [{"count": "1", **parse(text)} for text in captions]
+    stated = [_stated(text) for text in captions]
     sight = look(video)
     fitted = fit(sight, chunks)
     seen = (sight.found.float().mean(dim=1) >= _LEAST_SEEN) & (fitted.overlap >= _LEAST_OVERLAP)
@@ -142,6 +142,11 @@ def _judge(video: Tensor, captions: Sequence[str], chunk: int) -> list[Verdict]:
         )
         for i in range(len(stated))
     ]
+
+
+def _stated(text: str) -> dict[str, str]:
+    said = {"count": "1", **parse(text)}
+    return {name: said[name] for name in ATTRIBUTES if name in said}
 
 
 def _stated_speed(stated: list[dict[str, str]], measured: Tensor) -> Tensor:

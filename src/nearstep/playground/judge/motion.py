@@ -27,7 +27,7 @@ class Motion:
     """The best path of each clip."""
 
     kind: list[str]
-    """[B] a name of playground.MOTIONS."""
+    """[B] a name of world.MOTIONS."""
     direction: list[str | None]
     """[B] a key of DIRECTIONS or AXES; None for an object at rest."""
     speed: Tensor

@@ -1,4 +1,4 @@
-"""Stage 1: the codec, an AutoencoderKLWan trained from nothing on the playground's clips.
+"""Stage 1: the codec, an AutoencoderKLWan trained from nothing on a world's clips.
 
 Loss: mean absolute error + a share of squared error (large mistakes first) + error of the differences along time, rows
 and columns (edges and motion stay sharp) + a little KL (latents stay smooth, so that a denoiser can learn them). What
@@ -14,7 +14,6 @@ it took to converge in minutes, found by measuring:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from nearstep import rng
 from nearstep.nets.codec import VideoCodec
-from nearstep.playground.world import FRAMES, SIZE, Scene, positions, render, sample_scenes
+from nearstep.protocols import World
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, recipe_of, run
@@ -35,7 +34,7 @@ from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.preview import write_grid
 
 _LOG_VARIANCE_START = -6.0
-_SCENES_A_STEP = 64
+_CLIPS_A_STEP = 64
 _STATISTICS_CLIPS = 256
 _STATISTICS_SEED = 1
 
@@ -82,7 +81,7 @@ class CropPhase(Phase):
     """Windows in time and space."""
 
     side: int
-    """Height and width of the crop, which holds the object."""
+    """Height and width of the crop, which holds what there is to see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +90,8 @@ class CodecConfig:
 
     loop: LoopConfig
     optim: OptimConfig
+    world: World
+    """The world whose clips the codec learns."""
     size: CodecSize
     seed: int = 0
     phases: tuple[CropPhase, ...]
@@ -127,15 +128,19 @@ class CodecStage:
         self.state = TrainState({"codec": self.codec, "optimizer": self.optimizer, "ema": self.ema})
 
     def batch(self, index: int) -> Tensor:
-        """The clips of step ``index``, [B, T, 3, side, side]: a window in time and space of each scene."""
+        """The clips of step ``index``, [B, T, 3, side, side]: a window in time and space of each."""
+        world, seed = self.config.world, self.config.seed
         phase, _ = phase_at(self.config.phases, index)
-        scenes = sample_scenes(self.config.seed, range(index * _SCENES_A_STEP, index * _SCENES_A_STEP + phase.clips))
-        draw = rng.generator("codec window", self.config.seed, index)
-        first = int(torch.randint(FRAMES - phase.frames + 1, (), generator=draw))
-        return _cropped(render(scenes, frames=phase.frames, first=first), scenes, first, phase.side, draw)
+        clips = range(index * _CLIPS_A_STEP, index * _CLIPS_A_STEP + phase.clips)
+        draw = rng.generator("codec window", seed, index)
+        first = int(torch.randint(world.frames - phase.frames + 1, (), generator=draw))
+        video = world.clips(seed, clips, frames=phase.frames, first=first)
+        if phase.side == world.size:
+            return video
+        return _cropped(video, world.focus(seed, clips, frames=phase.frames, first=first), phase.side, draw)
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One update."""
+        """Make one update."""
         video = self.batch(index)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = self.codec.posterior(video)
@@ -157,7 +162,7 @@ class CodecStage:
     @torch.no_grad()
     def preview(self, path: Path) -> None:
         """Real clips and what comes back of them, in turns."""
-        video = render(sample_scenes(_STATISTICS_SEED, range(4)))
+        video = self.config.world.clips(_STATISTICS_SEED, range(4))
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
         with torch.autocast("cpu", torch.bfloat16):
             decoded = codec.decode(codec.encode(video)).float()
@@ -170,20 +175,17 @@ class CodecStage:
         raw = []
         for first in range(0, _STATISTICS_CLIPS, 16):
             with torch.autocast("cpu", torch.bfloat16):
-                video = render(sample_scenes(_STATISTICS_SEED, range(first, first + 16)))
+                video = self.config.world.clips(_STATISTICS_SEED, range(first, first + 16))
                 raw.append(codec.posterior(video).mode().float())
         std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
         codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         codec.save_pretrained(folder / "vae")
 
 
-def _cropped(video: Tensor, scenes: Sequence[Scene], first: int, side: int, draw: torch.Generator) -> Tensor:
-    # Squares near the objects, which most of a frame is far from.
-    if side == SIZE:
-        return video
-    away = (torch.rand(len(scenes), 2, generator=draw) - 0.5) * 0.75 * side
-    middles = torch.stack([positions(scene, video.shape[1], first).mean(0) for scene in scenes])
-    corners = (middles + away - side / 2).round().clamp(0, SIZE - side).int().tolist()
+def _cropped(video: Tensor, focus: Tensor, side: int, draw: torch.Generator) -> Tensor:
+    # Squares near the focus [B, 2], which most of a frame is far from.
+    away = (torch.rand(len(video), 2, generator=draw) - 0.5) * 0.75 * side
+    corners = (focus + away - side / 2).round().clamp(0, video.shape[-1] - side).int().tolist()
     return torch.stack([clip[..., y : y + side, x : x + side] for clip, (x, y) in zip(video, corners, strict=True)])
 
 

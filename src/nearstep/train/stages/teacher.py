@@ -7,7 +7,7 @@ guidance has an unconditional side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep import rng
 from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
@@ -26,7 +27,6 @@ from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.playground.captions import vocabulary
 from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
@@ -60,11 +60,11 @@ class TextSize:
     length: int
     """Text tokens a caption is padded to."""
 
-    def build(self) -> PromptEncoder:
-        """The untrained encoder with a tokenizer of the world's words."""
+    def build(self, vocabulary: Sequence[str]) -> PromptEncoder:
+        """The untrained encoder with a tokenizer of these words."""
         sizes = asdict(self)
         length = sizes.pop("length")
-        tokenizer = build_tokenizer(vocabulary(), length=length)
+        tokenizer = build_tokenizer(vocabulary, length=length)
         config = UMT5Config(vocab_size=len(tokenizer), dropout_rate=0.0, **sizes)
         return PromptEncoder(tokenizer, UMT5EncoderModel(config))
 
@@ -80,21 +80,23 @@ class TeacherConfig:
     codec: Path
     """Folder of the trained AutoencoderKLWan."""
     latents: LatentsConfig
+    """Clips of a world, whose words the text encoder learns."""
     phases: tuple[Phase, ...]
     """Short clips are the first frames of long ones: the codec is causal, so their latents are too."""
     caption_dropout: float = 0.1
     shift: float = 3.0
-    """Of the training times, and of the schedules of the model that is exported."""
+    """Shift of the training times, and of the schedules of the model that is exported."""
     ema: float = 0.999
     seed: int = 0
     autocast: bool = True
-    """bfloat16 matrix products."""
+    """Matrix products in bfloat16."""
     compile: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Defaults for using the model (models/folder.py Settings)."""
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)
+        _vocabulary(self.latents)
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
@@ -111,7 +113,7 @@ class TeacherStage:
         self.clips = load_latents(config.latents, self.codec, codec_name(self.codec))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("teacher weights", config.seed))
-            self.text = config.text.build()
+            self.text = config.text.build(_vocabulary(config.latents))
             self.network = VideoTransformer(
                 **asdict(config.network),
                 in_channels=self.codec.channels,
@@ -126,7 +128,7 @@ class TeacherStage:
             compile_blocks(self.network)
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """One update."""
+        """Make one update."""
         config = self.config
         phase, taken = phase_at(config.phases, index)
         x0, captions = self.clips.batch(taken, phase.clips)
@@ -171,6 +173,12 @@ class TeacherStage:
 
     def _averaged(self) -> tuple[VideoTransformer, PromptEncoder]:
         return self.ema.module["network"], self.ema.module["text"]  # pyright: ignore[reportIndexIssue, reportReturnType]
+
+
+def _vocabulary(latents: LatentsConfig) -> tuple[str, ...]:
+    if latents.world is None:
+        raise NearstepError("a teacher's text encoder learns the words of a world; set latents.world in the recipe")
+    return latents.world.vocabulary()
 
 
 def _by_time(losses: Tensor, t: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,137 @@
+"""What an evaluation says: means of verdicts with their intervals, and the values of each clip for paired differences.
+
+Results are one JSON file. Names of attributes and figures are those that the world's verdicts have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NotRequired, TypedDict, TypeVar
+
+import torch
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+from nearstep.evaluate import statistics
+from nearstep.evaluate.frechet import gaussian, gaussian_distance
+from nearstep.evaluate.statistics import Interval
+from nearstep.files import replacing
+from nearstep.protocols import Verdict
+
+Head = Literal["total", "quality", "semantic", "correct"]
+Name = TypeVar("Name", bound=str)
+SUMS: tuple[Head, ...] = ("total", "quality", "semantic", "correct")
+"""What every verdict has one number for."""
+
+EvaluationSettings = dict[str, str | int]
+"""What was measured; only results of the same settings stand in one file."""
+_FIRST_WORLD = "playground"
+"""What files from before a world had a name are of."""
+
+
+class Bounds(TypedDict):
+    """An interval in JSON."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Summary(TypedDict):
+    """Verdicts of a set of clips in JSON."""
+
+    total: Bounds
+    quality: Bounds
+    semantic: Bounds
+    correct: Bounds
+    agreement: dict[str, Bounds]
+    """Attribute -> over the clips whose prompts state it."""
+    figures: dict[str, Bounds]
+    course: list[float]
+    """Mean look of each chunk."""
+    clips: dict[str, list[float]]
+    """Sum -> its value for each clip."""
+
+
+class PlanResults(Summary):
+    """What is known of the clips of one plan."""
+
+    frechet: Bounds
+    calls: int | None
+    """Network calls of a clip, commits included; None where nothing says so."""
+    seconds_per_clip: NotRequired[float]
+
+
+class Results(TypedDict):
+    """What a file holds."""
+
+    settings: EvaluationSettings
+    plans: dict[str, PlanResults]
+
+
+def summarise(verdicts: Sequence[Verdict]) -> Summary:
+    """Means with intervals; an attribute or figure that a clip has not is left out of its mean."""
+    columns: dict[Head, list[float]] = {name: [float(getattr(v, name)) for v in verdicts] for name in SUMS}
+    sums = _bounds(columns)
+    return {
+        "total": sums["total"],
+        "quality": sums["quality"],
+        "semantic": sums["semantic"],
+        "correct": sums["correct"],
+        "agreement": _bounds(_columns([verdict.agreement for verdict in verdicts])),
+        "figures": _bounds(_columns([verdict.figures for verdict in verdicts])),
+        "course": torch.tensor([list(verdict.course) for verdict in verdicts]).mean(dim=0).tolist(),
+        "clips": {name: [round(value, 4) for value in values] for name, values in columns.items()},
+    }
+
+
+def plan_results(
+    verdicts: Sequence[Verdict], features: Tensor, real: tuple[Tensor, Tensor], *, calls: int | None
+) -> PlanResults:
+    """The summary of clips, and their Fréchet distance to ``real`` ones, the mean and covariance of their features."""
+    distance = statistics.statistic(features, lambda rows: gaussian_distance(*gaussian(rows), *real))
+    return {"calls": calls, **summarise(verdicts), "frechet": bounds(distance)}
+
+
+def bounds(interval: Interval) -> Bounds:
+    """An interval for JSON."""
+    return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    # The fullest row comes first, so that all names stand in its order.
+    names = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
+    return {name: [float(row.get(name, math.nan)) for row in rows] for name in names}
+
+
+def _bounds(columns: Mapping[Name, Iterable[float]]) -> dict[Name, Bounds]:
+    intervals = statistics.mean_rows(torch.tensor(list(columns.values()), dtype=torch.float64))
+    return {name: bounds(interval) for name, interval in zip(columns, intervals, strict=True)}
+
+
+def open_results(out: Path, settings: EvaluationSettings) -> Results:
+    """What ``out`` holds, or nothing yet.
+
+    Raises:
+        NearstepError: if it holds results of other settings.
+    """
+    if not out.exists():
+        return {"settings": settings, "plans": {}}
+    results: Results = json.loads(out.read_text(encoding="utf-8"))
+    if settings_of(results) != settings:
+        raise NearstepError(f"{out} holds results of {settings_of(results)}, not {settings}; name another file")
+    return results
+
+
+def settings_of(results: Results) -> EvaluationSettings:
+    """What the results are of."""
+    return {"world": _FIRST_WORLD, **results["settings"]}
+
+
+def write_results(out: Path, results: Results) -> None:
+    """Write them, whole or not at all."""
+    with replacing(out) as part:
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,24 @@
+"""The worlds there are, by name: another one is a package like playground/ and a line here."""
+
+from __future__ import annotations
+
+import difflib
+
+from nearstep.errors import NearstepError
+from nearstep.playground import PLAYGROUND
+from nearstep.protocols import World
+
+WORLDS: dict[str, World] = {world.name: world for world in (PLAYGROUND,)}
+
+
+def find_world(name: str) -> World:
+    """The world of this name.
+
+    Raises:
+        NearstepError: if there is none, with the nearest name.
+    """
+    if name not in WORLDS:
+        near = difflib.get_close_matches(name, WORLDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"worlds are {', '.join(WORLDS)}"
+        raise NearstepError(f"there is no world {name!r}: {hint}")
+    return WORLDS[name]
