@@ -18,7 +18,7 @@ from nearstep.models.wan import SIZES as WAN
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.tiny_decoder import TinyDecoder
-from nearstep.nets.transformer import VideoTransformer
+from nearstep.nets.transformer import VideoTransformer, kept_in_float32
 from nearstep.shapes import latent_frames
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.train.export import export_model
@@ -154,9 +154,8 @@ def write_model(size: Size, folder: Path, device: torch.device) -> None:
 
 def placed(made: VideoTransformer, to: torch.device | str, dtype: torch.dtype) -> VideoTransformer:
     """The network there, in this dtype but for what ``from_pretrained`` keeps in float32."""
-    wide = made._keep_in_fp32_modules or []
     for name, parameter in made.named_parameters():
-        kept = dtype.itemsize < torch.float32.itemsize and set(name.split(".")) & set(wide)
+        kept = dtype.itemsize < torch.float32.itemsize and kept_in_float32(name)
         parameter.data = parameter.data.to(to, torch.float32 if kept else dtype)
     return made
 
