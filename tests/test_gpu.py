@@ -153,6 +153,28 @@ def test_the_summary_is_short_and_keeps_what_failed() -> None:
     assert "lines more" in report.shortened(["x" * 200] * 100)[-1]
 
 
+def test_the_package_knows_its_version_where_it_is_not_installed() -> None:
+    """On that machine it is a checkout on the path, without metadata; what it writes names its version all the same."""
+    code = """
+import importlib.metadata as metadata, sys
+find = metadata.Distribution.from_name.__func__
+def absent(cls, name):
+    if name == "nearstep":
+        raise metadata.PackageNotFoundError(name)
+    return find(cls, name)
+metadata.Distribution.from_name = classmethod(absent)
+from nearstep.cli.main import main
+from nearstep.models.card import model_index
+print(model_index(["transformer"], {})["_nearstep_version"])
+sys.argv = ["nearstep", "--version"]
+main()
+"""
+    path = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=path)
+    version, told = done.stdout.split("\n")[:2]
+    assert Version(version) and told == f"nearstep {version}"
+
+
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 

@@ -29,9 +29,9 @@ def run(task: Task) -> None:
         if config.lora_rank is not None:
             task.record(f"plan of {name}", skipped="the planner plans whole networks, not adapters")
             continue
-        found = estimate(replace(config, counts=(1,)), sizes)
+        found = estimate(replace(config, step_counts=(1,)), sizes)
         task.record(
             f"plan of {name}", peak_bytes=found.peak, phase=found.worst, phases=dict(found.phases),
-            held=dict(found.held), flops=sum(part.all for part in found.flops.values()),
+            resident=dict(found.resident), flops=sum(part.all for part in found.flops.values()),
             planned_in_seconds=time.perf_counter() - began,
         )  # fmt: skip

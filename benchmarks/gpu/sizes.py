@@ -14,6 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from transformers import UMT5Config, UMT5EncoderModel
 
+from nearstep.models.folder import Settings
 from nearstep.models.wan import SIZES as WAN
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import PromptEncoder, build_tokenizer
@@ -132,13 +133,13 @@ def pipeline(size: Size, device: torch.device, dtype: torch.dtype) -> CausalVide
         text_encoder=text_encoder(size, device, dtype, whole=False),
         tokenizer=build_tokenizer(WORDS, length=TEXT),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
-        nearstep=settings(size),
+        nearstep=settings(size).stated(),
     )
 
 
-def settings(size: Size) -> dict[str, Any]:
+def settings(size: Size) -> Settings:
     """What the model was made for."""
-    return {"num_frames": size.frames, "height": size.height, "width": size.width, "fps": 16}
+    return Settings(num_frames=size.frames, height=size.height, width=size.width, fps=16)
 
 
 def write_model(size: Size, folder: Path, device: torch.device) -> None:

@@ -79,4 +79,4 @@ def _gradient(network: nn.Module) -> Tensor:
 def _opened(made: DistillConfig, device: torch.device) -> tuple[TextEncoder, Clips]:
     """Text and prompts, there: what open_model finds belongs to the process's own device."""
     _, text, clips = open_model(made.model, made.latents, made.text_cache)
-    return lambda captions: text(captions).to(device), clips
+    return lambda prompts: text(prompts).to(device), clips

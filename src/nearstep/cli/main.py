@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+import nearstep
 from nearstep.errors import NearstepError
 
 COMMANDS = {
@@ -70,9 +71,7 @@ def _dispatch(arguments: list[str]) -> None:
         return
     name, *rest = arguments
     if name in ("-V", "--version", "version"):
-        from importlib.metadata import version
-
-        print(f"nearstep {version('nearstep')}")
+        print(f"nearstep {nearstep.__version__}")
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

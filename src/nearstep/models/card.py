@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nearstep
 from nearstep.errors import NearstepError
 
 CARD = "README.md"
@@ -42,7 +42,7 @@ def model_index(networks: Sequence[str], settings: Mapping[str, Any]) -> dict[st
     """The model_index.json of a folder in our layout."""
     return {
         "_class_name": "CausalVideoPipeline",
-        "_nearstep_version": version("nearstep"),
+        "_nearstep_version": nearstep.__version__,
         **{name: ("nearstep", "VideoTransformer") for name in networks},
         **LIBRARIES,
         "nearstep": dict(settings),
