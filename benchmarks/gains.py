@@ -143,9 +143,10 @@ def last_block_whole() -> Iterator[None]:
     forward = TransformerBlock.forward
 
     def whole(self: TransformerBlock, *arguments: Any) -> Any:
-        *rest, left = arguments
-        out, own = forward(self, *rest, 0)
-        return out[:, left:], own
+        *rest, keys_only = arguments
+        call: Any = forward
+        out, own = call(self, *rest, 0)
+        return out[:, keys_only:], own
 
     with patch.object(TransformerBlock, "forward", whole):
         yield
@@ -206,7 +207,8 @@ def gelu_by_sigmoid() -> Iterator[None]:
 
 def in_bfloat16(given: Given) -> Given:
     """Weights and calls in bfloat16."""
-    return replace(given, net=copy.deepcopy(given.net).to(torch.bfloat16), text=given.text.to(torch.bfloat16))
+    net: Any = copy.deepcopy(given.net)  # diffusers' own to() is not typed
+    return replace(given, net=net.to(torch.bfloat16), text=given.text.to(torch.bfloat16))
 
 
 def in_int8(given: Given) -> Given:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = frozenset({"errors", "files", "plots", "shapes", "protocols", "rng"})
+LEAVES = frozenset("errors files plots protocols reach rng shapes version".split())
 LIBRARY = LEAVES | set("flow nets losses rollout models playground data stream train evaluate cost recipes".split())
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),
@@ -103,6 +103,64 @@ def test_imports_go_one_way(path: Path) -> None:
         if name.startswith("nearstep."):
             target = name.removeprefix("nearstep.") + "."
             assert any(target.startswith(f"{row}.") for row in allowed), f"{home} may not import {name}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports for type checking alone count: two files that need each other's types are one idea cut in two."""
+    names = {".".join(("nearstep", *Path(inside(path)).with_suffix("").parts)): path for path in MODULES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    arrows: dict[str, set[str]] = {}
+    for name, path in names.items():
+        targets = {
+            each if each in names else each.rpartition(".")[0] for each in imported(ast.walk(tree_of(path)), path)
+        }
+        arrows[name] = (targets & names.keys()) - {name}
+    while leaves := {name for name, targets in arrows.items() if not targets}:
+        arrows = {name: targets - leaves for name, targets in arrows.items() if name not in leaves}
+    assert not arrows, f"a circle among {sorted(arrows)}"
+
+
+BORROWED = frozenset(
+    "_all_hooks _asdict _cached_conv_counts _dynamo _exit _fields _foreach_lerp_ _gradient_checkpointing_func "
+    "_keep_in_fp32_modules _parameters _replace".split()
+)
+"""Names of torch, diffusers and Python that begin with an underscore and are meant to be used, or cannot be avoided."""
+
+
+@each_module()
+def test_privates_stay_with_their_object(path: Path) -> None:
+    for node in (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)):
+        private = node.attr.startswith("_") and not node.attr.startswith("__")
+        owner = ast.unparse(node.value)
+        if private and node.attr not in BORROWED and owner not in {"self", "cls", "super()", "aten"}:
+            pytest.fail(f"line {node.lineno}: {owner}.{node.attr}")
+        assert node.attr != "__new__", f"line {node.lineno}: an object is made by its class"
+
+
+OPEN = {
+    "cost/clock.py": "stands in for any callable",
+    "cost/flops.py": "takes any module",
+    "files.py": "takes anything that JSON can hold",
+    "nets/codec.py": "hands diffusers' options on",
+    "nets/text.py": "hands transformers' options on",
+    "stream/model.py": "hands diffusers' options on",
+    "train/checkpoint.py": "torch's states",
+    "train/loop.py": "any dataclass",
+}
+"""Files whose public functions take Any, and why."""
+
+
+@each_module()
+def test_public_functions_say_what_they_take(path: Path) -> None:
+    if inside(path) in OPEN:
+        return
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            arguments = node.args
+            every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            every += [each for each in (arguments.vararg, arguments.kwarg) if each]
+            loose = [each.arg for each in every if each.annotation and ast.unparse(each.annotation) == "Any"]
+            assert not loose, f"{node.name} takes Any: {', '.join(loose)}"
 
 
 @each_module()

@@ -7,7 +7,7 @@ import torch
 from benchmarks.gpu.sizes import SIZES, pipeline, prompt, tiny_decoder
 from benchmarks.gpu.task import NARROW, Task
 from nearstep.cost.clock import peak_memory, synchronise
-from nearstep.nets.masks import Reach
+from nearstep.reach import Reach
 
 
 @torch.no_grad()

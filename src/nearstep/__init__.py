@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nearstep.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nearstep.errors import NearstepError
     from nearstep.flow.plan import ChunkPlan, make_plan
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "CausalVideoPipeline": "nearstep.stream.pipeline",

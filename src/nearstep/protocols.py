@@ -6,9 +6,14 @@ Anything with these methods works; tests use closed-form stand-ins of a few line
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
+
+from nearstep.reach import Reach
+
+Cache = TypeVar("Cache")
+"""What a denoiser keeps of finished chunks; whoever holds it hands it on unopened."""
 
 
 @runtime_checkable
@@ -21,22 +26,24 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class CausalDenoiser(Protocol):
+class CausalDenoiser(Protocol[Cache]):
     """A denoiser that can see finished chunks through a cache that the caller owns."""
 
-    def __call__(self, x: Tensor, t: Tensor, *, cache: Any = None, start: int = 0) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *, cache: Cache | None = None, start: int = 0) -> Tensor:
         """Velocity of the frames ``start .. start + F - 1``, given what ``cache`` holds. Never writes."""
         ...
 
-    def commit(self, x: Tensor, *, cache: Any, start: int) -> None:
+    def commit(self, x: Tensor, *, cache: Cache, start: int) -> None:
         """One call at t = 0 that writes the keys and values of the clean frames ``x``, detached."""
         ...
 
-    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Any, start: int) -> Tensor:
+    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Cache, start: int) -> Tensor:
         """``commit`` of ``clean``, the frames before ``start``, and then the call on ``x``, in one; without grad."""
         ...
 
-    def new_cache(self, batch: int, frames: int | None, height: int, width: int, *, reach: Any = None) -> Any:
+    def new_cache(
+        self, batch: int, frames: int | None, height: int, width: int, *, reach: Reach | None = None
+    ) -> Cache:
         """An empty cache for ``frames`` latent frames of ``height x width`` (latent units), or without end (None).
 
         ``reach`` says how far back chunks look, if not as far as the network was made for.

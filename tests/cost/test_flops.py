@@ -11,9 +11,9 @@ from nearstep.cost.flops import call_flops, counter, decode_flops, on_meta, text
 from nearstep.models.wan import SIZES
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.masks import Reach
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.reach import Reach
 
 HEIGHT, WIDTH, TEXT = 4, 6, 5
 WAN = dict(height=60, width=104, text=512)

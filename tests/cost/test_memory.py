@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nearstep.cli.main import main
 from nearstep.cost import fake_step, update_flops
 from nearstep.cost.advice import trials
+from nearstep.cost.flops import counter
 from nearstep.cost.live_bytes import LiveBytes
 from nearstep.cost.memory import estimate
 from nearstep.cost.sizes import Sizes, count_network
@@ -66,16 +66,6 @@ CONFIGS = {
     "exact penalty, joint backbone": config(adversary=AdversaryConfig(penalty="exact", backbone="joint")),
     "against data": config(sampling="data", adversary=AdversaryConfig(reference="data", backbone="teacher")),
     "no adversary": config(adversary=None, micro=1, checkpointing=True),
-}
-
-
-FUSED = {  # the counter knows the kernels of accelerators only
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
-        sdpa_flop_count(q, k, v)
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
-        sdpa_backward_flop_count(grad, q, k, v)
-    ),
 }
 
 
@@ -205,16 +195,16 @@ def test_operations_are_those_that_torch_counts(name: str, rel: float):
     update, plan = real_update(config), StepPlan(steps=2, discriminator_learns=True, student_listens=True)
     noise, rows = update.noise("test"), range(config.batch)
     parts = {part: config.batch * flops.all for part, flops in update_flops.distillation(config, SMALL).items()}
-    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+    with counter() as count:
         batch = update.sample(plan, 0, rows)
-        made = counter.get_total_flops()
+        made = count.get_total_flops()
         update.student(plan, batch, noise)
         batch = batch.detached()
         update.assistant(batch, noise)
         if config.adversary:
             update.discriminator(plan, batch, noise, 1.0)
     assert made == parts["rollout"] + parts.get("rollout of the reference", 0)
-    assert sum(parts.values()) == pytest.approx(counter.get_total_flops(), rel=rel)
+    assert sum(parts.values()) == pytest.approx(count.get_total_flops(), rel=rel)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -223,13 +213,13 @@ def test_operations_of_a_causal_run_are_those_that_torch_counts(objective: str):
     network, many_step = (VideoTransformer(**SMALL.student) for _ in range(2))
     average = Ema(network, 0.9).module
     update = causal.update(network=network, average=average, many_step=many_step.eval(), text=text, frames=6)
-    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+    with counter() as count:
         loss = update.losses(torch.randn(1, *SMALL.clip), torch.randn(1, *SMALL.clip), [""], torch.rand(1, 2)).sum()
-        forward = counter.get_total_flops()
+        forward = count.get_total_flops()
         loss.backward()
     parts = {part: flops.all for part, flops in update_flops.causal(causal, SMALL).items()}
     assert sum(cost for part, cost in parts.items() if "backward" not in part) == forward
-    assert sum(parts.values()) == pytest.approx(counter.get_total_flops(), rel=2e-3)
+    assert sum(parts.values()) == pytest.approx(count.get_total_flops(), rel=2e-3)
 
 
 def test_two_processes_hold_half_of_what_is_sharded():

@@ -12,8 +12,9 @@ from nearstep.errors import NearstepError
 from nearstep.nets import denoiser as denoisers
 from nearstep.nets.cache import KVCache
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.masks import Reach, block_causal, teacher_forcing
+from nearstep.nets.masks import block_causal, teacher_forcing
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.reach import Reach
 
 CHUNKS = [(3, 3, 3), (1, 3, 3), (1,) * 6, (2, 2, 2, 2, 1)]
 REACH = [(None, 0), (4, 0), (3, 1), (5, 2)]

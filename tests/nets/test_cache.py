@@ -7,7 +7,7 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
-from nearstep.nets.masks import Reach
+from nearstep.reach import Reach
 
 TOKENS = 2
 

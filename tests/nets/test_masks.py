@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import Reach, Visibility, block_causal, full, teacher_forcing, token_groups
+from nearstep.nets.masks import Visibility, block_causal, full, teacher_forcing, token_groups
+from nearstep.reach import Reach
 
 
 def table(text: str) -> torch.Tensor:

@@ -15,8 +15,9 @@ from worlds import Shades
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import Reach, teacher_forcing
+from nearstep.nets.masks import teacher_forcing
 from nearstep.playground import PLAYGROUND
+from nearstep.reach import Reach
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase

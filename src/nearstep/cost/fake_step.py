@@ -29,6 +29,7 @@ from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import GRID, make_plan
 from nearstep.models.empty import empty_codec, empty_network
 from nearstep.nets.attention import fused
+from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.discriminator import Discriminator
@@ -284,7 +285,7 @@ def _preview(config: Config, sizes: Sizes, layers: int) -> Peaks:
         codec = VideoCodec(fake.counted(without_numbers(empty_codec(sizes.codec), torch.float32)).eval())
         plan = make_plan("1", frames=sizes.clip[0], chunk_frames=config.chunk_frames, shift=config.shift, grid=GRID)
         with live, torch.autocast("cpu", torch.bfloat16), live.phase("preview"):
-            denoiser: CausalDenoiser = TextDenoiser(network, fake.text([""] * (1 if weight == 1 else 2)))
+            denoiser: CausalDenoiser[KVCache] = TextDenoiser(network, fake.text([""] * (1 if weight == 1 else 2)))
             if weight != 1:
                 denoiser = Guided(denoiser, weight)
             latents = generate(denoiser, plan, shape=sizes.clip[1:], seed=0, samples=[0])

@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.masks import EVERYTHING, Reach, Visibility, block_causal
+from nearstep.nets.masks import Visibility, block_causal
 from nearstep.nets.tiny_decoder import TinyDecoder
+from nearstep.reach import EVERYTHING, Reach
 
 
 class CallFlops(NamedTuple):

@@ -19,7 +19,8 @@ from nearstep.cost.flops import CallFlops, masked_flops, text_keys_flops
 from nearstep.cost.sizes import Sizes
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.nets.discriminator import tap_blocks
-from nearstep.nets.masks import Reach, Visibility, block_causal, full
+from nearstep.nets.masks import Visibility, block_causal, full
+from nearstep.reach import Reach
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.objectives.table import objective_called

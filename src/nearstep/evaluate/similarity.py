@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch import Tensor
 from nearstep.files import replacing
 from nearstep.flow.path import x0_from_velocity
 from nearstep.plots import new_figure
-from nearstep.protocols import CausalDenoiser
+from nearstep.protocols import Cache, CausalDenoiser
+from nearstep.reach import Reach
 from nearstep.rollout.rollout import generate
 from nearstep.stream.pipeline import CausalVideoPipeline
 
@@ -26,10 +27,10 @@ PAPER = {"first chunk": (0.70, 0.85, 0.94), "later chunks": (0.95, 0.98, 0.99)}
 
 
 @dataclass
-class Watched:
+class Watched(Generic[Cache]):
     """A denoiser that notes every x0 it predicts."""
 
-    denoiser: CausalDenoiser
+    denoiser: CausalDenoiser[Cache]
     predictions: dict[int, list[Tensor]] = field(default_factory=dict)
     """First frame of a chunk -> the x0 of each of its steps."""
 
@@ -37,22 +38,24 @@ class Watched:
         """The x0 of each step of each chunk, in order."""
         return [steps for _, steps in sorted(self.predictions.items())]
 
-    def __call__(self, x: Tensor, t: Tensor, *, cache: Any = None, start: int = 0) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *, cache: Cache | None = None, start: int = 0) -> Tensor:
         """The denoiser's velocity."""
         v = self.denoiser(x, t, cache=cache, start=start)
         self.predictions.setdefault(start, []).append(x0_from_velocity(x, v, t).float().cpu())
         return v
 
-    def commit(self, x: Tensor, *, cache: Any, start: int) -> None:
+    def commit(self, x: Tensor, *, cache: Cache, start: int) -> None:
         """The denoiser's commit."""
         self.denoiser.commit(x, cache=cache, start=start)
 
-    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Any, start: int) -> Tensor:
+    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Cache, start: int) -> Tensor:
         """A commit, and a call that is noted."""
         self.commit(clean, cache=cache, start=start - clean.shape[1])
         return self(x, t, cache=cache, start=start)
 
-    def new_cache(self, batch: int, frames: int | None, height: int, width: int, *, reach: Any = None) -> Any:
+    def new_cache(
+        self, batch: int, frames: int | None, height: int, width: int, *, reach: Reach | None = None
+    ) -> Cache:
         """A cache of the denoiser's."""
         return self.denoiser.new_cache(batch, frames, height, width, reach=reach)
 

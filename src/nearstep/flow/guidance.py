@@ -6,12 +6,13 @@ v = u + w (c - u): w = 1 is the conditional prediction alone. Self-Forcing write
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from nearstep.protocols import CausalDenoiser, Denoiser
+from nearstep.protocols import Cache, CausalDenoiser, Denoiser
+from nearstep.reach import Reach
 
 
 def guided(both: Denoiser, weight: float) -> Denoiser:
@@ -24,22 +25,22 @@ def guided(both: Denoiser, weight: float) -> Denoiser:
     return denoiser
 
 
-class Guided:
+class Guided(Generic[Cache]):
     """``guided`` for a causal denoiser. The cache holds both halves: a frame's keys and values depend on the text."""
 
-    def __init__(self, both: CausalDenoiser, weight: float) -> None:
+    def __init__(self, both: CausalDenoiser[Cache], weight: float) -> None:
         self.both = both
         self.weight = weight
 
-    def __call__(self, x: Tensor, t: Tensor, *, cache: Any = None, start: int = 0) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, *, cache: Cache | None = None, start: int = 0) -> Tensor:
         """Guided velocity of ``x`` [B, F, C, H, W] at ``t`` [B, F]."""
         return guided(partial(self.both, cache=cache, start=start), self.weight)(x, t)
 
-    def commit(self, x: Tensor, *, cache: Any, start: int) -> None:
+    def commit(self, x: Tensor, *, cache: Cache, start: int) -> None:
         """Write the clean frames ``x`` under both texts."""
         self.both.commit(_twice(x), cache=cache, start=start)
 
-    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Any, start: int) -> Tensor:
+    def commit_then(self, clean: Tensor, x: Tensor, t: Tensor, *, cache: Cache, start: int) -> Tensor:
         """Write ``clean`` under both texts; guided velocity of ``x``."""
 
         def both(x: Tensor, t: Tensor) -> Tensor:
@@ -47,7 +48,9 @@ class Guided:
 
         return guided(both, self.weight)(x, t)
 
-    def new_cache(self, batch: int, frames: int | None, height: int, width: int, *, reach: Any = None) -> Any:
+    def new_cache(
+        self, batch: int, frames: int | None, height: int, width: int, *, reach: Reach | None = None
+    ) -> Cache:
         """An empty cache with room for both halves."""
         return self.both.new_cache(2 * batch, frames, height, width, reach=reach)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nearstep
 from nearstep.errors import NearstepError
+from nearstep.version import __version__
 
 CARD = "README.md"
 LIBRARIES = {
@@ -42,7 +42,7 @@ def model_index(networks: Sequence[str], settings: Mapping[str, Any]) -> dict[st
     """The model_index.json of a folder in our layout."""
     return {
         "_class_name": "CausalVideoPipeline",
-        "_nearstep_version": nearstep.__version__,
+        "_nearstep_version": __version__,
         **{name: ("nearstep", "VideoTransformer") for name in networks},
         **LIBRARIES,
         "nearstep": dict(settings),

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.nets.masks import EVERYTHING, Reach
 from nearstep.nets.rope import advance
+from nearstep.reach import EVERYTHING, Reach
 
 KeysValues = tuple[Tensor, Tensor]  # each [B, tokens, heads, head_dim]
 

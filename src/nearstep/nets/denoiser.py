@@ -8,8 +8,9 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
-from nearstep.nets.masks import Reach, block_causal
+from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import TextKeys, VideoTransformer
+from nearstep.reach import Reach
 
 LARGEST_FUSED = 256
 """Tokens of a chunk up to which a CPU gains by fusing its commit: above, what a call works on no longer stays in the

@@ -17,33 +17,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reach:
-    """How far back chunks look: one object for masks, caches and streams."""
-
-    window: int | None = None
-    """Newest frames, a chunk's own included; None: all."""
-    sink: int = 0
-    """First frames of the video, seen in addition."""
-    relative_sink: bool = False
-    """The sink is seen as if it lay just before the window, however far that has moved on. Then no distance in an
-    endless stream is longer than those a network was trained on."""
-
-    def covers(self, position: int, end: int) -> bool:
-        """Whether a chunk that ends before frame `end` may look back at frame `position`."""
-        return self.window is None or position >= end - self.window or position < self.sink
-
-    def sink_shift(self, end: int) -> int:
-        """Frames by which a chunk that ends before frame `end` sees the sink nearer than it is."""
-        if self.window is None or not self.sink or not self.relative_sink:
-            return 0
-        return max(0, end - self.window - self.sink)
-
-
-EVERYTHING = Reach()
-"""No window: chunks look back at all frames."""
+from nearstep.reach import EVERYTHING, Reach
 
 
 @dataclass(frozen=True)

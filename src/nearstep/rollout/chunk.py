@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nearstep.errors import NearstepError
 from nearstep.flow.live_plan import StopRule
 from nearstep.flow.path import eps_from_velocity, noised, x0_from_velocity
 from nearstep.flow.plan import Schedule
-from nearstep.protocols import CausalDenoiser
+from nearstep.protocols import Cache, CausalDenoiser
 
 Renoise = Literal["fresh", "implied"]
 """``fresh``: new noise between steps, the few-step student's way (Self-Forcing). ``implied``: the noise that the
@@ -19,11 +20,11 @@ prediction implies, which makes each step an Euler step of the ODE, the many-ste
 
 
 def denoise_chunk(
-    denoiser: CausalDenoiser,
+    denoiser: CausalDenoiser[Cache],
     schedule: Schedule,
     draw: Callable[[int], Tensor],
     *,
-    cache: Any,
+    cache: Cache | None,
     start: int,
     before: Tensor | None = None,
     stop: StopRule | None = None,
@@ -49,7 +50,7 @@ def denoise_chunk(
         t = torch.full(x.shape[:2], time, device=x.device)
         with torch.set_grad_enabled(graph and last):
             if step == 0 and before is not None:
-                v = denoiser.commit_then(before, x, t, cache=cache, start=start)
+                v = denoiser.commit_then(before, x, t, cache=needed(cache), start=start)
             else:
                 v = denoiser(x, t, cache=cache, start=start)
             x0 = x0_from_velocity(x, v, t)
@@ -58,3 +59,14 @@ def denoise_chunk(
         eps = draw(step + 1) if renoise == "fresh" else eps_from_velocity(x, v, t)
         x = noised(x0, eps, torch.full_like(t, schedule.times[step + 1]))
     raise AssertionError("a schedule has at least one step")
+
+
+def needed(cache: Cache | None) -> Cache:
+    """The cache that a commit writes to.
+
+    Raises:
+        NearstepError: if there is none.
+    """
+    if cache is None:
+        raise NearstepError("a chunk sees those before it through a cache; give one (denoiser.new_cache)")
+    return cache

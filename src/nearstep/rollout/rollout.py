@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ from torch import Tensor
 from nearstep import rng
 from nearstep.flow.live_plan import StopRule
 from nearstep.flow.plan import ChunkPlan, Schedule
-from nearstep.protocols import CausalDenoiser
-from nearstep.rollout.chunk import Renoise, denoise_chunk
+from nearstep.protocols import Cache, CausalDenoiser
+from nearstep.rollout.chunk import Renoise, denoise_chunk, needed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,13 @@ Draw = Callable[[int, int, int], Tensor]
 
 
 def rollout(
-    denoiser: CausalDenoiser,
+    denoiser: CausalDenoiser[Cache],
     plan: ChunkPlan,
     *,
     shape: Sequence[int],
     seed: int,
     samples: Sequence[int],
-    cache: Any = None,
+    cache: Cache | None = None,
     device: torch.device | str | None = None,
     renoise: Renoise = "fresh",
     graph: bool = False,
@@ -99,11 +99,11 @@ def rollout(
 
 
 def unroll(
-    denoiser: CausalDenoiser,
+    denoiser: CausalDenoiser[Cache],
     chunks: Iterable[PlannedChunk],
     draw: Draw,
     *,
-    cache: Any,
+    cache: Cache | None,
     first: int = 0,
     start: int = 0,
     before: Tensor | None = None,
@@ -133,7 +133,7 @@ def unroll(
     for index, (frames, schedule, stop) in enumerate(chunks, first):
         if before is not None and (graph or not fused):
             with torch.no_grad():
-                denoiser.commit(before, cache=cache, start=start - before.shape[1])
+                denoiser.commit(before, cache=needed(cache), start=start - before.shape[1])
             before = None
         latents, steps = denoise_chunk(
             denoiser,
@@ -151,13 +151,13 @@ def unroll(
 
 
 def generate(
-    denoiser: CausalDenoiser,
+    denoiser: CausalDenoiser[Cache],
     plan: ChunkPlan,
     *,
     shape: Sequence[int],
     seed: int,
     samples: Sequence[int],
-    cache: Any = None,
+    cache: Cache | None = None,
     device: torch.device | str | None = None,
     renoise: Renoise = "fresh",
     graph: bool = False,

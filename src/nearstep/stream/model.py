@@ -22,6 +22,7 @@ from nearstep.models.configs import Configs, ModelConfigs
 from nearstep.models.folder import INDEX, Settings, shift_of
 from nearstep.models.loading import DeferredTextEncoder, load_model
 from nearstep.models.student import Student
+from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.devices import device_of
@@ -255,7 +256,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         )
 
     @torch.no_grad()
-    def denoiser(self, conditioning: Conditioning) -> CausalDenoiser:
+    def denoiser(self, conditioning: Conditioning) -> CausalDenoiser[KVCache]:
         """The network with the text bound, guided where that is wanted; under grad its keys would hold a graph."""
         network, text = cast(VideoTransformer, self.transformer), self._features(conditioning, conditioning.prompts)
         if not conditioning.guided:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.models.configs import Configs
-from nearstep.nets.masks import Reach
+from nearstep.reach import Reach
 from nearstep.shapes import latent_frames
 
 Picture = Image.Image | np.ndarray | Tensor

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.nets.cache import KVCache
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.rollout.rollout import Chunk, rollout
@@ -180,7 +181,7 @@ class CausalVideoPipeline(VideoModel):
         self,
         request: Request,
         *,
-        denoiser: CausalDenoiser | None = None,
+        denoiser: CausalDenoiser[KVCache] | None = None,
         stream: LatentStream | None = None,
         fused: bool = True,
     ) -> Iterator[ChunkVideo]:
@@ -207,7 +208,7 @@ class CausalVideoPipeline(VideoModel):
 
     @torch.no_grad()
     def _chunks(
-        self, request: Request, denoiser: CausalDenoiser | None = None, *, fused: bool = True
+        self, request: Request, denoiser: CausalDenoiser[KVCache] | None = None, *, fused: bool = True
     ) -> Iterator[Chunk]:
         clip = request.clip
         yield from rollout(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nearstep.flow.live_plan import LivePlan
-from nearstep.nets.masks import Reach
+from nearstep.nets.cache import KVCache
 from nearstep.protocols import CausalDenoiser, LatentStream
+from nearstep.reach import Reach
 from nearstep.stream.recording import ChunkEntry, Opening, Recording
 from nearstep.stream.request import Conditioning
 
@@ -47,7 +48,7 @@ class StreamModel(Protocol):
         """What is to be shown, checked."""
         ...
 
-    def denoiser(self, conditioning: Conditioning) -> CausalDenoiser:
+    def denoiser(self, conditioning: Conditioning) -> CausalDenoiser[KVCache]:
         """The network with this text bound."""
         ...
 

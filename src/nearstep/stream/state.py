@@ -12,8 +12,8 @@ from torch import Tensor
 from nearstep.flow.live_plan import LivePlan
 from nearstep.flow.plan import chunk_lengths
 from nearstep.nets.cache import KVCache
-from nearstep.nets.masks import Reach
 from nearstep.protocols import CausalDenoiser, LatentStream
+from nearstep.reach import Reach
 from nearstep.rollout.rollout import Chunk
 from nearstep.shapes import pixel_frames
 from nearstep.stream.decoding import Decoded, Deferred
@@ -64,7 +64,7 @@ class State:
 
     conditioning: Conditioning
     plan_text: str
-    denoiser: CausalDenoiser
+    denoiser: CausalDenoiser[KVCache]
     """The network with the conditioning's text bound."""
     plan: LivePlan
     """What ``plan_text`` says, with what it has observed."""
@@ -125,7 +125,7 @@ class State:
 def first_state(
     conditioning: Conditioning,
     plan_text: str,
-    denoiser: CausalDenoiser,
+    denoiser: CausalDenoiser[KVCache],
     plan: LivePlan,
     decoder: LatentStream,
     *,

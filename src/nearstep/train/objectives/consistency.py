@@ -12,7 +12,8 @@ from torch import Tensor
 from nearstep.flow.guidance import guided
 from nearstep.flow.times import shifted
 from nearstep.losses.consistency import causal_consistency
-from nearstep.nets.masks import Reach, teacher_forcing
+from nearstep.nets.masks import teacher_forcing
+from nearstep.reach import Reach
 from nearstep.train.objectives.objective import Calls, CausalUpdate, Objective, cell_of, denoiser
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import teacher_forced
-from nearstep.nets.masks import Reach, teacher_forcing
+from nearstep.nets.masks import teacher_forcing
+from nearstep.reach import Reach
 from nearstep.train.objectives.objective import Calls, CausalUpdate, Objective, denoiser
 
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nearstep.nets.masks import Reach, Visibility, teacher_forcing
+from nearstep.nets.masks import Visibility, teacher_forcing
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser, TextEncoder
+from nearstep.reach import Reach
 
 
 class Calls(NamedTuple):

@@ -15,7 +15,8 @@ from nearstep.flow.guidance import guided
 from nearstep.flow.ode import ode_path
 from nearstep.flow.plan import GRID, respaced
 from nearstep.losses.trajectory import trajectory_regression
-from nearstep.nets.masks import Reach, block_causal, full
+from nearstep.nets.masks import block_causal, full
+from nearstep.reach import Reach
 from nearstep.train.objectives.objective import Calls, CausalUpdate, Objective, cell_of, denoiser
 
 

@@ -16,6 +16,7 @@ from nearstep.data.shards import codec_key
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
+from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
@@ -143,7 +144,7 @@ def show(
     videos = []
     with torch.autocast(here.device.type, torch.bfloat16):
         for sample, prompt in enumerate(prompts):
-            denoiser: CausalDenoiser = TextDenoiser(network, text([prompt]))
+            denoiser: CausalDenoiser[KVCache] = TextDenoiser(network, text([prompt]))
             if weight != 1:
                 denoiser = Guided(TextDenoiser(network, text([prompt, ""])), weight)
             for plan in plans:
