@@ -24,8 +24,9 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from nearstep import rng
-from nearstep.data.playground import FRAMES, SIZE, Scene, positions, render, sample_scenes
 from nearstep.nets.codec import VideoCodec
+from nearstep.things.paths import positions
+from nearstep.things.world import Scene, WorldConfig, render, sample_scenes
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, recipe_of, run
@@ -92,6 +93,8 @@ class CodecConfig:
     loop: LoopConfig
     optim: OptimConfig
     size: CodecSize
+    world: WorldConfig
+    """Whose clips it learns."""
     seed: int = 0
     phases: tuple[CropPhase, ...]
     """In order; together as long as the run."""
@@ -99,6 +102,8 @@ class CodecConfig:
     """Weight of the squared error beside the absolute one."""
     edge: float = 0.3
     """Weight of the error of the differences along time, rows and columns."""
+    first: float = 1.0
+    """Weight of a clip's first frame: it alone has no frames before it to lean on."""
     kl: float = 3e-4
     """Weight of the KL to a standard normal, per latent number."""
     kl_rise: int = 300
@@ -129,10 +134,12 @@ class CodecStage:
     def batch(self, index: int) -> Tensor:
         """The clips of step ``index``, [B, T, 3, side, side]: a window in time and space of each scene."""
         phase, _ = phase_at(self.config.phases, index)
-        scenes = sample_scenes(self.config.seed, range(index * _SCENES_A_STEP, index * _SCENES_A_STEP + phase.clips))
-        draw = rng.generator("codec window", self.config.seed, index)
-        first = int(torch.randint(FRAMES - phase.frames + 1, (), generator=draw))
-        return _cropped(render(scenes, frames=phase.frames, first=first), scenes, first, phase.side, draw)
+        config, first_scene = self.config, index * _SCENES_A_STEP
+        scenes = sample_scenes(config.world, config.seed, range(first_scene, first_scene + phase.clips))
+        draw = rng.generator("codec window", config.seed, index)
+        first = int(torch.randint(config.world.frames - phase.frames + 1, (), generator=draw))
+        video = render(config.world, scenes, frames=phase.frames, first=first)
+        return _cropped(video, scenes, first, phase.side, draw)
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
@@ -143,21 +150,25 @@ class CodecStage:
             eps = torch.randn(mean.shape, generator=rng.generator("codec noise", self.config.seed, index))
             latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps)
             decoded = self.codec.decode(latents, clamp=False).float()
-        absolute, squared = (decoded - video).abs().mean(), (decoded - video).square().mean()
-        edge = difference_error(decoded, video)
+        weight = frame_weights(video.shape[1], self.config.first)
+        error = decoded - video
+        absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
+        edge = difference_error(decoded, video, weight)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         config = self.config
         rise = min(1.0, index / config.kl_rise)
         loss = absolute + config.square * squared + config.edge * edge + rise * config.kl * kl
         moved = self.optimizer.step(loss, index)
         self.ema.update(self.codec)
-        psnr = -10 * squared.detach().log10()
-        return {"loss": loss, "absolute": absolute, "edge": edge, "kl": kl, "psnr": psnr, **moved}
+        by_frame = error.detach().square().mean(dim=(0, 2, 3, 4))
+        psnr, psnr_first = -10 * by_frame.mean().log10(), -10 * by_frame[0].log10()
+        parts = {"absolute": absolute, "edge": edge, "kl": kl, "psnr": psnr, "psnr_first": psnr_first}
+        return {"loss": loss, **parts, **moved}
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
         """Real clips and what comes back of them, in turns."""
-        video = render(sample_scenes(_STATISTICS_SEED, range(4)))
+        video = render(self.config.world, sample_scenes(self.config.world, _STATISTICS_SEED, range(6)))
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
         with torch.autocast("cpu", torch.bfloat16):
             decoded = codec.decode(codec.encode(video)).float()
@@ -170,7 +181,8 @@ class CodecStage:
         raw = []
         for first in range(0, _STATISTICS_CLIPS, 16):
             with torch.autocast("cpu", torch.bfloat16):
-                video = render(sample_scenes(_STATISTICS_SEED, range(first, first + 16)))
+                scenes = sample_scenes(self.config.world, _STATISTICS_SEED, range(first, first + 16))
+                video = render(self.config.world, scenes)
                 raw.append(codec.posterior(video).mode().float())
         std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
         codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
@@ -178,16 +190,27 @@ class CodecStage:
 
 
 def _cropped(video: Tensor, scenes: Sequence[Scene], first: int, side: int, draw: torch.Generator) -> Tensor:
-    # Squares near the objects, which most of a frame is far from.
-    if side == SIZE:
+    # Squares near the things, which most of a frame is far from.
+    size = video.shape[-1]
+    if side == size:
         return video
     away = (torch.rand(len(scenes), 2, generator=draw) - 0.5) * 0.75 * side
-    middles = torch.stack([positions(scene, video.shape[1], first).mean(0) for scene in scenes])
-    corners = (middles + away - side / 2).round().clamp(0, SIZE - side).int().tolist()
+    chosen = torch.randint(2, (len(scenes),), generator=draw).tolist()
+    actors = [scene.actors[which % len(scene.actors)] for which, scene in zip(chosen, scenes, strict=True)]
+    middles = torch.stack([positions(actor.track, video.shape[1], first).mean(0) for actor in actors]) * size
+    corners = (middles + away - side / 2).round().clamp(0, size - side).int().tolist()
     return torch.stack([clip[..., y : y + side, x : x + side] for clip, (x, y) in zip(video, corners, strict=True)])
 
 
-def difference_error(decoded: Tensor, video: Tensor) -> Tensor:
+def frame_weights(frames: int, first: float) -> Tensor:
+    """Weights of mean 1, [T, 1, 1, 1]: the first frame's is ``first`` times that of any other."""
+    weights = torch.ones(frames, 1, 1, 1)
+    weights[0] = first
+    return weights / weights.mean()
+
+
+def difference_error(decoded: Tensor, video: Tensor, weight: Tensor) -> Tensor:
     """Mean absolute error of the first differences along time, rows and columns, summed over those longer than one."""
-    dims = [d for d in (1, 3, 4) if video.shape[d] > 1]
-    return torch.stack([(decoded.diff(dim=d) - video.diff(dim=d)).abs().mean() for d in dims]).sum()
+    error = decoded - video
+    parts = [(weight * error.diff(dim=dim).abs()).mean() for dim in (3, 4)]
+    return torch.stack([*parts, error.diff(dim=1).abs().mean()] if video.shape[1] > 1 else parts).sum()
