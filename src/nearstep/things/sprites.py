@@ -80,6 +80,19 @@ class Layer:
         flat, layer = video.view(*video.shape[:3], -1), self.pixels.flatten(3)
         flat.scatter_(3, where, flat.gather(3, where) * (1 - layer[:, :, 3:]) + layer[:, :, :3])
 
+    def spread(self, size: int) -> Float[Tensor, "B T 4 size size"]:
+        """The layer in whole frames."""
+        batch, frames = self.origin.shape[:2]
+        whole = torch.zeros(batch, frames, 4, size * size)
+        where = self.places(size)[:, :, :1].expand(-1, -1, 4, -1)
+        return whole.scatter_(3, where, self.pixels.flatten(3)).view(batch, frames, 4, size, size)
+
+    def cut(self, video: Float[Tensor, "B T C size size"]) -> Float[Tensor, "B T C window window"]:
+        """What ``video`` shows in the windows."""
+        channels, side = video.shape[2], self.pixels.shape[-1]
+        where = self.places(video.shape[-1])[:, :, :1].expand(-1, -1, channels, -1)
+        return video.flatten(3).gather(3, where).unflatten(3, (side, side))
+
     def places(self, size: int) -> Int[Tensor, "B T 3 window*window"]:
         """Where the window's pixels lie in a flattened frame of three channels."""
         window = torch.arange(self.pixels.shape[-1])
@@ -103,19 +116,31 @@ def coverage(
     return (edges[..., None, :] - pixels[..., :, None]).clamp(0.0, 1.0).diff(dim=-1)
 
 
+def windows(
+    centre: Float[Tensor, "B T 2"], side: Float[Tensor, "B T"], size: int
+) -> tuple[Int[Tensor, "B T 2"], int]:
+    """Top left corners and side of windows that hold things at these places, in pixels, inside the frame."""
+    window = min(size, math.ceil(float(side.max()) * size * CELL / _INNER) + 2)
+    return (centre * size - window / 2).round().long().clamp(0, size - window), window
+
+
 def place_things(
-    things: Int[Tensor, "B"], centre: Float[Tensor, "B T 2"], side: Float[Tensor, "B T"], size: int
+    things: Int[Tensor, "B"],
+    centre: Float[Tensor, "B T 2"],
+    side: Float[Tensor, "B T"],
+    size: int,
+    where: tuple[Int[Tensor, "B T 2"], int] | None = None,
 ) -> Layer:
-    """Each thing alone in its frames; what lies outside the frame is cut.
+    """Each thing alone in its frames; what lies outside its window is cut.
 
     Args:
         things: indices into THINGS.
         centre: of the thing, (x, y) as parts of the frame's side.
         side: of the thing's longer extent, a part of the frame's side.
         size: height and width of the frame in pixels.
+        where: corners and side of the windows, in place of :func:`windows`.
     """
-    window = min(size, math.ceil(float(side.max()) * size * CELL / _INNER) + 2)
-    origin = (centre * size - window / 2).round().long().clamp(0, size - window)
+    origin, window = where or windows(centre, side, size)
     pixels = origin[..., None] + torch.arange(window)  # [B, T, 2, window]
     tall = coverage(centre[..., 1], side, pixels[:, :, 1], size)
     wide = coverage(centre[..., 0], side, pixels[:, :, 0], size)
