@@ -102,7 +102,7 @@ def gains(view: View, bank: Bank, chosen: Int[Tensor, "B"] | None = None) -> Flo
         chosen: one filter for each clip; None for all of them.
 
     Returns:
-        Rows and columns stand for centres: see :func:`centre`.
+        Rows and columns stand for centres: see :func:`peak`.
     """
     batch, frames = view.picture.shape[:2]
     spectrum = torch.fft.rfft2(_channels(view))
@@ -115,7 +115,17 @@ def gains(view: View, bank: Bank, chosen: Int[Tensor, "B"] | None = None) -> Flo
     return found[..., : GRID + 1, : GRID + 1].unflatten(0, (batch, frames))
 
 
-def centre(index: Int[Tensor, "*N"]) -> Float[Tensor, "*N 2"]:
-    """Centre (x, y) that a flattened place of :func:`gains` stands for, as parts of the side."""
-    y, x = index // (GRID + 1), index % (GRID + 1)
-    return (torch.stack([x, y], dim=-1) + _WINDOW / 2 - _PAD) / GRID
+def peak(gain: Float[Tensor, "B T y x"]) -> Float[Tensor, "B T 2"]:
+    """Centre (x, y) of the largest gain, as parts of the side: between places by the parabola through its neighbours."""
+    side = gain.shape[-1]
+    index = gain.flatten(2).argmax(dim=2)
+    padded = F.pad(gain, (1, 1, 1, 1), mode="replicate").flatten(2)
+    middle = (index // side + 1) * (side + 2) + index % side + 1
+    top = padded.gather(2, middle[..., None])[..., 0]
+    offsets = []
+    for step in (1, side + 2):
+        low, high = (padded.gather(2, (middle + sign * step)[..., None])[..., 0] for sign in (-1, 1))
+        curve = (2 * top - low - high).clamp(min=1e-9)
+        offsets.append((0.5 * (high - low) / curve).clamp(-0.5, 0.5))
+    place = torch.stack([index % side + offsets[0], index // side + offsets[1]], dim=-1)
+    return (place + _WINDOW / 2 - _PAD) / GRID

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nearstep.things.judge.bank import Bank, View, centre, gains, make_bank
+from nearstep.things.judge.bank import Bank, View, gains, make_bank, peak
 from nearstep.things.judge.fit import Fit, fit
 from nearstep.things.judge.scenery import Scenery, fill, find_scenery
 from nearstep.things.world import WorldConfig
@@ -90,8 +90,7 @@ def _find(view: View, bank: Bank) -> Fit:
 
 
 def _follow(view: View, bank: Bank, chosen: Tensor) -> Fit:
-    place = gains(view, bank, chosen)[:, :, 0].flatten(2).argmax(dim=2)
-    return fit(view, bank.thing[chosen], centre(place), bank.side[chosen])
+    return fit(view, bank.thing[chosen], peak(gains(view, bank, chosen)[:, :, 0]), bank.side[chosen], iterations=5)
 
 
 def _find_other(video: Tensor, behind: Tensor, known: Fit, bank: Bank) -> tuple[Fit, Tensor]:

@@ -60,6 +60,7 @@ def fit(
     """Fit each clip's thing, starting from a place and size near the right ones."""
     size = view.picture.shape[-1]
     least, most = side * _SIDES[0], side * _SIDES[1]
+    held, shift, best = centre, torch.zeros_like(centre), torch.full(centre.shape[:2], -torch.inf)
     gain = energy = torch.zeros(centre.shape[:2])
     for iteration in range(iterations + 1):
         wide = side[:, None].expand(centre.shape[:2])
@@ -72,25 +73,30 @@ def fit(
         gain = 2 * (error * change).sum(dim=(2, 3, 4)) - energy
         if iteration == iterations:
             break
-        residual = (error - change).flatten(2)
-        step = _STEP / size
-        moved = (
-            (centre + torch.tensor([step, 0.0]), wide),
-            (centre + torch.tensor([0.0, step]), wide),
-            (centre, wide + 2 * step),
-        )
-        slopes = torch.stack(
-            [
-                (_change(place_things(thing, *at, size, where), through, behind) - change).flatten(2) / _STEP
-                for at in moved
-            ],
-            dim=2,
-        )  # [B, T, 3, pixels]
-        shift, grow = _solve(slopes, residual)
-        centre = (centre + shift.clamp(-_LARGEST, _LARGEST) / size).clamp(0.0, 1.0)
-        grow = (2 * grow / size / side).clamp(-_GROW, _GROW)
-        side = (side * (1 + grow)).clamp(least, most)
+        slopes = _slopes(thing, centre, wide, size, where, through, behind, change)
+        new_shift, grow = _solve(slopes, (error - change).flatten(2))
+        # A frame that has become worse goes back half of its way; the others go on from where they are.
+        worse = (gain < best)[..., None]
+        held = torch.where(worse, held, centre)
+        shift = torch.where(worse, shift / 2, new_shift.clamp(-_LARGEST, _LARGEST) / size)
+        best = torch.maximum(best, gain)
+        centre = (held + shift).clamp(0.0, 1.0)
+        side = (side * (1 + (2 * grow / size / side).clamp(-_GROW, _GROW))).clamp(least, most)
     return Fit(thing=thing, centre=centre, side=side, gain=gain, energy=energy)
+
+
+def _slopes(
+    thing: Tensor, centre: Tensor, wide: Tensor, size: int, where: tuple, through: Tensor, behind: Tensor, change: Tensor
+) -> Tensor:
+    # Change of the model per pixel along x and y, and per two pixels of size, [B, T, 3, pixels].
+    step = _STEP / size
+    moved = (
+        (centre + torch.tensor([step, 0.0]), wide),
+        (centre + torch.tensor([0.0, step]), wide),
+        (centre, wide + 2 * step),
+    )
+    drawn = [_change(place_things(thing, *at, size, where), through, behind) for at in moved]
+    return torch.stack([(picture - change).flatten(2) / _STEP for picture in drawn], dim=2)
 
 
 def _change(layer: Layer, through: Tensor, behind: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ nothing of later frames.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nearstep.things.paths import AXES, DIRECTIONS, RATES, SPEEDS, SWING_ANGLE, TURNS
+from nearstep.things.paths import DIRECTIONS, RATES, SPEEDS, SWING_ANGLE, TURNS
 
 _RESTS = 1.0 / 64
 """Root mean square distance from its mean place up to which a thing rests, as a part of the frame's side."""
@@ -27,6 +28,7 @@ _EDGE = 6
 _RANGE = (0.6, 1.6)
 """Rates to try, in the slow and the fast one."""
 _RATES, _PHASES = 26, 24
+_ROUNDS = 4
 _RIDGE = 1e-7
 
 
@@ -47,63 +49,73 @@ class Motion:
 
 @dataclass(frozen=True)
 class _Family:
-    # Paths of one motion: what x and y are made of [G, 2, T, 4], and what each of them means.
+    # Paths of one motion. ``grid`` [G, 2] holds the numbers that x and y are not linear in, ``step`` how far apart they
+    # are (the first one in parts of itself), ``parts`` makes of such numbers [..., 2] and the times what x and y are made
+    # of [..., 2, T, 4].
     motion: str
-    parts: Tensor
-    direction: tuple[str | None, ...]
-    rate: Tensor
+    grid: Tensor
+    step: tuple[float, float]
+    parts: Callable[[Tensor, Tensor], Tensor]
+
+
+def _stack(x: Sequence[Tensor | float], y: Sequence[Tensor | float], like: Tensor) -> Tensor:
+    # The terms of x and y as [..., 2, T, 4]; ``like`` [..., T] gives the shape.
+    rows = [torch.stack([torch.zeros_like(like) + term for term in terms], dim=-1) for terms in (x, y)]
+    return torch.stack(rows, dim=-3)
+
+
+def _rest(numbers: Tensor, time: Tensor) -> Tensor:
+    return _stack([1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], numbers[..., :1] * time)
+
+
+def _slide(numbers: Tensor, time: Tensor) -> Tensor:
+    return _stack([1.0, 0.0, time, 0.0], [0.0, 1.0, 0.0, time], numbers[..., :1] * time)
+
+
+def _across(numbers: Tensor, time: Tensor) -> Tensor:
+    tent = (time - numbers[..., :1]).abs()
+    return _stack([1.0, 0.0, tent, 0.0], [0.0, 1.0, 0.0, 0.0], tent)
+
+
+def _along(numbers: Tensor, time: Tensor) -> Tensor:
+    tent = (time - numbers[..., :1]).abs()
+    return _stack([1.0, 0.0, 0.0, 0.0], [0.0, 1.0, tent, 0.0], tent)
+
+
+def _orbit(numbers: Tensor, time: Tensor) -> Tensor:
+    angle = 2 * math.pi * numbers[..., :1] * time
+    return _stack([1.0, 0.0, angle.cos(), -angle.sin()], [0.0, 1.0, angle.sin(), angle.cos()], angle)
+
+
+def _swing(numbers: Tensor, time: Tensor) -> Tensor:
+    angle = SWING_ANGLE * torch.sin(numbers[..., 1:] + 2 * math.pi * numbers[..., :1] * time)
+    return _stack([1.0, 0.0, angle.sin(), 0.0], [0.0, 1.0, angle.cos(), 0.0], angle)
+
+
+def _rates(motion: str) -> tuple[Tensor, float]:
+    low, high = RATES[motion]["slow"] * _RANGE[0], RATES[motion]["fast"] * _RANGE[1]
+    rates = torch.logspace(math.log10(low), math.log10(high), _RATES, dtype=torch.float64)
+    return rates, float(rates[1] / rates[0] - 1)
 
 
 @cache
 def _families(frames: int) -> tuple[_Family, ...]:
-    time = torch.arange(frames, dtype=torch.float64)
-    return (_rest(time), _slide(time), _bounce(time), _orbit(time), _swing(time))
-
-
-def _parts(x: list[Tensor | float], y: list[Tensor | float], grid: int, frames: int) -> Tensor:
-    parts = torch.zeros(grid, 2, frames, 4, dtype=torch.float64)
-    for axis, terms in enumerate((x, y)):
-        for index, term in enumerate(terms):
-            parts[:, axis, :, index] = term
-    return parts
-
-
-def _rest(time: Tensor) -> _Family:
-    return _Family("rest", _parts([1.0, 0.0], [0.0, 1.0], 1, len(time)), (None,), torch.zeros(1, dtype=torch.float64))
-
-
-def _slide(time: Tensor) -> _Family:
-    parts = _parts([1.0, 0.0, time, 0.0], [0.0, 1.0, 0.0, time], 1, len(time))
-    return _Family("slide", parts, (None,), torch.zeros(1, dtype=torch.float64))
-
-
-def _bounce(time: Tensor) -> _Family:
-    turns = torch.arange(_EDGE, len(time) - _EDGE, 0.5, dtype=torch.float64)
-    tent = (time - turns[:, None]).abs()
-    across = _parts([1.0, 0.0, tent], [0.0, 1.0, 0.0], len(turns), len(time))
-    along = _parts([1.0, 0.0, 0.0], [0.0, 1.0, tent], len(turns), len(time))
-    directions = tuple(name for name in AXES for _ in turns)
-    return _Family("bounce", torch.cat([across, along]), directions, torch.zeros(2 * len(turns), dtype=torch.float64))
-
-
-def _rates(motion: str) -> Tensor:
-    low, high = RATES[motion]["slow"] * _RANGE[0], RATES[motion]["fast"] * _RANGE[1]
-    return torch.logspace(math.log10(low), math.log10(high), _RATES, dtype=torch.float64)
-
-
-def _orbit(time: Tensor) -> _Family:
-    rates = torch.cat([sign * _rates("orbit") for sign in TURNS.values()])
-    angle = 2 * math.pi * rates[:, None] * time
-    parts = _parts([1.0, 0.0, angle.cos(), -angle.sin()], [0.0, 1.0, angle.sin(), angle.cos()], len(rates), len(time))
-    return _Family("orbit", parts, tuple(name for name in TURNS for _ in range(_RATES)), rates.abs())
-
-
-def _swing(time: Tensor) -> _Family:
-    rates = _rates("swing").repeat_interleave(_PHASES)
-    phases = (2 * math.pi * torch.arange(_PHASES, dtype=torch.float64) / _PHASES).repeat(_RATES)
-    angle = SWING_ANGLE * torch.sin(phases[:, None] + 2 * math.pi * rates[:, None] * time)
-    parts = _parts([1.0, 0.0, angle.sin()], [0.0, 1.0, angle.cos()], len(rates), len(time))
-    return _Family("swing", parts, (None,) * len(rates), rates)
+    none = torch.zeros(1, 2, dtype=torch.float64)
+    turns = torch.arange(_EDGE, frames - _EDGE, 0.5, dtype=torch.float64)
+    turns = torch.stack([turns, torch.zeros_like(turns)], dim=1)
+    rates, ratio = _rates("orbit")
+    signed = torch.cat([sign * rates for sign in TURNS.values()])
+    orbits = torch.stack([signed, torch.zeros_like(signed)], dim=1)
+    rates, swing_ratio = _rates("swing")
+    phases = 2 * math.pi * torch.arange(_PHASES, dtype=torch.float64) / _PHASES
+    return (
+        _Family("rest", none, (0.0, 0.0), _rest),
+        _Family("slide", none, (0.0, 0.0), _slide),
+        _Family("bounce", turns, (0.02, 0.0), _across),
+        _Family("bounce", turns, (0.02, 0.0), _along),
+        _Family("orbit", orbits, (ratio, 0.0), _orbit),
+        _Family("swing", torch.cartesian_prod(rates, phases), (swing_ratio, float(phases[1])), _swing),
+    )
 
 
 def fit_motion(track: Float[Tensor, "B T 2"], seen: Bool[Tensor, "B T"], frames: int) -> Motion:
@@ -134,27 +146,45 @@ def fit_motion(track: Float[Tensor, "B T 2"], seen: Bool[Tensor, "B T"], frames:
 
 
 def _fit_family(track: Tensor, weight: Tensor, family: _Family) -> tuple[Tensor, Tensor, Tensor]:
-    # Mean squared error of the family's best path [B], its four numbers [B, 4], and its place in the grid [B].
-    parts = family.parts
-    product = torch.einsum("bt,gatp,gatq->bgpq", weight, parts, parts)
-    right = torch.einsum("bt,gatp,bta->bgp", weight, parts, track)
-    numbers = torch.linalg.solve(product + _RIDGE * torch.eye(4, dtype=torch.float64), right[..., None])[..., 0]
-    away = torch.einsum("gatp,bgp->bgta", parts, numbers) - track[:, None]
-    errors = torch.einsum("bgta,bt->bg", away.square(), weight)
-    error, index = errors.min(dim=1)
-    return error, numbers[torch.arange(len(track)), index], index
+    # Mean squared error of the family's best path [B], its linear numbers [B, 4], and those of its grid [B, 2].
+    time = torch.arange(track.shape[1], dtype=torch.float64)
+    grid = family.grid.expand(len(track), -1, -1)
+    error, numbers, chosen = _best(track, weight, family.parts(family.grid, time)[None], grid)
+    span = torch.tensor(family.step, dtype=torch.float64)
+    for _ in range(_ROUNDS if bool(span.any()) else 0):  # closer and closer around the best one
+        span = span / 2
+        near = chosen[:, None] * (1 + _AROUND * span * _FIRST) + _AROUND * span * (1 - _FIRST)
+        error, numbers, chosen = _best(track, weight, family.parts(near, time), near)
+    return error, numbers, chosen
+
+
+_FIRST = torch.tensor([1.0, 0.0], dtype=torch.float64)
+_AROUND = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)] * 2)
+
+
+def _best(track: Tensor, weight: Tensor, parts: Tensor, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Of the paths with the parts [B or 1, G, 2, T, 4]: error, numbers and grid point of the best one.
+    weighted = parts * weight[:, None, None, :, None]
+    product = weighted.flatten(2, 3).mT @ parts.flatten(2, 3)
+    right = torch.einsum("bgatp,bta->bgp", weighted, track)
+    numbers = torch.linalg.solve(product + _RIDGE * torch.eye(4, dtype=torch.float64), right[..., None])
+    away = (parts @ numbers[:, :, None])[..., 0] - track.mT[:, None]
+    error, index = torch.einsum("bgat,bt->bg", away.square(), weight).min(dim=1)
+    row = torch.arange(len(track))
+    return error, numbers[row, index, :, 0], grid[row, index]
 
 
 def _name(family: _Family, found: tuple[Tensor, Tensor, Tensor], row: int) -> tuple[str, str | None, float]:
-    _, numbers, index = found
-    motion, grid = family.motion, int(index[row])
+    numbers, point = found[1][row], found[2][row]
+    motion = family.motion
     if motion == "slide":
-        velocity = numbers[row, 2:]
         units = torch.tensor(tuple(DIRECTIONS.values()), dtype=torch.float64)
-        return motion, tuple(DIRECTIONS)[int((units @ velocity).argmax())], float(velocity.norm())
+        return motion, tuple(DIRECTIONS)[int((units @ numbers[2:]).argmax())], float(numbers[2:].norm())
     if motion == "bounce":
-        return motion, family.direction[grid], abs(float(numbers[row, 2]))
-    return motion, family.direction[grid], float(family.rate[grid])
+        return motion, "horizontal" if family.parts is _across else "vertical", abs(float(numbers[2]))
+    if motion == "orbit":
+        return motion, next(name for name, sign in TURNS.items() if sign * float(point[0]) > 0), abs(float(point[0]))
+    return motion, None, float(point[0])
 
 
 def _nearest_speed(motion: str, rate: float) -> str | None:
