@@ -8,7 +8,6 @@ next noun, verbs and directions to the last one, a relation links the noun befor
 from __future__ import annotations
 
 import random
-from typing import Literal, get_args
 
 from nearstep import rng
 from nearstep.errors import NearstepError
@@ -26,15 +25,14 @@ from nearstep.things.words import (
 )
 from nearstep.things.world import Actor, Scene
 
-Level = Literal["thing", "category"]
-LEVELS: tuple[Level, ...] = get_args(Level)
+LEVELS: tuple[str, ...] = ("thing", "category")
 
-_DROP_ODDS: dict[Level, float] = {"thing": 0.12, "category": 0.35}
+_DROP_ODDS: dict[str, float] = {"thing": 0.12, "category": 0.35}
 """How often a caption that need not be complete leaves an attribute out."""
 _COLOUR_ODDS = 0.3
 
 
-def caption(scene: Scene, *, seed: int, index: int, level: Level | None = None, complete: bool = True) -> str:
+def caption(scene: Scene, *, seed: int, index: int, level: str | None = None, complete: bool = True) -> str:
     """Word a scene; the wording is named by ``(seed, index)``.
 
     Args:
@@ -59,7 +57,7 @@ def caption(scene: Scene, *, seed: int, index: int, level: Level | None = None, 
 class _Wording:
     """One caption's choices."""
 
-    def __init__(self, draw: random.Random, level: Level, complete: bool) -> None:
+    def __init__(self, draw: random.Random, level: str, complete: bool) -> None:
         self.draw, self.level = draw, level
         self.drop = 0.0 if complete else _DROP_ODDS[level]
 

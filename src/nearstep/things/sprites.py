@@ -93,7 +93,7 @@ class Layer:
         where = self.places(video.shape[-1])[:, :, :1].expand(-1, -1, channels, -1)
         return video.flatten(3).gather(3, where).unflatten(3, (side, side))
 
-    def places(self, size: int) -> Int[Tensor, "B T 3 window*window"]:
+    def places(self, size: int) -> Int[Tensor, "B T 3 pixels"]:
         """Where the window's pixels lie in a flattened frame of three channels."""
         window = torch.arange(self.pixels.shape[-1])
         rows, columns = self.origin[..., 1, None] + window, self.origin[..., 0, None] + window
@@ -101,7 +101,7 @@ class Layer:
 
 
 def coverage(
-    centre: Float[Tensor, "*B"], side: Float[Tensor, "*B"], pixels: Float[Tensor, "*B window"], size: int
+    centre: Float[Tensor, "*B"], side: Float[Tensor, "*B"], pixels: Int[Tensor, "*B window"], size: int
 ) -> Float[Tensor, "*B window cell"]:
     """Which part of each of the ``pixels`` of a line each texel covers.
 

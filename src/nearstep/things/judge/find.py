@@ -19,7 +19,7 @@ from nearstep.things.world import WorldConfig
 
 _EVERY = 8
 """Frames among which things are named."""
-_LEAST_SHARE = 0.25
+_LEAST_SHARE = 0.15
 """Part of its own energy that a thing must explain to be one."""
 _LEAST_GAIN = 1.2
 """Squared error a frame that it must explain, on a picture of 64 x 64; the faintest real thing explains 2, and what is

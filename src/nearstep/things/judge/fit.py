@@ -38,6 +38,8 @@ class Fit:
     """Squared error that the thing takes away in each frame."""
     energy: Float[Tensor, "B T"]
     """The same if it fitted perfectly; 0 where it is hidden."""
+    open_energy: Float[Tensor, "B T"]
+    """The same if nothing lay in front of it."""
 
     def layer(self, size: int) -> Layer:
         """The thing, drawn."""
@@ -61,8 +63,8 @@ def fit(
     size = view.picture.shape[-1]
     least, most = side * _SIDES[0], side * _SIDES[1]
     held, shift, best = centre, torch.zeros_like(centre), torch.full(centre.shape[:2], -torch.inf)
-    gain = energy = torch.zeros(centre.shape[:2])
-    for iteration in range(iterations + 1):
+    iteration = 0
+    while True:
         wide = side[:, None].expand(centre.shape[:2])
         where = windows(centre, wide * 1.05, size)
         here = place_things(thing, centre, wide, size, where)
@@ -81,8 +83,10 @@ def fit(
         shift = torch.where(worse, shift / 2, new_shift.clamp(-_LARGEST, _LARGEST) / size)
         best = torch.maximum(best, gain)
         centre = (held + shift).clamp(0.0, 1.0)
+        iteration += 1
         side = (side * (1 + (2 * grow / size / side).clamp(-_GROW, _GROW))).clamp(least, most)
-    return Fit(thing=thing, centre=centre, side=side, gain=gain, energy=energy)
+    open_energy = _change(here, torch.ones_like(through), behind).square().sum(dim=(2, 3, 4))
+    return Fit(thing=thing, centre=centre, side=side, gain=gain, energy=energy, open_energy=open_energy)
 
 
 def _slopes(

@@ -79,9 +79,9 @@ def chunk_frames(frames: int, latent: int, stride: int = 4) -> tuple[int, ...]:
 
 @torch.no_grad()
 def judge(
-    video: Float[Tensor, "B T 3 H W"], captions: Sequence[str], config: WorldConfig, *, chunk: int = 3
+    video: Tensor, captions: Sequence[str], config: WorldConfig, *, chunk: int = 3
 ) -> list[Verdict]:
-    """Measure clips in [0, 1] against their captions.
+    """Measure clips [B, T, 3, H, W] in [0, 1] against their captions.
 
     Args:
         video: the clips.

@@ -12,20 +12,25 @@ from torch import Tensor
 from nearstep.things.judge.find import Sight
 from nearstep.things.judge.fit import Fit
 from nearstep.things.judge.motion import Motion, fit_motion
+from nearstep.things.judge.scenery import foreign_patch
 from nearstep.things.relations import SIDES, covered
 from nearstep.things.sprites import THINGS
 from nearstep.things.world import SIZES, WorldConfig
 
 _SEEN = 0.2
-"""Part of a thing's largest energy that it must have in a frame for the frame to tell where it is."""
+"""Part of its energy that a thing must keep behind the other one for the frame to tell where it is."""
 _SHOWN = 0.2
 """Part of its energy that it must explain in a frame to be there."""
 _LASTING = 0.8
 """Part of the frames that tell where a thing is in which it must be there."""
+_INSIDE = 0.3
+"""Least distance of a thing's centre from the frame's edge, in its extent."""
 _MORE = 0.06
 """Mean squared error over a patch (all channels) that only something unexplained leaves."""
 _PATCH = 9 / 64
 """Side of that patch, as a part of the frame's."""
+_FOREIGN = 0.6
+"""Part of a patch of the backdrop that only something other than the place leaves: what rests is in every frame."""
 _TOLD = 0.15
 """Part of the smaller thing's square that must be covered in a tenth of the frames for an order to be seen."""
 _BESIDE = 0.9
@@ -71,7 +76,7 @@ class Tracks:
 
 def track(sight: Sight, config: WorldConfig) -> Tracks:
     """Name the motion of whatever was found."""
-    seen = tuple(fit.energy > _SEEN * fit.energy.amax(dim=1, keepdim=True) for fit in sight.things)
+    seen = tuple(fit.energy > _SEEN * fit.open_energy for fit in sight.things)
     motions = tuple(
         fit_motion(fit.centre, rows, config.frames) for fit, rows in zip(sight.things, seen, strict=True)
     )
@@ -93,16 +98,20 @@ def name(video: Tensor, sight: Sight, tracks: Tracks, config: WorldConfig) -> li
 
 
 def _lasts(fit: Fit, seen: Tensor) -> Tensor:
-    shown = fit.gain > _SHOWN * fit.energy
-    return (shown & seen).sum(dim=1) >= _LASTING * seen.sum(dim=1)
+    # A thing that is not there is fitted where it matters least, half outside; the world's own stay inside.
+    edge = torch.minimum(fit.centre, 1 - fit.centre).amin(dim=2)
+    inside = edge > _INSIDE * fit.side[:, None]
+    told = seen | ~inside
+    shown = (fit.gain > _SHOWN * fit.energy) & inside & seen
+    return shown.sum(dim=1) >= _LASTING * told.sum(dim=1)
 
 
 def _unexplained(video: Tensor, sight: Sight) -> Tensor:
-    # Clips [B] in most frames of which a patch differs from what was redrawn.
+    # Clips [B] in most frames of which a patch differs from what was redrawn, or whose backdrop holds something.
     error = (video - sight.redrawn).square().sum(dim=2)
     patch = max(1, round(_PATCH * video.shape[-1]))
     worst = F.avg_pool2d(error, patch, stride=max(1, patch // 3)).amax(dim=(2, 3))
-    return (worst > _MORE).float().mean(dim=1) > 0.5
+    return ((worst > _MORE).float().mean(dim=1) > 0.5) | (foreign_patch(sight.scenery, patch) > _FOREIGN)
 
 
 def _name_thing(fit: Fit, motion: Motion, row: int, config: WorldConfig) -> FoundThing:

@@ -6,6 +6,7 @@ colour: of every place it is known how often its textures differ from the graded
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -80,7 +81,7 @@ def find_scenery(video: Float[Tensor, "B T 3 H W"]) -> Scenery:
         [tables[index][_bins(still - ground(place, size))] for index, place in enumerate(PLACES)], dim=1
     )  # [B, places, H, W]
     best = fits.mean(dim=(2, 3)).argmax(dim=1)
-    plausible = fits[torch.arange(len(video)), best] >= torch.tensor(_FOREIGN).log()
+    plausible = fits[torch.arange(len(video)), best] >= math.log(_FOREIGN)
     plain = plausible.float().mean(dim=(1, 2)) >= _LEAST_PLAIN
     likely = [PLACES[index] for index in best.tolist()]
     known = ~_closed(~plausible)
@@ -89,6 +90,16 @@ def find_scenery(video: Float[Tensor, "B T 3 H W"]) -> Scenery:
         likely=likely,
         backdrop=fill(still, known, likely),
     )
+
+
+def foreign_patch(scenery: Scenery, patch: int) -> Float[Tensor, "B"]:
+    """The largest part of any patch of so many pixels a side that has colours that its place has not."""
+    backdrop, size = scenery.backdrop, scenery.backdrop.shape[-1]
+    base = torch.stack([ground(place, size) for place in scenery.likely])
+    tables = _colours()[[PLACES.index(place) for place in scenery.likely]]
+    bins = _bins(backdrop - base).flatten(1)
+    foreign = (tables.gather(1, bins) < math.log(_FOREIGN)).float().view(len(backdrop), 1, size, size)
+    return F.avg_pool2d(foreign, patch, stride=1).amax(dim=(1, 2, 3))
 
 
 def _closed(foreign: Bool[Tensor, "B H W"]) -> Tensor:
