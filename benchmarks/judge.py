@@ -116,7 +116,10 @@ def show(kind: str, name: str, rows: dict[str, dict[str, float]]) -> None:
     also = [
         f"{key} {row[key]:.2f}"
         for key in row
-        if key in real and key not in wanted and key not in ("clips", "seconds", "correct") and row[key] < real[key] - 0.1
+        if key in real
+        and key not in wanted
+        and key not in ("clips", "seconds", "correct")
+        and row[key] < real[key] - 0.1
     ]
     line = f"{kind:9}{name:22}{row['clips']:4.0f} clips {row['seconds']:.2f} s  {', '.join(said)}"
     print(line + (f"   | also: {', '.join(also)}" if also and name in BREAKS else ""), flush=True)

@@ -16,16 +16,17 @@ SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = frozenset({"card", "errors", "files", "plots", "shapes", "protocols", "rng"})
-LIBRARY = LEAVES | {"flow", "nets", "losses", "rollout", "data", "train", "stream", "evaluate", "recipes"}
+LIBRARY = LEAVES | {"flow", "nets", "losses", "rollout", "data", "things", "train", "stream", "evaluate", "recipes"}
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),
     "flow": LEAVES,
     "data": LEAVES,
+    "things": LEAVES,
     "nets": LEAVES,
     "losses": LEAVES - {"rng"} | {"flow"},  # a loss does not sample
     "rollout": LEAVES | {"flow", "nets.cache"},
     "stream": LEAVES | {"rollout", "flow", "nets"},
-    "train": LEAVES | {"rollout", "losses", "flow", "nets", "data"},
+    "train": LEAVES | {"rollout", "losses", "flow", "nets", "data", "things"},
     "evaluate": LEAVES | {"stream", "rollout", "flow", "data"},  # to look into a rollout as it goes
     "server": LEAVES | {"stream"},
     "recipes": LIBRARY,

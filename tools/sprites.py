@@ -4,8 +4,8 @@ npm pack @lobehub/fluent-emoji-3d && npm pack emoji-datasource-google
 python tools/sprites.py lobehub-fluent-emoji-3d-*.tgz emoji-datasource-google-*.tgz src/nearstep/things/sprites
 
 The first holds the pictures (MIT, 256 x 256 with alpha), the second the names. Each thing is cut to what is visible,
-brought to ``CELL`` pixels by averaging in premultiplied alpha (so that no colour of invisible pixels bleeds in), and put
-into one atlas, a category a row. ``--sheet`` writes a picture of all things at several sizes.
+brought to ``CELL`` pixels by averaging in premultiplied alpha (so that no colour of invisible pixels bleeds in), and
+put into one atlas, a category a row. ``--sheet`` writes a picture of all things at several sizes.
 """
 
 from __future__ import annotations

@@ -78,7 +78,9 @@ def test_what_a_noun_may_be(text: str, things: set[str]):
 
 
 def test_attributes_belong_to_their_thing():
-    said = parse("In the snow, a small cat slides up and to the left behind a large bus that bounces quickly up and down.")
+    said = parse(
+        "In the snow, a small cat slides up and to the left behind a large bus that bounces quickly up and down."
+    )
     assert said.place == "snow" and said.relation == "behind"
     assert said.subjects[0].stated == {"thing": "cat", "size": "small", "motion": "slide", "direction": "up left"}
     second = {"thing": "bus", "size": "large", "motion": "bounce", "direction": "vertical", "speed": "fast"}

@@ -115,7 +115,9 @@ def test_a_texture_stays_and_another_number_gives_another(place: str):
 
 
 def test_places_are_told_by_their_colour():
-    means = torch.stack([torch.stack([backdrop(place, n, 64) for n in range(8)]).mean(dim=(0, 2, 3)) for place in PLACES])
+    means = torch.stack(
+        [torch.stack([backdrop(place, n, 64) for n in range(8)]).mean(dim=(0, 2, 3)) for place in PLACES]
+    )
     away = torch.cdist(means, means) + torch.eye(len(PLACES))
     assert away.min() > 0.08
 
@@ -138,8 +140,12 @@ def test_relations_hold_on_the_paths(relation: str):
 
 def test_the_front_thing_covers_the_other():
     scene = next(scene for scene in SCENES if scene.relation == "in front of")
-    alone = render(WORLD, [type(scene)(actors=scene.actors[:1], place=scene.place, texture=scene.texture, relation=None)])
-    other = render(WORLD, [type(scene)(actors=scene.actors[1:], place=scene.place, texture=scene.texture, relation=None)])
+    alone = render(
+        WORLD, [type(scene)(actors=scene.actors[:1], place=scene.place, texture=scene.texture, relation=None)]
+    )
+    other = render(
+        WORLD, [type(scene)(actors=scene.actors[1:], place=scene.place, texture=scene.texture, relation=None)]
+    )
     bare = backdrop(scene.place, scene.texture, 64)
     opaque = (alone - bare).abs().sum(dim=2, keepdim=True) > 0.5
     both = render(WORLD, [scene])
@@ -149,7 +155,9 @@ def test_the_front_thing_covers_the_other():
     assert torch.allclose(both[clear.expand_as(both)], other[clear.expand_as(both)], atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 8}, {"things": 1}, {"things": 99}, {"pairs": 1.5}, {"scale": 0.1}, {"fps": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"size": 8}, {"things": 1}, {"things": 99}, {"pairs": 1.5}, {"scale": 0.1}, {"fps": 0}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(NearstepError, match=next(iter(wrong))):
         WorldConfig(**wrong)

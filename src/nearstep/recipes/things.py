@@ -19,14 +19,14 @@ WORLD = WorldConfig()
 def codec() -> CodecConfig:
     """Stage 1: the codec, from nothing."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=4600, save_every=100, preview_every=250),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=6200, save_every=100, preview_every=250),
         optim=OptimConfig(lr=2e-3, warmup=20, decay=0.35, muon=True),
         phases=(
-            CropPhase(600, 1, 64, 32),
-            CropPhase(800, 5, 12, 32),
-            CropPhase(700, 13, 5, 32),
-            CropPhase(400, 33, 2, 32),
-            CropPhase(1600, 17, 4, 32),
+            CropPhase(3000, 1, 64, 32),
+            CropPhase(400, 5, 12, 32),
+            CropPhase(600, 13, 5, 32),
+            CropPhase(300, 33, 2, 32),
+            CropPhase(1400, 17, 4, 32),
             CropPhase(500, 33, 1, WORLD.size),
         ),
         size=CodecSize(
@@ -40,4 +40,5 @@ def codec() -> CodecConfig:
         ),
         world=WORLD,
         first=4.0,
+        things=3.0,
     )

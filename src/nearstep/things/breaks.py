@@ -1,7 +1,7 @@
 """Deliberate mistakes: each spoils real clips in one way, so that a judge shows what it sees.
 
-A break draws a scene wrongly, or spoils its picture; it applies to the scenes for which that makes sense. Beside it stands
-what it should lower.
+A break draws a scene wrongly, or spoils its picture; it applies to the scenes for which that makes sense. Beside it
+stands what it should lower.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ class Break:
     """The attributes and figures that it should lower."""
 
 
-def spoiled(
-    which: Break, config: WorldConfig, scenes: Sequence[Scene]
-) -> tuple[list[int], Tensor]:
+def spoiled(which: Break, config: WorldConfig, scenes: Sequence[Scene]) -> tuple[list[int], Tensor]:
     """The scenes that the break applies to, by number, and their clips [B, T, 3, H, W]."""
     clips = [(row, clip) for row, scene in enumerate(scenes) if (clip := which.spoil(config, scene)) is not None]
     size = (0, config.frames, 3, config.size, config.size)

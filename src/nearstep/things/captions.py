@@ -1,8 +1,8 @@
 """Captions of the world of things: varied wording over a closed vocabulary at two levels, and the way back.
 
 ``caption`` words a scene: "a red apple slides left slowly over sand" (level *thing*) or "a fruit slides left" (level
-*category*), which has many right answers. ``parse`` reads what a caption states, thing by thing. Adjectives belong to the
-next noun, verbs and directions to the last one, a relation links the noun before to the noun after it.
+*category*), which has many right answers. ``parse`` reads what a caption states, thing by thing. Adjectives belong to
+the next noun, verbs and directions to the last one, a relation links the noun before to the noun after it.
 """
 
 from __future__ import annotations

@@ -145,9 +145,13 @@ class _Reader:
             said = ", ".join(value for values in self.waiting.values() for value in values)
             raise NearstepError(f"{self.text!r} says {said} of nothing; name the thing after it")
         if self.linking or (self.relation and len(self.subjects) == 1):
-            raise NearstepError(f"{self.text!r} says {self.linking or self.relation} what? Name the other thing after it")
+            raise NearstepError(
+                f"{self.text!r} says {self.linking or self.relation} what? Name the other thing after it"
+            )
         return Stated(
-            subjects=tuple(map(self.subject, self.subjects)), place=self.one("place", self.places), relation=self.relation
+            subjects=tuple(map(self.subject, self.subjects)),
+            place=self.one("place", self.places),
+            relation=self.relation,
         )
 
     def one(self, name: str, values: set[str]) -> str | None:
@@ -181,12 +185,17 @@ class _Reader:
         if turn and (ways or axes or motion not in ("orbit", None)):
             raise NearstepError(f"{self.text!r}: only what circles goes {turn}")
         if motion == "bounce":
-            across, along = {"left", "right", "horizontal"} & {*ways, *axes}, {"up", "down", "vertical"} & {*ways, *axes}
+            across, along = (
+                {"left", "right", "horizontal"} & {*ways, *axes},
+                {"up", "down", "vertical"} & {*ways, *axes},
+            )
             return None if bool(across) == bool(along) else ("horizontal" if across else "vertical")
         if {"up", "down"} <= set(ways) or {"left", "right"} <= set(ways):
             raise NearstepError(f"{self.text!r}: a slide goes one way, not {' and '.join(ways)}; a bounce goes both")
         if ways and motion in ("orbit", "swing"):
-            raise NearstepError(f"{self.text!r}: what {'circles' if motion == 'orbit' else 'swings'} has no such direction")
+            raise NearstepError(
+                f"{self.text!r}: what {'circles' if motion == 'orbit' else 'swings'} has no such direction"
+            )
         return turn or " ".join(ways) or None
 
 

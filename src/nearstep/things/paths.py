@@ -50,7 +50,7 @@ RATES: dict[str, dict[str, float]] = {
     "orbit": {"slow": 1 / 60, "fast": 1 / 30},
     "swing": {"slow": 1 / 48, "fast": 1 / 24},
 }
-"""Motion -> speed -> rate: parts of the side a frame for slides and bounces, turns or periods a frame for the others."""
+"""Motion -> speed -> rate: parts of the side a frame for slides and bounces, turns or periods a frame for others."""
 
 SPEEDS: tuple[str, ...] = ("slow", "fast")
 RATE_SPREAD = 0.08
@@ -152,7 +152,9 @@ def positions(track: Track, frames: int, first: int = 0) -> Float[Tensor, "frame
         angle = SWING_ANGLE * torch.sin(track.phase + 2 * math.pi * track.rate * time)
         place = anchor + track.reach * torch.cat([angle.sin(), angle.cos()], dim=1)
     else:
-        place = _between_walls(anchor + track.rate * time * torch.tensor(track.heading, dtype=torch.float64), track.half)
+        place = _between_walls(
+            anchor + track.rate * time * torch.tensor(track.heading, dtype=torch.float64), track.half
+        )
     return place.to(torch.float32)
 
 

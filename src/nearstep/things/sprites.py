@@ -2,7 +2,8 @@
 
 Pictures come from one atlas (``sprites/things.png``, made by tools/sprites.py). A frame's pixel is the mean of the
 picture over the pixel's square, in premultiplied alpha: exact for every position and size, smooth in both, and alike at
-every resolution. Positions and sizes are parts of the picture's side, x to the right, y down, (0, 0) the top left corner.
+every resolution. Positions and sizes are parts of the picture's side, x to the right, y down, (0, 0) the top left
+corner.
 """
 
 from __future__ import annotations
@@ -116,16 +117,14 @@ def coverage(
     return (edges[..., None, :] - pixels[..., :, None]).clamp(0.0, 1.0).diff(dim=-1)
 
 
-def windows(
-    centre: Float[Tensor, "B T 2"], side: Float[Tensor, "B T"], size: int
-) -> tuple[Int[Tensor, "B T 2"], int]:
+def windows(centre: Float[Tensor, "B T 2"], side: Float[Tensor, "B T"], size: int) -> tuple[Int[Tensor, "B T 2"], int]:
     """Top left corners and side of windows that hold things at these places, in pixels, inside the frame."""
     window = min(size, math.ceil(float(side.max()) * size * CELL / _INNER) + 2)
     return (centre * size - window / 2).round().long().clamp(0, size - window), window
 
 
 def place_things(
-    things: Int[Tensor, "B"],
+    things: Int[Tensor, " B"],
     centre: Float[Tensor, "B T 2"],
     side: Float[Tensor, "B T"],
     size: int,

@@ -81,7 +81,7 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
 """Relation -> the phrases that state it."""
 
 GLUE: tuple[str, ...] = tuple(
-    "a an the is stays there that which and while as to toward from of in on at over against front it one back forth".split()
+    "a an the is stays there that which and while as to toward from of in on at over against it one back forth".split()
 )
 """Words that state nothing by themselves."""
 

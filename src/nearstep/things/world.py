@@ -153,8 +153,8 @@ def _draw_names(draw: random.Random, things: Sequence[str]) -> dict[str, str | N
 
 
 def _draw_pair(config: WorldConfig, draw: random.Random, relation: str | None) -> tuple[Actor, Actor]:
-    # Two things of different categories, whose paths let the relation be seen. Names that hardly ever allow it (two large
-    # things that cross the frame beside each other) give way to others.
+    # Two things of different categories, whose paths let the relation be seen. Names that hardly ever allow it (two
+    # large things that cross the frame beside each other) give way to others.
     while True:
         names = [_draw_names(draw, config.names) for _ in range(2)]
         if THINGS[names[0]["thing"] or ""].category == THINGS[names[1]["thing"] or ""].category:

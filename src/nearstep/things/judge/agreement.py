@@ -95,9 +95,7 @@ def _match(subjects: tuple[Subject, ...], things: tuple[FoundThing, ...]) -> tup
     return max(ways, key=likeness)
 
 
-def _swapped(
-    subjects: tuple[Subject, ...], things: tuple[FoundThing, ...], chosen: tuple[int | None, ...]
-) -> bool:
+def _swapped(subjects: tuple[Subject, ...], things: tuple[FoundThing, ...], chosen: tuple[int | None, ...]) -> bool:
     # Whether each thing shows what is said of the other rather than what is said of it.
     one, two = (things[index or 0] for index in chosen)
     straight = _fits(subjects[0], one) + _fits(subjects[1], two)

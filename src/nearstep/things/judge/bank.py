@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nearstep.things.sprites import THINGS, place_things
+from nearstep.things.sprites import place_things
 from nearstep.things.world import SIZES, WorldConfig
 
 GRID = 32
@@ -50,8 +50,8 @@ class Bank:
 
     spectra: Tensor
     """[N, 9, CANVAS, CANVAS / 2 + 1] conjugate."""
-    thing: Int[Tensor, "N"]
-    side: Float[Tensor, "N"]
+    thing: Int[Tensor, " N"]
+    side: Float[Tensor, " N"]
 
 
 @cache
@@ -93,7 +93,7 @@ def _channels(view: View) -> Tensor:
     return F.pad(small, (_PAD, left, _PAD, left))
 
 
-def gains(view: View, bank: Bank, chosen: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B T N y x"]:
+def gains(view: View, bank: Bank, chosen: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B T N y x"]:
     """G of every filter at every place and frame, in mean pixels of the grid.
 
     Args:
@@ -116,7 +116,7 @@ def gains(view: View, bank: Bank, chosen: Int[Tensor, "B"] | None = None) -> Flo
 
 
 def peak(gain: Float[Tensor, "B T y x"]) -> Float[Tensor, "B T 2"]:
-    """Centre (x, y) of the largest gain, as parts of the side: between places by the parabola through its neighbours."""
+    """Centre (x, y) of the largest gain, as parts of the side; between places by a parabola through its neighbours."""
     side = gain.shape[-1]
     index = gain.flatten(2).argmax(dim=2)
     padded = F.pad(gain, (1, 1, 1, 1), mode="replicate").flatten(2)

@@ -1,7 +1,7 @@
 """Finds the things of a clip: the one that explains most, then a second one before or behind it.
 
-Each is named by the matched filters summed over frames, followed through all frames, and fitted; then the two are fitted
-in turn, each given the other, and the backdrop is taken anew from what neither covers.
+Each is named by the matched filters summed over frames, followed through all frames, and fitted; then the two are
+fitted in turn, each given the other, and the backdrop is taken anew from what neither covers.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Sight:
     things: tuple[Fit, Fit]
     """Whatever fits best first and second; whether they are there, ``present`` tells."""
     present: Bool[Tensor, "B 2"]
-    first_in_front: Bool[Tensor, "B"]
-    order: Float[Tensor, "B"]
+    first_in_front: Bool[Tensor, " B"]
+    order: Float[Tensor, " B"]
     """Squared error that the chosen order saves over the other one."""
     redrawn: Float[Tensor, "B T 3 H W"]
     """The clip as it should look."""

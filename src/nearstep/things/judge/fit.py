@@ -30,10 +30,10 @@ _DAMPING = 1e-3
 class Fit:
     """One thing in each clip, as it fits best."""
 
-    thing: Int[Tensor, "B"]
+    thing: Int[Tensor, " B"]
     """Index into THINGS."""
     centre: Float[Tensor, "B T 2"]
-    side: Float[Tensor, "B"]
+    side: Float[Tensor, " B"]
     gain: Float[Tensor, "B T"]
     """Squared error that the thing takes away in each frame."""
     energy: Float[Tensor, "B T"]
@@ -52,12 +52,20 @@ class Fit:
     def put(self, index: Tensor, other: Fit) -> Fit:
         """With these clips from ``other``."""
         return Fit(
-            **{name: getattr(self, name).index_put((index,), getattr(other, name)) for name in self.__dataclass_fields__}
+            **{
+                name: getattr(self, name).index_put((index,), getattr(other, name))
+                for name in self.__dataclass_fields__
+            }
         )
 
 
 def fit(
-    view: View, thing: Int[Tensor, "B"], centre: Float[Tensor, "B T 2"], side: Float[Tensor, "B"], *, iterations: int = 4
+    view: View,
+    thing: Int[Tensor, " B"],
+    centre: Float[Tensor, "B T 2"],
+    side: Float[Tensor, " B"],
+    *,
+    iterations: int = 4,
 ) -> Fit:
     """Fit each clip's thing, starting from a place and size near the right ones."""
     size = view.picture.shape[-1]
@@ -90,7 +98,14 @@ def fit(
 
 
 def _slopes(
-    thing: Tensor, centre: Tensor, wide: Tensor, size: int, where: tuple, through: Tensor, behind: Tensor, change: Tensor
+    thing: Tensor,
+    centre: Tensor,
+    wide: Tensor,
+    size: int,
+    where: tuple,
+    through: Tensor,
+    behind: Tensor,
+    change: Tensor,
 ) -> Tensor:
     # Change of the model per pixel along x and y, and per two pixels of size, [B, T, 3, pixels].
     step = _STEP / size
@@ -112,7 +127,9 @@ def _solve(slopes: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     # Places [B, T, 2] and the size's change [B]: the size is the same in all frames, so places are eliminated first.
     product = slopes @ slopes.mT
     right = (slopes @ residual[..., None])[..., 0]
-    place = product[..., :2, :2] + torch.eye(2) * (_DAMPING + _DAMPING * product[..., :2, :2].diagonal(0, -2, -1).amax())
+    place = product[..., :2, :2] + torch.eye(2) * (
+        _DAMPING + _DAMPING * product[..., :2, :2].diagonal(0, -2, -1).amax()
+    )
     mixed = torch.linalg.solve(place, torch.cat([product[..., :2, 2:], right[..., :2, None]], dim=-1))
     along = product[..., 2, :2]
     curve = (product[..., 2, 2] - (along * mixed[..., 0]).sum(-1)).sum(1)

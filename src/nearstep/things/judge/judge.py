@@ -1,8 +1,8 @@
 """The judge: does a clip show what its caption says, and how well does it look?
 
 Analytic, because the world is drawn by formula: find the things (find.py), name them, their motions and how they lie to
-each other (names.py), and compare with the caption (agreement.py). Quality is in quality.py. As VBench forms it, total =
-(4 quality + semantic) / 5 with semantic = agreement.
+each other (names.py), and compare with the caption (agreement.py). Quality is in quality.py. As VBench forms it, total
+= (4 quality + semantic) / 5 with semantic = agreement.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def chunk_frames(frames: int, latent: int, stride: int = 4) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def judge(
-    video: Tensor, captions: Sequence[str], config: WorldConfig, *, chunk: int = 3
-) -> list[Verdict]:
+def judge(video: Tensor, captions: Sequence[str], config: WorldConfig, *, chunk: int = 3) -> list[Verdict]:
     """Measure clips [B, T, 3, H, W] in [0, 1] against their captions.
 
     Args:
@@ -163,7 +161,9 @@ def _pace(stated: Stated, agreement: Agreement, tracks: Tracks, row: int) -> flo
         motion = tracks.motions[index]
         kind, speed = motion.kind[row], subject.speed or motion.speed[row]
         rests = "rest" in (kind, subject.motion)
-        paces.append(float(kind == (subject.motion or kind)) if rests else _moving(kind, speed, float(motion.rate[row])))
+        paces.append(
+            float(kind == (subject.motion or kind)) if rests else _moving(kind, speed, float(motion.rate[row]))
+        )
     return sum(paces) / len(paces)
 
 

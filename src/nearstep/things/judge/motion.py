@@ -1,9 +1,9 @@
 """Names the motion of a tracked thing by fitting the world's own paths to its track.
 
-Every path is linear in at most four numbers once its turning time, rate or phase is given, so each is tried on a grid of
-those, by weighted least squares for all clips at once. A thing that hardly leaves its mean place rests; else the path with
-the least error names the motion, unless even that one misses the track. Only the world's clip length counts: captions say
-nothing of later frames.
+Every path is linear in at most four numbers once its turning time, rate or phase is given, so each is tried on a grid
+of those, by weighted least squares for all clips at once. A thing that hardly leaves its mean place rests; else the
+path with the least error names the motion, unless even that one misses the track. Only the world's clip length counts:
+captions say nothing of later frames.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class Motion:
     direction: list[str | None]
     speed: list[str | None]
     """[B] the nearest of SPEEDS; None at rest."""
-    rate: Float[Tensor, "B"]
+    rate: Float[Tensor, " B"]
     """As in paths.RATES, positive; 0 at rest."""
-    residual: Float[Tensor, "B"]
+    residual: Float[Tensor, " B"]
     """Root mean square distance of the track from the path, as a part of the frame's side."""
 
 
 @dataclass(frozen=True)
 class _Family:
     # Paths of one motion. ``grid`` [G, 2] holds the numbers that x and y are not linear in, ``step`` how far apart they
-    # are (the first one in parts of itself), ``parts`` makes of such numbers [..., 2] and the times what x and y are made
-    # of [..., 2, T, 4].
+    # are (the first one in parts of itself), ``parts`` makes of such numbers [..., 2] and the times what x and y are
+    # made of [..., 2, T, 4].
     motion: str
     grid: Tensor
     step: tuple[float, float]

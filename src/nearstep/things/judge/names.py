@@ -1,4 +1,4 @@
-"""What a clip shows, in the words of captions: from fitted things, tracks and the order in which they cover each other."""
+"""What a clip shows, in the words of captions: from fitted things, their tracks and which one covers the other."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ class Tracks:
 def track(sight: Sight, config: WorldConfig) -> Tracks:
     """Name the motion of whatever was found."""
     seen = tuple(fit.energy > _SEEN * fit.open_energy for fit in sight.things)
-    motions = tuple(
-        fit_motion(fit.centre, rows, config.frames) for fit, rows in zip(sight.things, seen, strict=True)
-    )
+    motions = tuple(fit_motion(fit.centre, rows, config.frames) for fit, rows in zip(sight.things, seen, strict=True))
     return Tracks(motions=(motions[0], motions[1]), seen=(seen[0], seen[1]))
 
 

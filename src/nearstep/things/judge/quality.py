@@ -1,7 +1,7 @@
 """How good a clip looks, as figures in [0, 1]; 1 is what the renderer makes.
 
-Notation: I the clip, R what was found, redrawn over the clip's own mean backdrop, and h(x) = 1 / (1 + x^2), which is one
-half at x = 1.
+Notation: I the clip, R what was found, redrawn over the clip's own mean backdrop, and h(x) = 1 / (1 + x^2), which is
+one half at x = 1.
 
 sharpness
     sum(grad I . grad R) / sum(grad R . grad R) around the things, cut to [0, 1]: the part of the ideal edges that is
@@ -13,8 +13,8 @@ fidelity
 steadiness
     h(f / 0.05), f = mean absolute change from frame to frame where nothing covers the backdrop.
 keeping
-    h(g / 0.05), g = root mean square between the backdrops of the first and the last third of the frames, where both are
-    bare: the texture stays as it is although a thing has passed.
+    h(g / 0.05), g = root mean square between the backdrops of the first and the last third of the frames, where both
+    are bare: the texture stays as it is although a thing has passed.
 identity
     mean over chunks of what the things explain of their own energy, cut to [0, 1].
 constancy

@@ -92,7 +92,7 @@ def find_scenery(video: Float[Tensor, "B T 3 H W"]) -> Scenery:
     )
 
 
-def foreign_patch(scenery: Scenery, patch: int) -> Float[Tensor, "B"]:
+def foreign_patch(scenery: Scenery, patch: int) -> Float[Tensor, " B"]:
     """The largest part of any patch of so many pixels a side that has colours that its place has not."""
     backdrop, size = scenery.backdrop, scenery.backdrop.shape[-1]
     base = torch.stack([ground(place, size) for place in scenery.likely])

@@ -5,8 +5,8 @@ counted, apart for each category or motion, and held against those of real clips
 
     recall = sum over values of min(p_shown, p_real).
 
-Few clips miss some values by chance, so recall is divided by what as many real clips would have on average. A model that
-always shows the same fruit out of six has about a sixth.
+Few clips miss some values by chance, so recall is divided by what as many real clips would have on average. A model
+that always shows the same fruit out of six has about a sixth.
 """
 
 from __future__ import annotations

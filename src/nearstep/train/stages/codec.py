@@ -15,7 +15,7 @@ it took to converge in minutes, found by measuring:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,8 @@ _LOG_VARIANCE_START = -6.0
 _SCENES_A_STEP = 64
 _STATISTICS_CLIPS = 256
 _STATISTICS_SEED = 1
+_SHOWS = 0.02
+"""Difference from the ground from which a pixel shows a thing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class CodecConfig:
     """Weight of the error of the differences along time, rows and columns."""
     first: float = 1.0
     """Weight of a clip's first frame: it alone has no frames before it to lean on."""
+    things: float = 1.0
+    """Weight of the pixels that show a thing: grounds come easily, and what is looked at is elsewhere."""
     kl: float = 3e-4
     """Weight of the KL to a standard normal, per latent number."""
     kl_rise: int = 300
@@ -131,26 +135,34 @@ class CodecStage:
         self.ema = Ema(self.codec, config.ema)
         self.state = TrainState({"codec": self.codec, "optimizer": self.optimizer, "ema": self.ema})
 
-    def batch(self, index: int) -> Tensor:
-        """The clips of step ``index``, [B, T, 3, side, side]: a window in time and space of each scene."""
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """The clips of step ``index`` and their weights: a window in time and space of each scene.
+
+        Returns:
+            The clips [B, T, 3, side, side], and the weights of their pixels [B, T, 1, side, side], of mean 1.
+        """
         phase, _ = phase_at(self.config.phases, index)
         config, first_scene = self.config, index * _SCENES_A_STEP
         scenes = sample_scenes(config.world, config.seed, range(first_scene, first_scene + phase.clips))
         draw = rng.generator("codec window", config.seed, index)
         first = int(torch.randint(config.world.frames - phase.frames + 1, (), generator=draw))
         video = render(config.world, scenes, frames=phase.frames, first=first)
-        return _cropped(video, scenes, first, phase.side, draw)
+        empty = render(config.world, [replace(scene, actors=(), relation=None) for scene in scenes], frames=1)
+        shows = ((video - empty).abs().amax(dim=2, keepdim=True) > _SHOWS).float()
+        weight = 1 + (config.things - 1) * shows
+        weight[:, 0] *= config.first
+        both = _cropped(torch.cat([video, weight], dim=2), scenes, first, phase.side, draw)
+        return both[:, :, :3], both[:, :, 3:] / both[:, :, 3:].mean()
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
-        video = self.batch(index)
+        video, weight = self.batch(index)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = self.codec.posterior(video)
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             eps = torch.randn(mean.shape, generator=rng.generator("codec noise", self.config.seed, index))
             latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps)
             decoded = self.codec.decode(latents, clamp=False).float()
-        weight = frame_weights(video.shape[1], self.config.first)
         error = decoded - video
         absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
         edge = difference_error(decoded, video, weight)
@@ -202,15 +214,7 @@ def _cropped(video: Tensor, scenes: Sequence[Scene], first: int, side: int, draw
     return torch.stack([clip[..., y : y + side, x : x + side] for clip, (x, y) in zip(video, corners, strict=True)])
 
 
-def frame_weights(frames: int, first: float) -> Tensor:
-    """Weights of mean 1, [T, 1, 1, 1]: the first frame's is ``first`` times that of any other."""
-    weights = torch.ones(frames, 1, 1, 1)
-    weights[0] = first
-    return weights / weights.mean()
-
-
 def difference_error(decoded: Tensor, video: Tensor, weight: Tensor) -> Tensor:
-    """Mean absolute error of the first differences along time, rows and columns, summed over those longer than one."""
-    error = decoded - video
-    parts = [(weight * error.diff(dim=dim).abs()).mean() for dim in (3, 4)]
-    return torch.stack([*parts, error.diff(dim=1).abs().mean()] if video.shape[1] > 1 else parts).sum()
+    """Mean absolute first differences of the weighted error along time, rows and columns, summed over all there are."""
+    error = (decoded - video) * weight
+    return torch.stack([error.diff(dim=dim).abs().mean() for dim in (1, 3, 4) if error.shape[dim] > 1]).sum()
