@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +21,7 @@ from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.things.paths import MOTIONS, SPEEDS, WAYS, Track, draw_track, positions
 from nearstep.things.places import PLACES, backdrop
-from nearstep.things.relations import OVERLAPS, RELATIONS, holds, undisturbed
+from nearstep.things.relations import RELATIONS, holds, undisturbed
 from nearstep.things.sprites import THINGS, Layer, place_things
 
 SIZES: dict[str, float] = {"small": 0.25, "medium": 0.3125, "large": 0.39}
@@ -141,7 +142,7 @@ def _sample(config: WorldConfig, seed: int, index: int) -> Scene:
     return Scene(actors=actors, place=place, texture=texture, relation=relation)
 
 
-def _draw_names(draw: random.Random, things: Sequence[str]) -> dict[str, str | None]:
+def _draw_names(draw: random.Random, things: Sequence[str]) -> dict[str, Any]:
     motion = draw.choices(MOTIONS, _MOTION_ODDS)[0]
     return {
         "thing": draw.choice(things),
@@ -157,7 +158,7 @@ def _draw_pair(config: WorldConfig, draw: random.Random, relation: str | None) -
     # large things that cross the frame beside each other) give way to others.
     while True:
         names = [_draw_names(draw, config.names) for _ in range(2)]
-        if THINGS[names[0]["thing"] or ""].category == THINGS[names[1]["thing"] or ""].category:
+        if THINGS[names[0]["thing"]].category == THINGS[names[1]["thing"]].category:
             continue
         for _ in range(_TRIES):
             first, second = (make_actor(config, draw, **said) for said in names)
@@ -166,12 +167,12 @@ def _draw_pair(config: WorldConfig, draw: random.Random, relation: str | None) -
 
 
 def _allows(config: WorldConfig, relation: str | None, first: Actor, second: Actor) -> bool:
-    paths = [positions(actor.track, config.frames) for actor in (first, second)]
+    if relation == "behind":
+        relation, (first, second) = "in front of", (second, first)
+    one, two = (positions(actor.track, config.frames) for actor in (first, second))
     if relation is None:
-        return undisturbed(*paths, first.side, second.side)
-    if relation in OVERLAPS and relation == "behind":
-        paths, (first, second) = paths[::-1], (second, first)
-    return holds(relation, *paths, first.side, second.side)
+        return undisturbed(one, two, first.side, second.side)
+    return holds(relation, one, two, first.side, second.side)
 
 
 # --- drawing -------------------------------------------------------------------------------------------------------
