@@ -16,7 +16,8 @@ SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = frozenset("errors files plots protocols reach rng shapes version".split())
-LIBRARY = LEAVES | set("flow nets losses rollout models playground data stream train evaluate cost recipes".split())
+WORLDS = frozenset({"playground", "things"})
+LIBRARY = LEAVES | WORLDS | set("flow nets losses rollout models data stream train evaluate cost recipes".split())
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),
     "flow": LEAVES,
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "losses": LEAVES - {"rng"} | {"flow"},  # a loss does not sample
     "rollout": LEAVES | {"flow", "nets.cache"},
     "models": LEAVES | {"flow", "nets"},
-    "playground": LEAVES,
+    **dict.fromkeys(WORLDS, LEAVES),
     "data": LEAVES,
     "stream": LEAVES | {"models", "rollout", "flow", "nets"},
     "train": LEAVES | {"models", "rollout", "losses", "flow", "nets", "data"},

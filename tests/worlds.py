@@ -69,6 +69,9 @@ class Shades:
     def focus(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
         return torch.full((len(indices), 2), (self.size - 1) / 2)
 
+    def foreground(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        return torch.ones(len(indices), frames or self.frames, 1, self.size, self.size)
+
     def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> list[Shade]:
         return [self._judge(clip, prompt) for clip, prompt in zip(video, prompts, strict=True)]
 

@@ -95,8 +95,8 @@ class Verdict(Protocol):
     """What a judge says of one clip and its prompt. Every number lies in [0, 1]; 1 is a true clip."""
 
     @property
-    def agreement(self) -> Mapping[str, int]:
-        """Attribute that the prompt states -> 1 where the clip shows it, else 0."""
+    def agreement(self) -> Mapping[str, float]:
+        """Attribute that the prompt states -> the part of its statements that the clip shows."""
         ...
 
     @property
@@ -178,6 +178,10 @@ class World(Protocol):
 
     def focus(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
         """Where there is most to see in ``clips`` of the same arguments, [B, 2] as (x, y) in pixels."""
+        ...
+
+    def foreground(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        """Where ``clips`` of the same arguments show more than a background, [B, T, 1, H, W]: 1 there, else 0."""
         ...
 
     def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> Sequence[Verdict]:

@@ -41,6 +41,14 @@ class Playground:
         scenes = world.sample_scenes(seed, indices)
         return torch.stack([world.positions(scene, frames or self.frames, first).mean(dim=0) for scene in scenes])
 
+    def foreground(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        """Where the object covers a pixel by half or more."""
+        masks = [
+            world.shape_mask(scene.shape, scene.radius, world.positions(scene, frames or self.frames, first))
+            for scene in world.sample_scenes(seed, indices)
+        ]
+        return (torch.stack(masks)[:, :, None] >= 0.5).float()
+
     def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> list[Verdict]:
         """Fits the object and compares what is found with the caption (playground/judge/judge.py)."""
         return judge(video, prompts, chunk=chunk)

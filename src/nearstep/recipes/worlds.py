@@ -7,8 +7,9 @@ import difflib
 from nearstep.errors import NearstepError
 from nearstep.playground import PLAYGROUND
 from nearstep.protocols import World
+from nearstep.things import THINGS_WORLD
 
-WORLDS: dict[str, World] = {world.name: world for world in (PLAYGROUND,)}
+WORLDS: dict[str, World] = {world.name: world for world in (PLAYGROUND, THINGS_WORLD)}
 
 
 def find_world(name: str) -> World:

@@ -14,6 +14,7 @@ it took to converge in minutes, found by measuring:
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from nearstep import rng
+from nearstep.errors import NearstepError
 from nearstep.nets.codec import VideoCodec
 from nearstep.protocols import World
 from nearstep.train.checkpoint import TrainState
@@ -100,6 +102,10 @@ class CodecConfig:
     """Weight of the squared error beside the absolute one."""
     edge: float = 0.3
     """Weight of the error of the differences along time, rows and columns."""
+    first_weight: float = 1.0
+    """Weight of a clip's first frame: it alone has no frames before it to lean on."""
+    foreground_weight: float = 1.0
+    """Weight of what a clip shows before its background, which comes easily and is not what is looked at."""
     kl: float = 3e-4
     """Weight of the KL to a standard normal, per latent number."""
     kl_rise: int = 300
@@ -108,6 +114,9 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)
+        for name, weight in (("first_weight", self.first_weight), ("foreground_weight", self.foreground_weight)):
+            if not 0 < weight < math.inf:
+                raise NearstepError(f"{name}={weight}; a weight is above 0, and 1 changes nothing")
 
     def run(self) -> Path:
         """Train, or go on; returns the folder with ``vae/``."""
@@ -127,37 +136,56 @@ class CodecStage:
         self.ema = Ema(self.codec, config.ema)
         self.state = TrainState({"codec": self.codec, "optimizer": self.optimizer, "ema": self.ema})
 
-    def batch(self, index: int) -> Tensor:
-        """The clips of step ``index``, [B, T, 3, side, side]: a window in time and space of each."""
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """The clips of step ``index`` and their weights: a window in time and space of each.
+
+        Returns:
+            The clips [B, T, 3, side, side], and the weights of their pixels [B, T, 1, side, side], of mean 1.
+        """
         world, seed = self.config.world, self.config.seed
         phase, _ = phase_at(self.config.phases, index)
         clips = range(index * _CLIPS_A_STEP, index * _CLIPS_A_STEP + phase.clips)
         draw = rng.generator("codec window", seed, index)
         first = int(torch.randint(world.frames - phase.frames + 1, (), generator=draw))
         video = world.clips(seed, clips, frames=phase.frames, first=first)
-        if phase.side == world.size:
-            return video
-        return _cropped(video, world.focus(seed, clips, frames=phase.frames, first=first), phase.side, draw)
+        weight = self._weight(clips, first, video)
+        if phase.side != world.size:
+            focus = world.focus(seed, clips, frames=phase.frames, first=first)
+            both = _cropped(torch.cat([video, weight], dim=2), focus, phase.side, draw)
+            video, weight = both[:, :, :3], both[:, :, 3:]
+        return video, weight / weight.mean()
+
+    def _weight(self, clips: range, first: int, video: Tensor) -> Tensor:
+        config, frames = self.config, video.shape[1]
+        weight = torch.ones_like(video[:, :, :1])
+        if config.foreground_weight != 1:
+            shown = config.world.foreground(config.seed, clips, frames=frames, first=first)
+            weight = 1 + (config.foreground_weight - 1) * shown
+        weight[:, 0] *= config.first_weight
+        return weight
 
     def step(self, index: int) -> dict[str, Tensor]:
         """Make one update."""
-        video = self.batch(index)
+        video, weight = self.batch(index)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = self.codec.posterior(video)
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             eps = torch.randn(mean.shape, generator=rng.generator("codec noise", self.config.seed, index))
             latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps)
             decoded = self.codec.decode(latents, clamp=False).float()
-        absolute, squared = (decoded - video).abs().mean(), (decoded - video).square().mean()
-        edge = difference_error(decoded, video)
+        error = decoded - video
+        absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
+        edge = difference_error(decoded, video, weight)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         config = self.config
         rise = min(1.0, index / config.kl_rise)
         loss = absolute + config.square * squared + config.edge * edge + rise * config.kl * kl
         moved = self.optimizer.step(loss, index)
         self.ema.update(self.codec)
-        psnr = -10 * squared.detach().log10()
-        return {"loss": loss, "absolute": absolute, "edge": edge, "kl": kl, "psnr": psnr, **moved}
+        by_frame = error.detach().square().mean(dim=(0, 2, 3, 4))
+        psnr, psnr_first = -10 * by_frame.mean().log10(), -10 * by_frame[0].log10()
+        parts = {"absolute": absolute, "edge": edge, "kl": kl, "psnr": psnr, "psnr_first": psnr_first}
+        return {"loss": loss, **parts, **moved}
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
@@ -189,7 +217,7 @@ def _cropped(video: Tensor, focus: Tensor, side: int, draw: torch.Generator) -> 
     return torch.stack([clip[..., y : y + side, x : x + side] for clip, (x, y) in zip(video, corners, strict=True)])
 
 
-def difference_error(decoded: Tensor, video: Tensor) -> Tensor:
-    """Mean absolute error of the first differences along time, rows and columns, summed over those longer than one."""
-    dims = [d for d in (1, 3, 4) if video.shape[d] > 1]
-    return torch.stack([(decoded.diff(dim=d) - video.diff(dim=d)).abs().mean() for d in dims]).sum()
+def difference_error(decoded: Tensor, video: Tensor, weight: Tensor) -> Tensor:
+    """Mean absolute first differences of the weighted error along time, rows and columns, summed over all there are."""
+    error = (decoded - video) * weight
+    return torch.stack([error.diff(dim=dim).abs().mean() for dim in (1, 3, 4) if error.shape[dim] > 1]).sum()

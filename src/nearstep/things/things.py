@@ -1,0 +1,97 @@
+"""The world of things as a World (protocols.py): one object that recipes and commands hand on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from nearstep import rng
+from nearstep.things import captions, features, parsing, world
+from nearstep.things.judge.judge import Verdict, judge
+from nearstep.things.paths import positions
+from nearstep.things.world import Scene, WorldConfig
+
+_SHOWS = 0.02
+"""Difference from the background from which a pixel shows a thing."""
+
+
+@dataclass(frozen=True)
+class Things:
+    """One or two things before a place (things/world.py), with the dials of its settings."""
+
+    config: WorldConfig = field(default_factory=WorldConfig)
+
+    @property
+    def name(self) -> str:
+        """The world, and those of its dials that are not where they usually are."""
+        usual = WorldConfig()
+        turned = [f"{dial} {value:g}" for dial, value in vars(self.config).items() if value != getattr(usual, dial)]
+        return " ".join(["things", *turned])
+
+    @property
+    def size(self) -> int:
+        """Height and width of a frame in pixels."""
+        return self.config.size
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames of a clip."""
+        return self.config.frames
+
+    @property
+    def fps(self) -> float:
+        """Pixel frames per second."""
+        return self.config.fps
+
+    def prompts(
+        self, seed: int, indices: Sequence[int], *, wording: int | None = None, complete: bool = True
+    ) -> list[str]:
+        """Captions at both levels, things by name and by category; complete ones state every attribute but colour."""
+        stream = seed if wording is None else wording
+        scenes = self._scenes(seed, indices)
+        return [
+            captions.caption(scene, seed=stream, index=index, complete=complete)
+            for index, scene in zip(indices, scenes, strict=True)
+        ]
+
+    def clips(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        """Rendered scenes."""
+        return world.render(self.config, self._scenes(seed, indices), frames=frames or self.frames, first=first)
+
+    def focus(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        """The middle of one thing's path; of two, the clip's name chooses."""
+        middles = []
+        for index, scene in zip(indices, self._scenes(seed, indices), strict=True):
+            actor = random.Random(rng.key("focus of a scene", seed, index)).choice(scene.actors)
+            middles.append(positions(actor.track, frames or self.frames, first).mean(dim=0) * self.size)
+        return torch.stack(middles)
+
+    def foreground(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
+        """Where a thing is seen."""
+        scenes = self._scenes(seed, indices)
+        video = world.render(self.config, scenes, frames=frames or self.frames, first=first)
+        places = [replace(scene, actors=(), relation=None) for scene in scenes]
+        empty = world.render(self.config, places, frames=1)
+        return ((video - empty).abs().amax(dim=2, keepdim=True) > _SHOWS).float()
+
+    def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> list[Verdict]:
+        """Fits and redraws what it finds, and compares with the caption (things/judge/judge.py)."""
+        return judge(video, prompts, self.config, chunk=chunk)
+
+    def features(self, video: Tensor) -> Tensor:
+        """Thumbnails, edges and motion (things/features.py)."""
+        return features.clip_features(video)
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """The closed vocabulary of things/words.py, as things/parsing.py reads it."""
+        return parsing.vocabulary()
+
+    def _scenes(self, seed: int, indices: Sequence[int]) -> list[Scene]:
+        return world.sample_scenes(self.config, seed, indices)
+
+
+THINGS_WORLD = Things()

@@ -1,0 +1,166 @@
+"""The judge finds nothing wrong with real clips, and in a clip broken in one way, that one thing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from nearstep.errors import NearstepError
+from nearstep.rng import generator
+from nearstep.things.breaks import BREAKS, blurred, noised, spoiled
+from nearstep.things.captions import caption
+from nearstep.things.judge.agreement import compare
+from nearstep.things.judge.judge import Verdict, chunk_frames, describe, judge
+from nearstep.things.judge.names import Found, FoundThing
+from nearstep.things.judge.quality import FIGURES
+from nearstep.things.judge.variety import variety
+from nearstep.things.parsing import parse
+from nearstep.things.world import Scene, WorldConfig, render, sample_scenes
+
+WORLD = WorldConfig()
+KINDS = {"one": WorldConfig(pairs=0.0), "two": WorldConfig(pairs=1.0)}
+
+
+def sample(kind: str, count: int) -> tuple[list[Scene], list[str]]:
+    scenes = sample_scenes(KINDS[kind], 5, range(count))
+    return scenes, [caption(s, seed=5, index=i, level=("thing", "category")[i % 2]) for i, s in enumerate(scenes)]
+
+
+def shares(verdicts: list[Verdict]) -> dict[str, float]:
+    """Mean of every mark and figure."""
+    values: dict[str, list[float]] = {}
+    for verdict in verdicts:
+        for name, share in {**verdict.agreement, **verdict.figures, "dynamic": float(verdict.dynamic)}.items():
+            values.setdefault(name, []).append(share)
+    return {name: sum(parts) / len(parts) for name, parts in values.items()}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def real(request) -> tuple[str, list[Scene], list[str], dict[str, float], list[Verdict]]:
+    scenes, texts = sample(request.param, 16)
+    verdicts = judge(render(WORLD, scenes), texts, WORLD)
+    return request.param, scenes, texts, shares(verdicts), verdicts
+
+
+def test_real_clips_agree_with_their_captions_and_look_good(real):
+    _, _, texts, seen, verdicts = real
+    assert [text for text, verdict in zip(texts, verdicts, strict=True) if not verdict.correct] == []
+    assert min(seen[name] for name in FIGURES) > 0.97
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_break_lowers_what_it_should(real, name: str):
+    _, scenes, texts, seen, _ = real
+    rows, video = spoiled(BREAKS[name], WORLD, scenes[:8])
+    if not rows:
+        pytest.skip("no scene of this kind can be broken like this")
+    verdicts = judge(video, [texts[row] for row in rows], WORLD)
+    found = shares(verdicts)
+    for lowered in BREAKS[name].lowers:
+        if lowered in found:
+            assert found[lowered] < seen[lowered] - 0.05, lowered
+
+
+def test_a_codec_like_loss_leaves_agreement():
+    # About 34 dB.
+    scenes, texts = sample("one", 8)
+    video = torch.stack([noised(blurred(clip, 0.6), 0.015, i) for i, clip in enumerate(render(WORLD, scenes))])
+    assert 30 < -10 * (video - render(WORLD, scenes)).square().mean().log10() < 36
+    assert all(verdict.correct for verdict in judge(video, texts, WORLD))
+
+
+def test_what_a_clip_shows_does_not_depend_on_its_batch():
+    scenes, _ = sample("two", 3)
+    video = render(WORLD, scenes)
+    assert describe(video, WORLD)[1] == describe(video[1:2], WORLD)[0]
+
+
+def test_finer_worlds_and_longer_clips_are_judged_by_configuration_alone():
+    fine = replace(KINDS["one"], size=96)
+    scenes, texts = sample("one", 2)
+    assert all(verdict.correct for verdict in judge(render(fine, scenes), texts, fine))
+    assert all(verdict.correct for verdict in judge(render(WORLD, scenes, frames=69), texts, WORLD))
+
+
+def test_an_empty_place_shows_nothing():
+    scenes, texts = sample("one", 2)
+    empty = render(WORLD, [replace(scene, actors=()) for scene in scenes])
+    for verdict in judge(empty, texts, WORLD):
+        assert verdict.found.things == () and verdict.quality == 0
+        assert verdict.agreement["count"] == 0
+
+
+def test_noise_alone_is_no_place():
+    (found,) = describe(torch.rand(1, 17, 3, 64, 64, generator=generator("noise alone")), WORLD)
+    assert found.place is None
+
+
+# --- agreement and variety, without pictures ------------------------------------------------------------------------
+
+
+def thing(name: str, category: str, motion: str = "slide", way: str | None = "left") -> FoundThing:
+    return FoundThing(thing=name, category=category, size="small", motion=motion, direction=way, speed="slow")
+
+
+def shown(*things: FoundThing, relations: tuple[str, ...] = ()) -> Found:
+    return Found(things=things, place="snow", relations=frozenset(relations), more=False)
+
+
+CAT, BUS = thing("cat", "animal"), thing("bus", "vehicle", "bounce", "vertical")
+
+
+@pytest.mark.parametrize("things", [(CAT, BUS), (BUS, CAT)])
+def test_things_are_matched_by_name_in_any_order(things):
+    relation = "in front of" if things[0] is CAT else "behind"
+    said = parse("a cat slides left in front of a bus that bounces up and down on snow")
+    assert compare(said, shown(*things, relations=(relation,))).correct
+
+
+def test_swapped_attributes_break_the_binding():
+    said = parse("a cat slides left while a bus bounces up and down")
+    swapped = (thing("cat", "animal", "bounce", "vertical"), thing("bus", "vehicle"))
+    marks = compare(said, shown(*swapped)).marks
+    assert marks["binding"] == (0,) and marks["thing"] == (1, 1) and marks["motion"] == (0, 0)
+
+
+def test_a_missing_thing_shows_nothing_that_is_said_of_it():
+    marks = compare(parse("a cat slides left behind a bus on snow"), shown(CAT)).marks
+    assert (marks["count"], marks["thing"], marks["relation"], marks["binding"]) == ((0,), (1, 0), (0,), (0,))
+    assert marks["place"] == (1,)
+
+
+def test_variety_of_real_clips_is_whole_and_of_one_fruit_a_sixth():
+    scenes = [scene for scene in sample_scenes(KINDS["one"], 0, range(4000)) if scene.actors[0].motion == "slide"]
+    fruit = [scene for scene in scenes if scene.actors[0].attributes["category"] == "fruit"]
+    texts = [parse("a fruit slides")] * len(fruit)
+    real = [shown(thing(s.actors[0].thing, "fruit", "slide", s.actors[0].direction)) for s in fruit]
+    same = [shown(thing("apple", "fruit", "slide", s.actors[0].direction)) for s in fruit]
+    assert variety(texts, real, scenes)["thing"] > 0.95
+    seen = variety(texts, same, scenes)
+    assert seen["thing"] < 0.25 and seen["direction"] > 0.9
+    assert "thing" not in variety([parse("an apple slides")] * len(same), same, scenes)
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 3, 48, 48), (1, 9, 3, 64, 64), (33, 3, 64, 64)])
+def test_clips_of_another_shape_are_refused(shape: tuple[int, ...]):
+    with pytest.raises(NearstepError, match=r"the judge knows clips"):
+        judge(torch.zeros(shape), ["a cat rests"], WORLD)
+
+
+def test_a_caption_too_few_and_broken_numbers_are_refused():
+    video: Tensor = torch.zeros(2, 33, 3, 64, 64)
+    with pytest.raises(NearstepError, match="2 clips and 1 captions"):
+        judge(video, ["a cat rests"], WORLD)
+    with pytest.raises(NearstepError, match="not finite"):
+        judge(video / 0, ["a cat rests"] * 2, WORLD)
+
+
+def test_chunks_cover_the_clip():
+    assert chunk_frames(33, 3) == (9, 12, 12)
+    assert sum(chunk_frames(69, 3)) == 69
