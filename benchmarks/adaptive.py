@@ -58,7 +58,7 @@ def clips(pipe: CausalVideoPipeline, plan: str, captions: Sequence[str], chunks:
     }
 
 
-def adapted(pipe: CausalVideoPipeline, measured: Agreements, closeness: float) -> list[list[float]]:
+def adapted(pipe: CausalVideoPipeline, measured: Agreements, closeness: float) -> tuple[tuple[float, ...], ...]:
     """Calibrate the pipeline; its plan "adaptive" then stops where a chunk is so close to all steps."""
     found = thresholds(levels(measured, closeness))
     pipe.settings = replace(pipe.settings, agreement=found)
@@ -151,7 +151,7 @@ def main(
     measured = measure_agreement(pipe, others, chunks=chunks)
     found["adaptive"] = {}
     for wanted in closeness:
-        limits = adapted(pipe, measured, wanted)
+        limits = [[*row] for row in adapted(pipe, measured, wanted)]
         one = clips(pipe, ADAPTIVE, texts, chunks, f"{ADAPTIVE} {wanted}")
         found["adaptive"][str(wanted)] = {**one, "agreement": limits, "beside": beside(one, found["fixed"])}
     for name, row in [*found["fixed"].items(), *found["adaptive"].items()]:

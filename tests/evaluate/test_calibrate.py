@@ -46,7 +46,7 @@ def test_levels_keep_what_they_promise_and_ask_for_more_steps_where_more_is_aske
         assert all(level.closeness >= wanted for row in found for level in row if level.stopping)
         stopping.append([row[0].stopping for row in found])
     assert stopping == sorted(stopping, reverse=True)
-    assert thresholds(levels(measured, 0.01)) == [[ALWAYS, ALWAYS]] * 2
+    assert thresholds(levels(measured, 0.01)) == ((ALWAYS, ALWAYS),) * 2
 
 
 def test_agreements_whatever_the_batch(pipe: CausalVideoPipeline) -> None:
@@ -63,7 +63,7 @@ def test_streams_stop_where_the_measure_says(pipe: CausalVideoPipeline) -> None:
     measured = measure_agreement(pipe, prompts, chunks=1)
     limit = measured.agreement[:, 0, 1].median().item() - 1e-4
     asked, settings = [], pipe.settings
-    pipe.settings = replace(settings, agreement=[[NEVER, limit]])
+    pipe.settings = replace(settings, agreement=((NEVER, limit),))
     try:
         for sample, prompt in enumerate(prompts):
             with pipe.open(prompt, "adaptive", seed=0, sample=sample) as session:

@@ -129,9 +129,9 @@ def threshold_of(agreement: Tensor, reached: Tensor, closeness: float) -> float:
     return float(ordered.values[fine[-1]]) if len(fine) else NEVER
 
 
-def thresholds(found: Sequence[Sequence[Level]]) -> list[list[float]]:
+def thresholds(found: Sequence[Sequence[Level]]) -> tuple[tuple[float, ...], ...]:
     """The thresholds of levels, as Settings.agreement keeps them."""
-    return [[round(level.threshold, 4) for level in row] for row in found]
+    return tuple(tuple(round(level.threshold, 4) for level in row) for row in found)
 
 
 def write_agreement(folder: Path, found: Sequence[Sequence[Level]]) -> None:
