@@ -106,7 +106,7 @@ BROKEN: dict[str, tuple[Callable[[dict, Path], object], str | None, str]] = {
     "absent": (lambda s, f: None, None, r"there is no student .*file\.pt"),
     "other role": (lambda s, f: torch.save({"critic": s}, f), None, r"holds \['critic'\] and none of .*generator"),
     "asked role": (lambda s, f: torch.save({"generator": s}, f), "ema", r"holds \['generator'\] and none of \['ema'\]"),
-    "no roles": (lambda s, f: torch.save(s, f), "generator", r"is one network, so there is no role 'generator'"),
+    "no roles": (lambda s, f: torch.save(s, f), "generator", r"holds one network, so there is no role 'generator'"),
     "missing": (lambda s, f: torch.save(less(s, "head.head.bias"), f), None, r"1 missing \(proj_out\.bias\)"),
     "shape": (
         lambda s, f: torch.save({**s, "head.head.bias": torch.zeros(3)}, f),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from nearstep.models.configs import ModelConfigs
 from nearstep.models.empty import empty_network, shapes_of
 from nearstep.models.folder import CONFIG, ModelFolder, first_line
 from nearstep.models.layouts import NETWORKS
+from nearstep.models.lora_choice import LoraFile
+from nearstep.models.lora_files import open_loras
 from nearstep.models.student import Student
 from nearstep.models.weights import Weights, open_network
 from nearstep.nets.codec import VideoCodec
@@ -96,11 +98,26 @@ def load_model(
 
 
 def load_network(model: ModelConfigs, *, torch_dtype: torch.dtype | None = None) -> VideoTransformer:
-    """A model's network, or the student that takes its place."""
-    if model.student is None:
-        return load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
-    model.folder.check_class(model.network, *NETWORKS)
-    return load_student(model.student, model.transformer, torch_dtype=torch_dtype)
+    """A model's network, or the student that takes its place, with the model's adapters merged into it."""
+    if model.student is not None:
+        model.folder.check_class(model.network, *NETWORKS)
+        return load_student(model.student, model.transformer, torch_dtype=torch_dtype, loras=model.loras)
+    network = load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
+    merge(network, model.loras)
+    return network
+
+
+@torch.no_grad()
+def merge(network: VideoTransformer, loras: Sequence[LoraFile]) -> None:
+    """Add adapters to a network's weights, in place and in their types.
+
+    Raises:
+        NearstepError: naming an adapter that fits no weight, or what it holds that cannot be applied.
+    """
+    if loras:
+        own = network.state_dict()
+        for name, change in open_loras(loras, shapes_of(network)).items():
+            own[name].copy_(change.merged(own[name]))
 
 
 def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -156,7 +173,11 @@ def load_component(
 
 
 def load_student(
-    student: Student, config: Mapping[str, Any], *, torch_dtype: torch.dtype | None = None
+    student: Student,
+    config: Mapping[str, Any],
+    *,
+    torch_dtype: torch.dtype | None = None,
+    loras: Sequence[LoraFile] = (),
 ) -> VideoTransformer:
     """A student's network with a base network's sizes, ready to run, without gradients.
 
@@ -167,11 +188,15 @@ def load_student(
         student: the file and how to run it.
         config: VideoTransformer's arguments, the student's causality among them.
         torch_dtype: of the weights; by default as saved.
+        loras: adapters to merge into them.
     """
     path = Path(student.path)
     weights = open_network(path, student.role)
     network = empty_network(config)
     weights.check(shapes_of(network), "the base's transformer/config.json")
+    if loras:
+        changes = open_loras(loras, weights.shapes)
+        weights = weights.mapped(lambda name, value: changes[name].merged(value) if name in changes else value)
     network.load_state_dict({name: _in_type(name, weights, torch_dtype) for name in weights}, assign=True)
     return network.eval().requires_grad_(False)
 
