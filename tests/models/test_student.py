@@ -15,8 +15,8 @@ from layouts import LAYOUTS, other, prefixed
 from safetensors.torch import save_file
 
 from nearstep import CausalVideoPipeline, NearstepError, Student, VideoTransformer
+from nearstep.models.networks import open_network
 from nearstep.models.wan import from_official, sizes_of, to_official
-from nearstep.models.weights import open_network
 from nearstep.nets.denoiser import TextDenoiser
 
 

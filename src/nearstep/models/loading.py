@@ -20,8 +20,10 @@ from nearstep.models.folder import CONFIG, ModelFolder, first_line
 from nearstep.models.layouts import NETWORKS
 from nearstep.models.lora_choice import LoraFile
 from nearstep.models.lora_files import open_loras
+from nearstep.models.networks import open_network
+from nearstep.models.quantised import check_types
 from nearstep.models.student import Student
-from nearstep.models.weights import Weights, open_network
+from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
@@ -159,7 +161,8 @@ def load_component(
         NearstepError: if a file is missing, damaged, a pickle, of another class, or if config and weights disagree.
     """
     folder.check_class(name, *allowed)
-    folder.tensors(name)  # every weight file is there and whole
+    tensors = folder.tensors(name)  # every weight file is there and whole
+    check_types({key: tensor.dtype for key, tensor in tensors.items()}, folder.path / name)
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
         model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]

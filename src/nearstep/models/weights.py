@@ -19,8 +19,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.models.folder import read_header, weight_files
-from nearstep.models.lora_names import is_adapter
-from nearstep.models.wan import ROLES, bare, is_official, our_name, starts_of, weights_in
+from nearstep.models.wan import ROLES, weights_in
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SHOWN = 3  # names in an error
@@ -103,33 +102,15 @@ class Weights(Mapping[str, Tensor]):
             if name in self.shapes and self.shapes[name] != tuple(shape)
         ]
         named = (("missing", missing), ("unexpected", more), ("of another shape", other))
-        if faults := [f"{len(names)} {kind} ({_some(names)})" for kind, names in named if names]:
+        if faults := [f"{len(names)} {kind} ({some(names)})" for kind, names in named if names]:
             raise NearstepError(f"{self.source} does not fit {what}: {', '.join(faults)}")
 
     def _twice(self, names: Mapping[str, str]) -> str:
         return next(name for name in self.shapes if name not in names.values())
 
 
-def open_network(path: Path, role: str | None = None) -> Weights:
-    """A video network's weights under our names, from a file or a folder of one network.
-
-    Args:
-        path: a weights file, or a folder with .safetensors or one pickle.
-        role: what the checkpoint nests the network under; by default the first of models/wan.py:ROLES that is there, or
-            nothing.
-
-    Raises:
-        NearstepError: one line that names the file and what is wrong with it.
-    """
-    found = open_weights(path, role)
-    if is_adapter(found.shapes):
-        raise NearstepError(f"{path} is a LoRA, not a network: convert the network it changes, with --lora {path}")
-    weights = _alone(found).renamed(bare).only(_is_weight)
-    return weights.renamed(our_name) if is_official(weights) else weights
-
-
 def open_weights(path: Path, role: str | None = None, *, roles: Sequence[str] = ROLES) -> Weights:
-    """Any weights under the names that they were saved with; arguments and errors as for :func:`open_network`.
+    """Any weights under the names that they were saved with; one line names what is wrong with the file.
 
     Args:
         path: a weights file or a folder.
@@ -156,30 +137,13 @@ def _of_role(weights: Weights, role: str) -> Weights:
     return own.renamed(lambda name: name.removeprefix(f"{role}."))
 
 
-def _alone(weights: Weights) -> Weights:
-    """The network without what stands before its names, and without what else lies in the file (codec, text)."""
-    starts = starts_of(weights)
-    if not starts or any(not bare(start).strip(".") for start in starts):  # wrappers alone come off by themselves
-        return weights
-    ranks = {start: ROLES.index(first) for start in starts if (first := start.split(".")[0]) in ROLES}
-    if len(starts) > 1 and not ranks:
-        raise NearstepError(f"{weights.source} holds {len(starts)} networks ({_some(starts)}): name one with --role")
-    start = min(ranks, key=lambda each: ranks[each]) if len(starts) > 1 else starts[0]
-    return weights.only(lambda name: name.startswith(start)).renamed(lambda name: name.removeprefix(start))
-
-
-def _is_weight(name: str) -> bool:
-    """Whether a name is no table that a network computes for itself: the rotary frequencies, which some save too."""
-    return name.split(".")[0] not in ("freqs", "rope")
-
-
 def _files_in(folder: Path) -> list[Path]:
     pickles = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES[1:])
     if list(folder.glob("*.safetensors")) or not pickles:
         return weight_files(folder)
     if len(pickles) > 1:
         raise NearstepError(
-            f"{folder} holds {len(pickles)} weights files ({_some([p.name for p in pickles])}): name one"
+            f"{folder} holds {len(pickles)} weights files ({some([p.name for p in pickles])}): name one"
         )
     return pickles
 
@@ -207,11 +171,27 @@ def _pickled(file: Path, role: str | None, roles: Sequence[str]) -> Weights:
         raise NearstepError(f"{file}: {error}") from None
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise NearstepError(f"{file} holds no tensors{f' under {role!r}' if role else ''}: {_some([*state])}")
+        raise NearstepError(f"{file} holds no tensors{f' under {role!r}' if role else ''}: {some([*state])}")
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     types = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
     weights = Weights(shapes, types, tensors.__getitem__, file)
     return _of_role(weights, role) if role and role not in checkpoint else weights
+
+
+class _Skipped:
+    """In the place of a number or array of numpy beside the weights: it is neither built nor kept."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_NUMPY = (
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+)
 
 
 def _whole(file: Path) -> Mapping[str, Any]:
@@ -220,7 +200,8 @@ def _whole(file: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():  # of an unusual pickle protocol: it loads, or the error says all
             warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            with torch.serialization.safe_globals([(_Skipped, name) for name in _NUMPY]):
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise NearstepError(
             f"{file} holds more than weights, and reading that could run code: {_reason(error)}"
@@ -239,6 +220,8 @@ def _check_pickle(file: Path) -> bool:
             start = stream.read(64)
     except OSError as error:
         raise NearstepError(f"cannot read {file}: {error.strerror}") from error
+    if start.startswith(b"GGUF"):
+        raise NearstepError(f"{file} is quantised, as GGUF, which is not read here: use a .safetensors or .pt file")
     if start.startswith(b"version "):
         raise NearstepError(f"{file} is a Git LFS pointer, not the weights: run git lfs pull")
     if start.startswith(b"PK\x03\x04"):
@@ -257,5 +240,6 @@ def _reason(error: Exception) -> str:
     return found.removeprefix("WeightsUnpickler error: ")[:160]
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many names, for an error."""
     return ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
