@@ -89,7 +89,8 @@ def convert(options: Convert) -> None:
     if options.base is not None:
         layout = layout.over(open_layout(options.base, head_dim=options.head_dim))
     layout = work.with_causality(layout, network, settings, shift)
-    layout = work.with_loras(layout, loras)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    layout = work.with_loras(layout, loras, dtype)
     recipe = {"converted from": Path(options.source).name, **_given(options, ("role", "dtype", *_CAUSAL, "shift"))}
     if loras:
         recipe["merged LoRA"] = ", ".join(f"{lora.path.name}:{lora.strength:g}" for lora in loras)
@@ -100,7 +101,6 @@ def convert(options: Convert) -> None:
         recipe=recipe,
         results=options.results,
     )
-    dtype = getattr(torch, options.dtype) if options.dtype else None
     work.convert(layout, options.destination, to=options.to, card=card, dtype=dtype)
     print(options.destination)
     if options.to == "diffusers" and layout.transformer and layout.transformer.config.get("chunk_frames"):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.models.folder import ModelFolder, Settings
+from nearstep.models.fit import check_parts
+from nearstep.models.folder import CONFIG, ModelFolder, Settings, read_json
 from nearstep.models.lora_choice import LoraFile
 from nearstep.models.student import Student
 
@@ -64,6 +65,8 @@ class ModelConfigs(Configs):
             network=network,
             loras=tuple(loras),
         )
+        text = folder.path / "text_encoder" / CONFIG
+        check_parts(own.transformer, own.vae, read_json(text) if text.exists() else None, folder.path / network)
         if student is None:
             return own
         if network != "transformer":

@@ -23,6 +23,7 @@ from nearstep.files import link_or_copy, open_to_readers, replacing_folder, writ
 from nearstep.flow.plan import make_plan
 from nearstep.models.card import LIBRARIES, Card, model_index, write_card
 from nearstep.models.empty import arguments_of, empty_codec, empty_network, empty_text_encoder, shapes_of
+from nearstep.models.fit import check_parts
 from nearstep.models.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings, read_header, weight_files
 from nearstep.models.layouts import SHIFT, Component, Layout
 from nearstep.models.lora_choice import LoraFile
@@ -80,8 +81,13 @@ def with_causality(
     return replace(layout, transformer=changed, settings={**layout.settings, **settings}, shift=shift)
 
 
-def with_loras(layout: Layout, files: Sequence[LoraFile]) -> Layout:
+def with_loras(layout: Layout, files: Sequence[LoraFile], dtype: torch.dtype | None = None) -> Layout:
     """The layout with adapters merged into the network as it is read.
+
+    Args:
+        layout: with a network.
+        files: the adapters.
+        dtype: of the network that is written, so that the sum is rounded once; by default each weight's own.
 
     Raises:
         NearstepError: naming an adapter that fits no weight, or what it holds that cannot be applied.
@@ -92,7 +98,7 @@ def with_loras(layout: Layout, files: Sequence[LoraFile]) -> Layout:
         raise NearstepError("a LoRA changes a network, and the source has none")
     weights = layout.transformer.weights
     changes = open_loras(files, weights.shapes)
-    merged = weights.mapped(lambda name, value: changes[name].merged(value) if name in changes else value)
+    merged = weights.mapped(lambda name, value: changes[name].merged(value, dtype) if name in changes else value)
     return replace(layout, transformer=Component(config=layout.transformer.config, weights=merged))
 
 
@@ -196,6 +202,9 @@ def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
 def _check(layout: Layout, needed: list[str]) -> None:
     """Weights against the networks that their configurations build, without building their numbers."""
     network = _there(layout.transformer)
+    beside = {name: getattr(layout, name) for name in ("vae", "text_encoder") if name in needed}
+    parts = {name: part.config for name, part in beside.items() if part is not None}
+    check_parts(network.config, parts.get("vae"), parts.get("text_encoder"), network.weights.source)
     network.weights.check(shapes_of(empty_network(network.config)), "its configuration")
     for name in ("vae", "text_encoder"):
         if name in needed:

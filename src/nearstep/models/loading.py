@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -190,18 +191,33 @@ def load_student(
     Args:
         student: the file and how to run it.
         config: VideoTransformer's arguments, the student's causality among them.
-        torch_dtype: of the weights; by default as saved.
+        torch_dtype: of the weights; by default as saved, and of a file of several types the one of most numbers.
         loras: adapters to merge into them.
     """
     path = Path(student.path)
     weights = open_network(path, student.role)
     network = empty_network(config)
     weights.check(shapes_of(network), "the base's transformer/config.json")
-    if loras:
-        changes = open_loras(loras, weights.shapes)
-        weights = weights.mapped(lambda name, value: changes[name].merged(value) if name in changes else value)
-    network.load_state_dict({name: _in_type(name, weights, torch_dtype) for name in weights}, assign=True)
+    dtype = _own_type(weights) if torch_dtype is None else torch_dtype
+    if changes := open_loras(loras, weights.shapes):
+        wide = None if dtype is None else torch.float32  # to be rounded once, below
+        weights = weights.mapped(lambda name, value: changes[name].merged(value, wide) if name in changes else value)
+    network.load_state_dict({name: _in_type(name, weights, dtype) for name in weights}, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _own_type(weights: Weights) -> torch.dtype | None:
+    """The type that most of the numbers are in, where a file has several; None where it has one.
+
+    Repackaged files keep parts in float32, and a network computes in one type. Where both half types occur, neither
+    holds the other's numbers, so it is float32.
+    """
+    sizes: Counter[str] = Counter()
+    for name, kind in weights.types.items():
+        sizes[kind] += torch.Size(weights.shapes[name]).numel()
+    if len(sizes) <= 1:
+        return None
+    return torch.float32 if {"float16", "bfloat16"} <= sizes.keys() else getattr(torch, sizes.most_common(1)[0][0])
 
 
 def _in_type(name: str, weights: Weights, dtype: torch.dtype | None) -> Tensor:

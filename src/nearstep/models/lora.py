@@ -37,9 +37,9 @@ class Change(ABC):
     def product(self) -> Tensor:
         """What is added before the scale, [out, inputs] or the weight's own shape; float32."""
 
-    def merged(self, weight: Tensor) -> Tensor:
-        """The weight with the change made, in the weight's type; summed in float32."""
-        return (weight.float() + self.delta(weight.float())).to(weight.dtype)
+    def merged(self, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight with the change made, in the weight's type or another; summed in float32."""
+        return (weight.float() + self.delta(weight.float())).to(dtype or weight.dtype)
 
     def delta(self, weight: Tensor) -> Tensor:
         """What the change adds to a float32 weight."""

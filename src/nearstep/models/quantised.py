@@ -76,9 +76,7 @@ def check_types(types: Mapping[str, str], source: object) -> None:
     """
     for name, kind in types.items():
         if kind not in FLOATS:
-            raise NearstepError(
-                f"{source} is quantised: {name} is of {kind}; nearstep convert reads what has its scales"
-            )
+            raise NearstepError(f"{source} is quantised ({name} is of {kind}); nearstep convert gives its numbers back")
 
 
 def _read(weights: Weights, coded: Sequence[str], scales: Mapping[str, str]) -> Weights:
