@@ -117,8 +117,8 @@ def fsdp(state: State, outer: str = "model._fsdp_wrapped_module.") -> State:
 
 
 def _wrapped(name: str) -> str:
-    block, index, *rest = name.split(".")
-    return ".".join([block, index, "_fsdp_wrapped_module", *rest]) if block == "blocks" else name
+    block, *rest = name.split(".")
+    return ".".join([block, rest[0], "_fsdp_wrapped_module", *rest[1:]]) if block == "blocks" else name
 
 
 def other(state: State) -> State:

@@ -13,7 +13,8 @@ from torch.nn.functional import linear, softmax
 from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep.errors import NearstepError
-from nearstep.models.lora import Update, updates_in
+from nearstep.models.lora import Update
+from nearstep.models.lora_files import Scaling, changes_in
 from nearstep.models.official import codec_config, codec_name, text_config, text_name
 
 HEADS, BUCKETS = 4, 32
@@ -94,21 +95,24 @@ def test_a_lora_is_what_peft_makes_of_it() -> None:
     from peft import LoraConfig, get_peft_model
     from peft.utils import get_peft_model_state_dict
 
-    net = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False))
-    plain = net[0].weight.detach().clone()
-    tuned = get_peft_model(net, LoraConfig(r=3, lora_alpha=6, target_modules=["0"]))
+    net = torch.nn.ModuleDict({"proj_out": torch.nn.Linear(6, 5, bias=False)})
+    plain = net["proj_out"].weight.detach().clone()
+    tuned = get_peft_model(net, LoraConfig(r=3, lora_alpha=6, target_modules=["proj_out"]))
     for parameter in tuned.parameters():
         torch.nn.init.normal_(parameter.data) if parameter.requires_grad else None
     state = get_peft_model_state_dict(tuned)
-    (update,) = updates_in(state, alpha=6).values()
-    expected = tuned.merge_and_unload()[0].weight
+    (update,) = changes_in(state, Scaling(alpha=6)).values()
+    assert isinstance(update, Update)
+    expected = tuned.merge_and_unload()["proj_out"].weight
     torch.testing.assert_close(update.merged(plain), expected, atol=1e-5, rtol=1e-5)
     halved = Update(down=update.down, up=update.up).merged(plain)
     torch.testing.assert_close(2 * (halved - plain), expected - plain, atol=1e-5, rtol=1e-5)
 
 
 def test_a_lora_that_is_none_is_named() -> None:
-    with pytest.raises(NearstepError, match="holds no lora_A weights"):
-        updates_in({"a.weight": torch.zeros(1)})
-    with pytest.raises(NearstepError, match=r"'a\.lora_B\.weight' has no partner"):
-        updates_in({"a.lora_A.weight": torch.zeros(1, 2)})
+    with pytest.raises(NearstepError, match=r"cannot use 'a\.weight': it is no part of a known kind"):
+        changes_in({"a.weight": torch.zeros(1)})
+    with pytest.raises(NearstepError, match=r"proj_out has down and no partner"):
+        changes_in({"proj_out.lora_A.weight": torch.zeros(1, 2)})
+    with pytest.raises(NearstepError, match="holds no LoRA"):
+        changes_in({})

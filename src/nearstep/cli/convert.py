@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import optional
+from nearstep.cli.options import LoraAlpha, LoraOption, chosen_loras, optional
 from nearstep.cli.text import note
-from nearstep.errors import NearstepError
 
 _CAUSAL = ("chunk_frames", "window_frames", "sink_frames")
 _SETTINGS = ("grid", "default_plan")
@@ -34,10 +33,10 @@ class Convert:
     """A model in any layout that gives what SRC lacks."""
     role: Annotated[str | None, optional("NAME", "generator_ema, generator or model, the first there is")] = None
     """Which network of a checkpoint file."""
-    lora: Annotated[Path | None, optional("FILE", "none")] = None
-    """A LoRA as peft saves it, merged into the network."""
-    lora_alpha: Annotated[float | None, optional("A", "its rank")] = None
-    """Its alpha."""
+    lora: LoraOption = ()
+    """LoRA files or folders of any writer, merged into the network; FILE:0.8 counts 0.8 times."""
+    lora_alpha: LoraAlpha = None
+    """Their alpha, in place of the one that they state."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
     """Precision of network and text encoder; the codec stays as it is."""
     chunk_frames: Annotated[int | None, optional("N", "SRC's own; none, bidirectional, for a file")] = None
@@ -69,8 +68,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def convert(options: Convert) -> None:
     """Look at all of what is options, then write."""
-    if options.lora_alpha is not None and options.lora is None:
-        raise NearstepError(f"--lora-alpha {options.lora_alpha:g} needs --lora FILE")
+    loras = chosen_loras(options.lora, options.lora_alpha)
     import torch
 
     from nearstep.models import convert as work
@@ -91,11 +89,11 @@ def convert(options: Convert) -> None:
     if options.base is not None:
         layout = layout.over(open_layout(options.base, head_dim=options.head_dim))
     layout = work.with_causality(layout, network, settings, shift)
-    if options.lora is not None:
-        layout = work.with_lora(layout, options.lora, alpha=options.lora_alpha)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    layout = work.with_loras(layout, loras, dtype)
     recipe = {"converted from": Path(options.source).name, **_given(options, ("role", "dtype", *_CAUSAL, "shift"))}
-    if options.lora is not None:
-        recipe["merged LoRA"] = options.lora.name
+    if loras:
+        recipe["merged LoRA"] = ", ".join(f"{lora.path.name}:{lora.strength:g}" for lora in loras)
     card = Card(
         title=options.destination.resolve().name,
         licence=options.licence,
@@ -103,7 +101,6 @@ def convert(options: Convert) -> None:
         recipe=recipe,
         results=options.results,
     )
-    dtype = getattr(torch, options.dtype) if options.dtype else None
     work.convert(layout, options.destination, to=options.to, card=card, dtype=dtype)
     print(options.destination)
     if options.to == "diffusers" and layout.transformer and layout.transformer.config.get("chunk_frames"):

@@ -71,7 +71,7 @@ def _count(shape: Sequence[int]) -> int:
 
 
 def _student(student: Student) -> dict[str, Any]:
-    from nearstep.models.weights import open_network
+    from nearstep.models.networks import open_network
 
     tensors = [*open_network(Path(student.path), student.role).values()]
     return {

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import ModelFolder
+from nearstep.models.lora_choice import LoraFile, loras_of
 from nearstep.models.student import Student
 
 if TYPE_CHECKING:
@@ -108,6 +111,29 @@ FlatStudent = Annotated[StudentOptions, tyro.conf.arg(name="")]
 """The options beside a command's own, without a prefix."""
 
 
+LoraOption = Annotated[tuple[str, ...], optional("FILE[:STRENGTH] ...", "none")]
+LoraAlpha = Annotated[float | None, optional("A", "what the files state, or their rank")]
+
+
+def chosen_loras(given: Sequence[str], alpha: float | None) -> tuple[LoraFile, ...]:
+    """The adapters that are named, looked for on disk; it is said where an alpha takes the place of a stated one.
+
+    Raises:
+        NearstepError: for an alpha without an adapter, or an adapter that is not there.
+    """
+    if alpha is not None and not given:
+        raise NearstepError(f"--lora-alpha {alpha:g} needs --lora FILE")
+    loras = loras_of(given, alpha)
+    if alpha is not None:
+        from nearstep.models.lora_files import stated_alpha
+
+        for lora in loras:
+            stated = stated_alpha(lora)
+            if stated is not None and stated != alpha:
+                note(f"--lora-alpha {alpha:g} in place of {stated:g}, which {lora.path} states")
+    return loras
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """Which network of a model runs, where, and with what."""
@@ -132,10 +158,15 @@ class Loading:
     """Compile the network's blocks: minutes at first, then calls are faster."""
     student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
+    lora: LoraOption = ()
+    """LoRA files or folders of any writer, merged into the network; FILE:0.8 counts 0.8 times."""
+    lora_alpha: LoraAlpha = None
+    """Their alpha, in place of the one that they state."""
 
     def open(self, model: str | ModelFolder, *, network: str = "transformer") -> ModelConfigs:
         """The model's configurations, ``network``'s where no other is named: weights may take minutes to load."""
-        return ModelConfigs.open(model, self.network or network, self.student.chosen)
+        loras = chosen_loras(self.lora, self.lora_alpha)
+        return ModelConfigs.open(model, self.network or network, self.student.chosen, loras)
 
     def pipeline(self, model: ModelConfigs) -> CausalVideoPipeline:
         """Load it."""

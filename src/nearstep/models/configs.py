@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.models.folder import ModelFolder, Settings
+from nearstep.models.fit import check_parts
+from nearstep.models.folder import CONFIG, ModelFolder, Settings, read_json
+from nearstep.models.lora_choice import LoraFile
 from nearstep.models.student import Student
 
 
@@ -31,10 +33,16 @@ class ModelConfigs(Configs):
     """Sub-folder of the network."""
     student: Student | None = None
     """What takes the network's place, where one does."""
+    loras: tuple[LoraFile, ...] = ()
+    """Adapters that are merged into the network when it is loaded."""
 
     @classmethod
     def open(
-        cls, name: str | Path | ModelFolder, network: str = "transformer", student: Student | str | Path | None = None
+        cls,
+        name: str | Path | ModelFolder,
+        network: str = "transformer",
+        student: Student | str | Path | None = None,
+        loras: Sequence[LoraFile] = (),
     ) -> ModelConfigs:
         """Read a folder's configurations, with a student's causality, shift and settings where one is named.
 
@@ -42,6 +50,7 @@ class ModelConfigs(Configs):
             name: ``"playground"`` (inside this package), a folder, or a hub id.
             network: the sub-folder of the network.
             student: a weights file whose network takes the place of ``transformer/``.
+            loras: adapters to merge into the network.
 
         Raises:
             NearstepError: naming the file that is missing or wrong.
@@ -54,7 +63,10 @@ class ModelConfigs(Configs):
             settings=folder.settings,
             folder=folder,
             network=network,
+            loras=tuple(loras),
         )
+        text = folder.path / "text_encoder" / CONFIG
+        check_parts(own.transformer, own.vae, read_json(text) if text.exists() else None, folder.path / network)
         if student is None:
             return own
         if network != "transformer":
@@ -80,4 +92,5 @@ class ModelConfigs(Configs):
     def origin(self) -> dict[str, Any]:
         """What to keep beside a clip about the network that made it."""
         student = {"student": {**asdict(self.student), "path": str(self.student.path)}} if self.student else {}
-        return {"network": self.network, **student}
+        loras = [{**asdict(lora), "path": str(lora.path)} for lora in self.loras]
+        return {"network": self.network, **student, **({"loras": loras} if loras else {})}

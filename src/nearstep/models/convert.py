@@ -8,7 +8,7 @@ is complete.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,13 @@ from nearstep.files import link_or_copy, open_to_readers, replacing_folder, writ
 from nearstep.flow.plan import make_plan
 from nearstep.models.card import LIBRARIES, Card, model_index, write_card
 from nearstep.models.empty import arguments_of, empty_codec, empty_network, empty_text_encoder, shapes_of
+from nearstep.models.fit import check_parts
 from nearstep.models.folder import CONFIG, INDEX, SCHEDULER_CONFIG, Settings, read_header, weight_files
 from nearstep.models.layouts import SHIFT, Component, Layout
+from nearstep.models.lora_choice import LoraFile
+from nearstep.models.lora_files import open_loras
 from nearstep.models.wan import official_name
-from nearstep.models.weights import Weights, open_updates
+from nearstep.models.weights import Weights
 
 T = TypeVar("T")
 
@@ -78,20 +81,24 @@ def with_causality(
     return replace(layout, transformer=changed, settings={**layout.settings, **settings}, shift=shift)
 
 
-def with_lora(layout: Layout, file: Path, *, alpha: float | None = None) -> Layout:
-    """The layout with a LoRA merged into the network as it is read.
+def with_loras(layout: Layout, files: Sequence[LoraFile], dtype: torch.dtype | None = None) -> Layout:
+    """The layout with adapters merged into the network as it is read.
+
+    Args:
+        layout: with a network.
+        files: the adapters.
+        dtype: of the network that is written, so that the sum is rounded once; by default each weight's own.
 
     Raises:
-        NearstepError: naming an update that fits no weight.
+        NearstepError: naming an adapter that fits no weight, or what it holds that cannot be applied.
     """
+    if not files:
+        return layout
     if layout.transformer is None:
         raise NearstepError("a LoRA changes a network, and the source has none")
-    updates, weights = open_updates(file, alpha=alpha), layout.transformer.weights
-    for name, update in updates.items():
-        shape = (update.up.shape[0], update.down.shape[1])
-        if weights.shapes.get(name) != shape:
-            raise NearstepError(f"{file} does not fit: it changes {name} of {shape}, here {weights.shapes.get(name)}")
-    merged = weights.mapped(lambda name, value: updates[name].merged(value) if name in updates else value)
+    weights = layout.transformer.weights
+    changes = open_loras(files, weights.shapes)
+    merged = weights.mapped(lambda name, value: changes[name].merged(value, dtype) if name in changes else value)
     return replace(layout, transformer=Component(config=layout.transformer.config, weights=merged))
 
 
@@ -195,6 +202,9 @@ def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
 def _check(layout: Layout, needed: list[str]) -> None:
     """Weights against the networks that their configurations build, without building their numbers."""
     network = _there(layout.transformer)
+    beside = {name: getattr(layout, name) for name in ("vae", "text_encoder") if name in needed}
+    parts = {name: part.config for name, part in beside.items() if part is not None}
+    check_parts(network.config, parts.get("vae"), parts.get("text_encoder"), network.weights.source)
     network.weights.check(shapes_of(empty_network(network.config)), "its configuration")
     for name in ("vae", "text_encoder"):
         if name in needed:
@@ -244,7 +254,9 @@ class _Cast:
 def _typed(part: Component | None, dtype: torch.dtype) -> Component | None:
     if part is None or (part.folder is not None and _types(part.folder) == {str(dtype).removeprefix("torch.")}):
         return part
-    return Component(config=part.config, weights=part.weights.mapped(_Cast(dtype)))
+    name = str(dtype).removeprefix("torch.")
+    cast = part.weights.mapped(_Cast(dtype), dict.fromkeys(part.weights, name))
+    return Component(config=part.config, weights=cast)
 
 
 def _types(folder: Path) -> set[str]:

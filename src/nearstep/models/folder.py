@@ -29,7 +29,10 @@ STREAM = "stream"
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_DTYPE_NAMES: dict[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPE_NAMES: dict[str, str] = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "I64": "int64"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,16 +210,24 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of one component, sharded or not."""
     sharded = sorted(folder.glob("*.safetensors.index.json"))
-    if sharded:
-        files = [folder / name for name in sorted(set(read_json(sharded[0])["weight_map"].values()))]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in _shards(sharded[0])] if sharded else sorted(folder.glob("*.safetensors"))
     if files:
         return files
     pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
     if pickles:
         raise NearstepError(f"{folder / pickles[0]} is a pickle, which can run code: convert it to .safetensors first")
     raise NearstepError(f"{folder} holds no .safetensors weights: is the model folder complete?")
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index of shards names, all of them in its own folder."""
+    homes = read_json(index).get("weight_map")
+    if not isinstance(homes, dict) or not homes or not all(isinstance(name, str) for name in homes.values()):
+        raise NearstepError(f"{index} has no weight_map of weights to files: it is damaged; fetch it again")
+    names = sorted(set(homes.values()))
+    if outside := [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]:
+        raise NearstepError(f"{index} names {outside[0]!r}, which is no .safetensors file beside it: it is damaged")
+    return names
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

@@ -14,9 +14,11 @@ from typing import Any
 
 from nearstep.errors import NearstepError
 from nearstep.models.folder import CONFIG, INDEX, ModelFolder, read_json, shift_of, weight_files
+from nearstep.models.networks import open_network
 from nearstep.models.official import Shapes, codec_config, codec_name, text_config, text_name
+from nearstep.models.quantised import dequantised, is_quantised
 from nearstep.models.wan import sizes_of
-from nearstep.models.weights import Weights, open_network, open_weights
+from nearstep.models.weights import Weights, open_weights
 
 OFFICIAL_TEXT, OFFICIAL_CODEC = "models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"
 OFFICIAL_TOKENIZER = Path("google") / "umt5-xxl"
@@ -118,7 +120,7 @@ def _network(path: Path, role: str | None, head_dim: int | None, stated: Mapping
 def _renamed(file: Path, rename: Callable[[str], str], config: Callable[[Shapes], dict[str, Any]]) -> Component | None:
     if not file.exists():
         return None
-    weights = open_weights(file).renamed(rename)
+    weights = dequantised(open_weights(file)).renamed(rename)
     try:
         return Component(config=config(weights.shapes), weights=weights)
     except NearstepError as error:
@@ -144,5 +146,8 @@ def _diffusers(folder: ModelFolder) -> Layout:
 
 def _component(path: Path, config: Mapping[str, Any]) -> Component:
     weight_files(path)  # which refuses pickles and says what to do
-    public = {key: value for key, value in config.items() if key != "_name_or_path"}
-    return Component(config=public, weights=open_weights(path), folder=path)
+    public = {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
+    weights = open_weights(path)
+    if is_quantised(weights):
+        return Component(config=public, weights=dequantised(weights))
+    return Component(config=public, weights=weights, folder=path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,12 @@ from nearstep.models.configs import ModelConfigs
 from nearstep.models.empty import empty_network, shapes_of
 from nearstep.models.folder import CONFIG, ModelFolder, first_line
 from nearstep.models.layouts import NETWORKS
+from nearstep.models.lora_choice import LoraFile
+from nearstep.models.lora_files import open_loras
+from nearstep.models.networks import open_network
+from nearstep.models.quantised import check_types
 from nearstep.models.student import Student
-from nearstep.models.weights import Weights, open_network
+from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.text import text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
@@ -96,11 +101,26 @@ def load_model(
 
 
 def load_network(model: ModelConfigs, *, torch_dtype: torch.dtype | None = None) -> VideoTransformer:
-    """A model's network, or the student that takes its place."""
-    if model.student is None:
-        return load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
-    model.folder.check_class(model.network, *NETWORKS)
-    return load_student(model.student, model.transformer, torch_dtype=torch_dtype)
+    """A model's network, or the student that takes its place, with the model's adapters merged into it."""
+    if model.student is not None:
+        model.folder.check_class(model.network, *NETWORKS)
+        return load_student(model.student, model.transformer, torch_dtype=torch_dtype, loras=model.loras)
+    network = load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
+    merge(network, model.loras)
+    return network
+
+
+@torch.no_grad()
+def merge(network: VideoTransformer, loras: Sequence[LoraFile]) -> None:
+    """Add adapters to a network's weights, in place and in their types.
+
+    Raises:
+        NearstepError: naming an adapter that fits no weight, or what it holds that cannot be applied.
+    """
+    if loras:
+        own = network.state_dict()
+        for name, change in open_loras(loras, shapes_of(network)).items():
+            own[name].copy_(change.merged(own[name]))
 
 
 def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -142,7 +162,8 @@ def load_component(
         NearstepError: if a file is missing, damaged, a pickle, of another class, or if config and weights disagree.
     """
     folder.check_class(name, *allowed)
-    folder.tensors(name)  # every weight file is there and whole
+    tensors = folder.tensors(name)  # every weight file is there and whole
+    check_types({key: tensor.dtype for key, tensor in tensors.items()}, folder.path / name)
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
         model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]
@@ -156,7 +177,11 @@ def load_component(
 
 
 def load_student(
-    student: Student, config: Mapping[str, Any], *, torch_dtype: torch.dtype | None = None
+    student: Student,
+    config: Mapping[str, Any],
+    *,
+    torch_dtype: torch.dtype | None = None,
+    loras: Sequence[LoraFile] = (),
 ) -> VideoTransformer:
     """A student's network with a base network's sizes, ready to run, without gradients.
 
@@ -166,14 +191,33 @@ def load_student(
     Args:
         student: the file and how to run it.
         config: VideoTransformer's arguments, the student's causality among them.
-        torch_dtype: of the weights; by default as saved.
+        torch_dtype: of the weights; by default as saved, and of a file of several types the one of most numbers.
+        loras: adapters to merge into them.
     """
     path = Path(student.path)
     weights = open_network(path, student.role)
     network = empty_network(config)
     weights.check(shapes_of(network), "the base's transformer/config.json")
-    network.load_state_dict({name: _in_type(name, weights, torch_dtype) for name in weights}, assign=True)
+    dtype = _own_type(weights) if torch_dtype is None else torch_dtype
+    if changes := open_loras(loras, weights.shapes):
+        wide = None if dtype is None else torch.float32  # to be rounded once, below
+        weights = weights.mapped(lambda name, value: changes[name].merged(value, wide) if name in changes else value)
+    network.load_state_dict({name: _in_type(name, weights, dtype) for name in weights}, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _own_type(weights: Weights) -> torch.dtype | None:
+    """The type that most of the numbers are in, where a file has several; None where it has one.
+
+    Repackaged files keep parts in float32, and a network computes in one type. Where both half types occur, neither
+    holds the other's numbers, so it is float32.
+    """
+    sizes: Counter[str] = Counter()
+    for name, kind in weights.types.items():
+        sizes[kind] += torch.Size(weights.shapes[name]).numel()
+    if len(sizes) <= 1:
+        return None
+    return torch.float32 if {"float16", "bfloat16"} <= sizes.keys() else getattr(torch, sizes.most_common(1)[0][0])
 
 
 def _in_type(name: str, weights: Weights, dtype: torch.dtype | None) -> Tensor:

@@ -57,6 +57,7 @@ _OUTSIDE = {
 _IN_BLOCK_BACK, _OUTSIDE_BACK = ({ours: name for name, ours in table.items()} for table in (_IN_BLOCK, _OUTSIDE))
 
 _NAME = re.compile(r"(?P<block>blocks\.\d+\.)?(?P<stem>.+?)(?P<kind>\.(?:weight|bias))?")
+_FIRST_WEIGHT = "patch_embedding.weight"  # by both sets of names
 _WRAPPERS = frozenset({"model", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"})
 
 
@@ -78,6 +79,11 @@ def our_name(official: str) -> str:
 def official_name(ours: str) -> str:
     """One of our names as the official one."""
     return _renamed(ours, _IN_BLOCK_BACK, _OUTSIDE_BACK)
+
+
+def layer_names(*, inside: bool) -> Mapping[str, str]:
+    """Official names of layers, without weight or bias -> ours: those of a block, or those outside."""
+    return _IN_BLOCK if inside else _OUTSIDE
 
 
 def is_official(names: Iterable[str]) -> bool:
@@ -125,23 +131,35 @@ def bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def weights_in(
-    checkpoint: Mapping[str, Any], roles: Sequence[str] = ("generator_ema", "generator", "model")
-) -> Mapping[str, Any]:
-    """The state dict in a checkpoint file: under the first of `roles` that it has, or the checkpoint itself.
+ROLES = (
+    *("generator_ema", "generator", "ema", "model_ema", "ema_model", "model", "model_state_dict", "state_dict"),
+    *("module", "net", "transformer"),
+)
+"""What checkpoints nest a network under, in the order in which they are looked for."""
 
-    Self-Forcing's files hold `generator`, `generator_ema` and `critic` side by side; ask for another by `roles`.
+
+def weights_in(checkpoint: Mapping[str, Any], roles: Sequence[str] = ROLES) -> Mapping[str, Any]:
+    """The state dict in a checkpoint file: under the first of `roles` that holds anything, or the checkpoint itself.
+
+    Self-Forcing's files hold `generator`, `generator_ema` and `critic` side by side; ask for another by `roles`. What
+    is found may be nested again (`generator` > `model`), and an average that was never taken is empty: both are looked
+    through.
 
     Raises:
         NearstepError: where the checkpoint holds dictionaries but none of the roles.
     """
+    nested = {key: value for key, value in checkpoint.items() if isinstance(value, Mapping) and value}
     for role in roles:
-        if isinstance(checkpoint.get(role), Mapping):
-            return checkpoint[role]
-    nested = [key for key, value in checkpoint.items() if isinstance(value, Mapping)]
+        if role in nested:
+            return weights_in(nested[role])
     if nested:
-        raise NearstepError(f"this checkpoint holds {nested} and none of {list(roles)}; name the one to use")
+        raise NearstepError(f"this checkpoint holds {[*nested]} and none of {list(roles)}; name the one to use")
     return checkpoint
+
+
+def starts_of(names: Iterable[str]) -> list[str]:
+    """What stands before the names of each network among these weights, "" for none; each has a patch embedding."""
+    return [name.removesuffix(_FIRST_WEIGHT) for name in names if f".{name}".endswith(f".{_FIRST_WEIGHT}")]
 
 
 def _first(names: Iterable[str], count: int = 3) -> str:

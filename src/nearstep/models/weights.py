@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.models.folder import read_header, weight_files
-from nearstep.models.lora import ROLE, Update, is_lora, updates_in
-from nearstep.models.wan import bare, is_official, our_name, weights_in
+from nearstep.models.wan import ROLES, weights_in
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SHOWN = 3  # names in an error
@@ -28,16 +27,24 @@ Shape = tuple[int, ...]
 
 
 class Weights(Mapping[str, Tensor]):
-    """Named tensors on disk. Asking for one reads it; names and shapes are known without.
+    """Named tensors on disk. Asking for one reads it; names, shapes and types are known without.
 
     Args:
         shapes: name -> shape.
+        types: name -> type, as torch calls it ("float32").
         read: the tensor of a name.
         source: where they are, for errors.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], read: Callable[[str], Tensor], source: Path) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        types: Mapping[str, str],
+        read: Callable[[str], Tensor],
+        source: Path,
+    ) -> None:
         self.shapes = dict(shapes)
+        self.types = dict(types)
         self.source = source
         self._read = read
 
@@ -64,12 +71,22 @@ class Weights(Mapping[str, Tensor]):
             raise NearstepError(f"{self.source}: {error}") from None
         if len(names) < len(self.shapes):
             raise NearstepError(f"{self.source} holds one weight under two names, such as {self._twice(names)}")
-        shapes = {new: self.shapes[old] for new, old in names.items()}
-        return Weights(shapes, lambda name: self._read(names[name]), self.source)
+        shapes, types = ({new: of[old] for new, old in names.items()} for of in (self.shapes, self.types))
+        return Weights(shapes, types, lambda name: self._read(names[name]), self.source)
 
-    def mapped(self, change: Callable[[str, Tensor], Tensor]) -> Weights:
-        """The same names; each tensor goes through ``change``, which keeps its shape, when it is read."""
-        return Weights(self.shapes, lambda name: change(name, self._read(name)), self.source)
+    def only(self, wanted: Callable[[str], bool]) -> Weights:
+        """Those whose names are wanted."""
+        shapes = {name: shape for name, shape in self.shapes.items() if wanted(name)}
+        return Weights(shapes, {name: self.types[name] for name in shapes}, self._read, self.source)
+
+    def mapped(self, change: Callable[[str, Tensor], Tensor], types: Mapping[str, str] | None = None) -> Weights:
+        """The same names; each tensor goes through ``change``, which keeps its shape, when it is read.
+
+        Args:
+            change: of a name and its tensor.
+            types: of those that change theirs.
+        """
+        return Weights(self.shapes, {**self.types, **(types or {})}, lambda name: change(name, self[name]), self.source)
 
     def check(self, expected: Mapping[str, Shape], what: str) -> None:
         """Refuse weights that are not exactly those of a network.
@@ -85,42 +102,21 @@ class Weights(Mapping[str, Tensor]):
             if name in self.shapes and self.shapes[name] != tuple(shape)
         ]
         named = (("missing", missing), ("unexpected", more), ("of another shape", other))
-        if faults := [f"{len(names)} {kind} ({_some(names)})" for kind, names in named if names]:
+        if faults := [f"{len(names)} {kind} ({some(names)})" for kind, names in named if names]:
             raise NearstepError(f"{self.source} does not fit {what}: {', '.join(faults)}")
 
     def _twice(self, names: Mapping[str, str]) -> str:
         return next(name for name in self.shapes if name not in names.values())
 
 
-def open_network(path: Path, role: str | None = None) -> Weights:
-    """A video network's weights under our names, from a file or a folder of one network.
+def open_weights(path: Path, role: str | None = None, *, roles: Sequence[str] = ROLES) -> Weights:
+    """Any weights under the names that they were saved with; one line names what is wrong with the file.
 
     Args:
-        path: a weights file, or a folder with .safetensors or one pickle.
-        role: what the checkpoint nests the network under; by default ``generator_ema``, ``generator`` or ``model``,
-            the first that is there, or nothing.
-
-    Raises:
-        NearstepError: one line that names the file and what is wrong with it.
+        path: a weights file or a folder.
+        role: what to take of a checkpoint.
+        roles: where no role is named: what to look for.
     """
-    weights = open_weights(path, role).renamed(bare)
-    if is_lora(weights.shapes):
-        raise NearstepError(f"{path} is a LoRA, not a network: convert the network it changes, with --lora {path}")
-    return weights.renamed(our_name) if is_official(weights) else weights
-
-
-def open_updates(path: Path, *, alpha: float | None = None) -> dict[str, Update]:
-    """Low-rank updates from a LoRA file (models/lora.py), by our names of the weights they change."""
-    roles = (ROLE,) if path.suffix != ".safetensors" and ROLE in _whole(path) else ()
-    weights = open_weights(path, *roles)
-    try:
-        return updates_in(weights, alpha=alpha)
-    except NearstepError as error:
-        raise NearstepError(f"{path}: {error}") from None
-
-
-def open_weights(path: Path, role: str | None = None) -> Weights:
-    """Any weights under the names that they were saved with; arguments and errors as for :func:`open_network`."""
     if path.is_dir():
         files = _files_in(path)
     elif not path.exists():
@@ -128,10 +124,17 @@ def open_weights(path: Path, role: str | None = None) -> Weights:
     else:
         files = [path]
     if any(file.suffix == ".safetensors" for file in files):
-        if role is not None:
-            raise NearstepError(f"{path} holds one network, so there is no role {role!r} to choose; leave it out")
-        return _safetensors(files, path)
-    return _pickled(files[0], role)
+        weights = _safetensors(files, path)
+        return weights if role is None else _of_role(weights, role)
+    return _pickled(files[0], role, roles)
+
+
+def _of_role(weights: Weights, role: str) -> Weights:
+    """The weights of one of several networks that lie side by side, as their names say."""
+    own = weights.only(lambda name: name.startswith(f"{role}."))
+    if not own:
+        raise NearstepError(f"{weights.source} holds one network, so there is no role {role!r} to choose; leave it out")
+    return own.renamed(lambda name: name.removeprefix(f"{role}."))
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -140,7 +143,7 @@ def _files_in(folder: Path) -> list[Path]:
         return weight_files(folder)
     if len(pickles) > 1:
         raise NearstepError(
-            f"{folder} holds {len(pickles)} weights files ({_some([p.name for p in pickles])}): name one"
+            f"{folder} holds {len(pickles)} weights files ({some([p.name for p in pickles])}): name one"
         )
     return pickles
 
@@ -148,29 +151,47 @@ def _files_in(folder: Path) -> list[Path]:
 def _safetensors(files: list[Path], source: Path) -> Weights:
     homes: dict[str, Path] = {}
     shapes: dict[str, Shape] = {}
+    types: dict[str, str] = {}
     for file in files:
         for name, info in read_header(file).items():
-            homes[name], shapes[name] = file, info.shape
+            homes[name], shapes[name], types[name] = file, info.shape, info.dtype
 
     def read(name: str) -> Tensor:
         with safe_open(homes[name], framework="pt") as opened:
             return opened.get_tensor(name)
 
-    return Weights(shapes, read, source)
+    return Weights(shapes, types, read, source)
 
 
-def _pickled(file: Path, role: str | None) -> Weights:
+def _pickled(file: Path, role: str | None, roles: Sequence[str]) -> Weights:
     checkpoint = _whole(file)
     try:
-        state = weights_in(checkpoint, (role,)) if role else weights_in(checkpoint)
+        state = weights_in(checkpoint, (role,) if role else roles)
     except NearstepError as error:
         raise NearstepError(f"{file}: {error}") from None
-    if role and role not in checkpoint:
-        raise NearstepError(f"{file} is one network, so there is no role {role!r} to choose; leave it out")
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise NearstepError(f"{file} holds no tensors{f' under {role!r}' if role else ''}: {_some([*state])}")
-    return Weights({name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__, file)
+        raise NearstepError(f"{file} holds no tensors{f' under {role!r}' if role else ''}: {some([*state])}")
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    types = {name: str(value.dtype).removeprefix("torch.") for name, value in tensors.items()}
+    weights = Weights(shapes, types, tensors.__getitem__, file)
+    return _of_role(weights, role) if role and role not in checkpoint else weights
+
+
+class _Skipped:
+    """In the place of a number or array of numpy beside the weights: it is neither built nor kept."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_NUMPY = (
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+)
 
 
 def _whole(file: Path) -> Mapping[str, Any]:
@@ -179,7 +200,8 @@ def _whole(file: Path) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():  # of an unusual pickle protocol: it loads, or the error says all
             warnings.simplefilter("ignore", UserWarning)
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            with torch.serialization.safe_globals([(_Skipped, name) for name in _NUMPY]):
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise NearstepError(
             f"{file} holds more than weights, and reading that could run code: {_reason(error)}"
@@ -198,6 +220,8 @@ def _check_pickle(file: Path) -> bool:
             start = stream.read(64)
     except OSError as error:
         raise NearstepError(f"cannot read {file}: {error.strerror}") from error
+    if start.startswith(b"GGUF"):
+        raise NearstepError(f"{file} is quantised, as GGUF, which is not read here: use a .safetensors or .pt file")
     if start.startswith(b"version "):
         raise NearstepError(f"{file} is a Git LFS pointer, not the weights: run git lfs pull")
     if start.startswith(b"PK\x03\x04"):
@@ -216,5 +240,6 @@ def _reason(error: Exception) -> str:
     return found.removeprefix("WeightsUnpickler error: ")[:160]
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few of many names, for an error."""
     return ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

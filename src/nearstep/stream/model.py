@@ -21,6 +21,8 @@ from nearstep.models.card import Card, write_card
 from nearstep.models.configs import Configs, ModelConfigs
 from nearstep.models.folder import INDEX, Settings, shift_of
 from nearstep.models.loading import DeferredTextEncoder, load_model
+from nearstep.models.lora_choice import Given, loras_of
+from nearstep.models.lora_peft import peft_adapter
 from nearstep.models.student import Student
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
@@ -35,6 +37,7 @@ from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.request import Conditioning, prompts_of, samples_of, seed_of
 
 Loaded = TypeVar("Loaded", bound="VideoModel")
+Loras = Given | Sequence[Given] | None
 
 
 class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
@@ -81,6 +84,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         *,
         transformer: str | None = None,
         student: Student | str | Path | None = None,
+        lora: Loras = None,
         torch_dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         text_device: torch.device | str | None = None,
@@ -98,6 +102,8 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
                 by default.
             student: a weights file whose network takes the place of ``transformer/``, which gives its sizes; a
                 :class:`Student` says how it was trained (docs/wan.md), a path alone means Self-Forcing's way.
+            lora: adapter files of any writer, or several, merged into the network's weights; ``"FILE:0.8"`` counts 0.8
+                times. Those that should come off again: ``load_lora_weights``.
             torch_dtype: of network and text encoder.
             device: where to put it.
             text_device: where to put the text encoder, if elsewhere: ``"cpu"`` leaves the GPU to the network.
@@ -111,11 +117,11 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             NearstepError: naming the file that is missing, damaged or of another kind.
         """
         if not isinstance(name, ModelConfigs):
-            model = ModelConfigs.open(name, transformer or "transformer", student)
-        elif transformer is None and student is None:
+            model = ModelConfigs.open(name, transformer or "transformer", student, loras_of(lora))
+        elif transformer is None and student is None and lora is None:
             model = name
         else:
-            raise NearstepError("a model that is open names its network and student already; leave them out")
+            raise NearstepError("a model that is open names its network, student and LoRAs already; leave them out")
         loaded = load_model(
             model,
             torch_dtype=torch_dtype,
@@ -140,6 +146,23 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             if place is not None and isinstance(module := pipe.components[component], nn.Module):
                 module.to(place)
         return pipe
+
+    @classmethod
+    def lora_state_dict(  # what load_lora_weights reads with, so that a file means here what it does when it is merged
+        cls, pretrained_model_name_or_path_or_dict: str | Path | Mapping[str, Tensor], **options: Any
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | dict[str, Tensor]:
+        """An adapter for peft, from a file of any writer (models/lora_files.py).
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a file, a folder, a hub id or a state dict.
+            options: diffusers' own; ``weight_name`` and ``subfolder`` count for what is on disk.
+
+        Raises:
+            NearstepError: for adapters that are not low-rank alone, by their kind; ``from_pretrained(lora=...)`` merges
+                those.
+        """
+        state, metadata = peft_adapter(pretrained_model_name_or_path_or_dict, options)
+        return (state, metadata) if options.get("return_lora_metadata") else state
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the card is ours
         self, save_directory: str | Path, *, card: Card | None = None, **options: Any

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
-from nearstep.models.lora import Update, updates_in
+from nearstep.models.lora import Update
+from nearstep.models.lora_choice import LoraFile
+from nearstep.models.lora_files import lowrank_in, open_lora, ranks_in
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.train.frozen import hold
 
@@ -56,7 +57,7 @@ class LoraFields:
         if find_spec("peft") is None:
             raise NearstepError("lora_rank needs peft: pip install 'nearstep[lora]'")
         if self.lora_start is not None:
-            _check_file(adapter_file(self.lora_start), self.lora_rank)
+            _check_rank(self.lora_start, self.lora_rank)
 
     @property
     def lora_scale(self) -> float:
@@ -65,23 +66,11 @@ class LoraFields:
         return 1.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
 
 
-def adapter_file(path: Path) -> Path:
-    """The file of an adapter, given as itself or as its folder."""
-    return path if path.suffix == ".safetensors" else path / FILE
-
-
-def _check_file(file: Path, rank: int) -> None:
-    """Refuse a file that is no adapter of this rank; only its header is read."""
-    if not file.is_file():
-        raise NearstepError(f"there is no adapter {file}; name the folder that holds one")
-    try:
-        with safe_open(file, "pt") as opened:
-            names = opened.keys()
-            ranks = {opened.get_slice(name).get_shape()[0] for name in names if ".lora_A." in name}
-    except (SafetensorError, OSError) as error:
-        raise NearstepError(f"{file} is damaged or no adapter: {error}") from error
-    if ranks != {rank}:
-        what = f"is of rank {', '.join(map(str, sorted(ranks)))}" if ranks else "holds no lora_A weights"
+def _check_rank(path: Path, rank: int) -> None:
+    """Refuse an adapter of another rank; only names and shapes are read."""
+    file = LoraFile.of(path).path
+    if (ranks := ranks_in(file)) != {rank}:
+        what = f"is of rank {', '.join(map(str, sorted(ranks)))}" if ranks else "holds no low-rank updates"
         raise NearstepError(f"{file} {what}; lora_rank={rank} goes on from its own rank only")
 
 
@@ -136,11 +125,8 @@ def start_from(network: VideoTransformer, fields: LoraFields) -> VideoTransforme
     """
     if fields.lora_start is None:
         return network
-    file = adapter_file(fields.lora_start)
-    try:
-        stored = updates_in(load_file(file))
-    except NearstepError as error:
-        raise NearstepError(f"{file}: {error}") from None
+    given = LoraFile.of(fields.lora_start)
+    file, stored = given.path, lowrank_in(open_lora(given), f"training, which goes on from {given.path},")
     own = dict(network.named_parameters())
     wanted = {f"{name}.weight": _pair(own, name) for name in adapted_layers(own)}
     if stored.keys() != wanted.keys():
@@ -150,7 +136,7 @@ def start_from(network: VideoTransformer, fields: LoraFields) -> VideoTransforme
         if stored[name].down.shape != down.shape or stored[name].up.shape != up.shape:
             raise NearstepError(f"{file} is no adapter of this network: {name} has another shape here")
         down.data.copy_(stored[name].down)
-        up.data.copy_(stored[name].up / fields.lora_scale)
+        up.data.copy_(stored[name].scale * stored[name].up.float() / fields.lora_scale)
     return network
 
 
