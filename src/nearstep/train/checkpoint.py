@@ -21,6 +21,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from nearstep.errors import NearstepError
 from nearstep.train.parallel import Ranks
+from nearstep.train.reading import Planner, Reader
 
 _NAME = "checkpoint-"
 _RECIPE = "recipe.json"
@@ -83,7 +84,7 @@ def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> 
         _check_recipe(saved["recipe"], json.loads(json.dumps(recipe)), path)
         content = state.tensors()
         with _quiet():
-            dcp.load(content, checkpoint_id=path, no_dist=here.count == 1)
+            dcp.load(content, storage_reader=Reader(path), planner=Planner(), no_dist=here.count == 1)
     except NearstepError:
         raise
     except (Exception, CheckpointException) as error:
