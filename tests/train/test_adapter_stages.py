@@ -199,7 +199,7 @@ def test_muon_on_many_processes_is_refused_before_anything_is_read(config, monke
     [
         ({"lora_rank": None, "lora_only": "student"}, "needs a lora_rank"),
         ({"lora_only": "assistant", "lora_start": Path("x")}, "no adapter x/pytorch"),
-        ({"lora_rank": 0}, "both are above 0"),
+        ({"lora_rank": 0}, "lora_rank=0; give at least 1"),
     ],
 )
 def test_wrong_settings_are_named(config: DistillConfig, change, message: str):

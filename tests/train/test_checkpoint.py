@@ -15,6 +15,7 @@ from nearstep.errors import NearstepError
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
+from nearstep.train.optim import NonFiniteError
 from nearstep.train.parallel import Ranks
 from nearstep.train.reading import described
 
@@ -41,6 +42,19 @@ def saved(folder: Path) -> Path:
     path = checkpoint.latest(folder)
     assert path is not None
     return path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_cannot_be_resumed_is_not_saved(tmp_path: Path, value: float):
+    before = saved(tmp_path)
+    broken = state()
+    broken.step = 4
+    with torch.no_grad():
+        broken.parts["ema"].module.weight[0, 0] = value
+    with pytest.raises(NonFiniteError, match=r"step 4 left values that are not finite in ema; no checkpoint is made"):
+        checkpoint.save(broken, {"lr": 1}, tmp_path, ALONE)
+    assert checkpoint.latest(tmp_path) == before
+    checkpoint.load(state(), {"lr": 1}, before, ALONE)
 
 
 def hostile(kind: str, path: Path, victim: Path) -> bytes:

@@ -21,6 +21,7 @@ from typing import Any
 
 from nearstep.data.order import rows_after
 from nearstep.errors import NearstepError
+from nearstep.ranges import check_count
 
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 """Names of the column that is read, in this order, unless one is asked for."""
@@ -54,6 +55,12 @@ class PromptsConfig:
     """Width of a latent frame."""
     seed: int = 0
     """Names the order."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise NearstepError("latents.files names no prompt file; name at least one")
+        for name in ("frames", "channels", "height", "width"):
+            check_count(name, getattr(self, name), most=10**5)
 
 
 class PromptClips:

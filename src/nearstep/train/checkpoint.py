@@ -16,10 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from nearstep.errors import NearstepError
+from nearstep.train.optim import NonFiniteError
 from nearstep.train.parallel import Ranks
 from nearstep.train.reading import Planner, Reader
 
@@ -54,7 +58,13 @@ def latest(folder: Path) -> Path | None:
 
 
 def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -> None:
-    """Write a checkpoint; what was there before goes when it is complete."""
+    """Write a checkpoint; what was there before goes when it is complete.
+
+    Raises:
+        NonFiniteError: naming what is not finite; a run cannot go on from that, so it is not written.
+        NearstepError: if it cannot be written.
+    """
+    _check_finite(state, here)
     target = folder / f"{_NAME}{state.step:07d}"
     part = folder / f".{here.agreed(os.getpid())}.{target.name}.part"
     try:
@@ -93,6 +103,30 @@ def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> 
     for name, part in state.parts.items():
         part.load_state_dict(content[name])
     state.step = saved["step"]
+
+
+def _check_finite(state: TrainState, here: Ranks) -> None:
+    # Every rank holds slices of its own; all of them stop where one does, or the others would wait for it.
+    broken = [name for name, part in state.tensors().items() if not all(map(_finite, _leaves(part)))]
+    if float(here.total(torch.tensor(float(len(broken))))):
+        where = ", ".join(broken) or "another process's slices"
+        raise NonFiniteError(
+            f"step {state.step} left values that are not finite in {where}; no checkpoint is made of them and the one "
+            "before it is whole. Start anew with a lower learning rate if this comes again"
+        )
+
+
+def _leaves(content: Any) -> Iterator[Any]:
+    if isinstance(content, dict):
+        for inner in content.values():
+            yield from _leaves(inner)
+    else:
+        yield content
+
+
+def _finite(value: Any) -> bool:
+    value = value.to_local() if isinstance(value, DTensor) else value
+    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
 @contextmanager

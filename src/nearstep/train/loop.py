@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from nearstep.errors import NearstepError
 from nearstep.files import sweep
 from nearstep.models.folder import Settings
+from nearstep.ranges import check_count, check_number
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.metrics import Metrics
@@ -41,8 +41,9 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "save_every", "preview_every"):
-            if getattr(self, name) < 1:
-                raise NearstepError(f"{name}={getattr(self, name)}; give at least 1")
+            check_count(name, getattr(self, name))
+        if self.minutes is not None:
+            check_number("minutes", self.minutes, above=0)
 
 
 @runtime_checkable

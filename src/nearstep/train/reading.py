@@ -1,8 +1,8 @@
 """Reads a checkpoint as data: nothing in its folder can run code.
 
-torch's distributed checkpoint opens its description (``.metadata``) with pickle, and single numbers with a ``torch.load``
-that may run anything. Here the description is read by an unpickler that knows torch's own records and nothing else, and
-numbers are loaded as weights are.
+torch's distributed checkpoint opens its description (``.metadata``) with pickle, and single numbers with a
+``torch.load`` that may run anything. Here the description is read by an unpickler that knows torch's own records and
+nothing else, and numbers are loaded as weights are.
 """
 
 from __future__ import annotations
@@ -55,9 +55,6 @@ class _Records(pickle.Unpickler):
             return getattr(importlib.import_module(name), global_name)
         raise _refusal(self.path, f"it names {module_name}.{global_name}, which no description needs")
 
-    def persistent_load(self, pid: Any, /) -> Any:
-        raise _refusal(self.path, "it names an object outside of itself")
-
 
 class Reader(FileSystemReader):
     """torch's reader of a checkpoint's folder, whose description was read and checked beforehand.
@@ -70,7 +67,7 @@ class Reader(FileSystemReader):
         super().__init__(folder)
         self._described = described(folder)
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """The description."""
         return self._described
 

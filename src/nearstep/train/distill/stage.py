@@ -27,7 +27,7 @@ from nearstep.train.export import export_student
 from nearstep.train.loop import recipe_of, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
-from nearstep.train.stages.shared import check_optimizers, open_model, show
+from nearstep.train.stages.shared import check_optimizers, open_model, own_rows, show
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
 
@@ -47,7 +47,7 @@ class DistillStage:
     def __init__(self, config: DistillConfig) -> None:
         check_optimizers(config.student, config.assistant, config.discriminator)
         here = ranks()
-        here.share(config.batch)  # refused before anything is read
+        own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache)
         networks = load_networks(config, here)
         self.config, self.here, self.text, self.clips = config, here, text, clips

@@ -23,6 +23,7 @@ from nearstep.models.folder import Settings
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import TextEncoder
+from nearstep.ranges import check_number
 from nearstep.train.adapters import LoraFields, adapt, base, start_from
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
@@ -34,11 +35,13 @@ from nearstep.train.objectives.table import objective_called
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
 from nearstep.train.stages.shared import (
-    check_micro,
+    check_batch,
     check_optimizers,
+    check_schedule,
     dropped,
     load_network,
     open_model,
+    own_rows,
     show,
     stratified,
 )
@@ -98,7 +101,9 @@ class CausalConfig(LoraFields):
             raise NearstepError(
                 f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames}; give at least that"
             )
-        check_micro(self.micro, self.batch)
+        check_batch(self.batch, self.micro)
+        check_schedule(chunk_frames=self.chunk_frames, shift=self.shift, ema=self.ema, guidance=self.guidance)
+        check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
 
     def update(
@@ -134,7 +139,7 @@ class CausalStage:
     def __init__(self, config: CausalConfig) -> None:
         check_optimizers(config.optim)
         here = ranks()
-        self.rows = here.share(config.batch)  # refused before anything is read
+        self.rows = own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
         objective = objective_called(config.objective)
         network, cut = _network(config), here.mesh is not None

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from nearstep import rng
 from nearstep.nets.codec import VideoCodec
 from nearstep.protocols import World
+from nearstep.ranges import check_count, check_number
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, recipe_of, run
@@ -108,6 +109,10 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)
+        for name in ("square", "edge", "kl"):
+            check_number(name, getattr(self, name), least=0)
+        check_count("kl_rise", self.kl_rise)
+        check_number("ema", self.ema, above=0, below=1)
 
     def run(self) -> Path:
         """Train, or go on; returns the folder with ``vae/``."""

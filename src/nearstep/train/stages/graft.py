@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.models.folder import Settings
+from nearstep.ranges import check_number
 from nearstep.train.adapters import LoraFields
 from nearstep.train.export import check_settings, export_student
 from nearstep.train.stages.shared import load_network
@@ -46,6 +47,8 @@ class GraftConfig:
 
     def __post_init__(self) -> None:
         check_settings(self.settings)
+        check_number("weight", self.weight)
+        check_number("shift", self.shift, above=0, most=1000)
 
     def run(self) -> Path:
         """Write the model folder, and return it.
