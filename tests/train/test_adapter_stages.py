@@ -22,9 +22,10 @@ from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.health import read_metrics
-from nearstep.train.loop import LoopConfig, recipe_of
+from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks
+from nearstep.train.recipe import recipe_of
 from nearstep.train.stages import shared
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 

@@ -24,9 +24,10 @@ from nearstep.train.distill.networks import Networks, load_networks
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import Batch, DistillUpdate
 from nearstep.train.export import export_student
-from nearstep.train.loop import recipe_of, run
+from nearstep.train.loop import run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
+from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import check_optimizers, open_model, own_rows, show
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
@@ -38,7 +39,7 @@ class DistillConfig(DistillFields):
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
-        return run(DistillStage(self), self.loop, recipe_of(self))
+        return run(lambda: DistillStage(self), self.loop, recipe_of(self))
 
 
 class DistillStage:

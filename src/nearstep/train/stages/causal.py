@@ -29,11 +29,12 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_student
 from nearstep.train.frozen import Trained, twin, view
-from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.loop import LoopConfig, run
 from nearstep.train.objectives.objective import CausalUpdate
 from nearstep.train.objectives.table import objective_called
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
+from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import (
     check_batch,
     check_optimizers,
@@ -130,7 +131,7 @@ class CausalConfig(LoraFields):
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
-        return run(CausalStage(self), self.loop, recipe_of(self))
+        return run(lambda: CausalStage(self), self.loop, recipe_of(self))
 
 
 class CausalStage:

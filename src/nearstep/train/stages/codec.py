@@ -28,11 +28,12 @@ from nearstep.protocols import World
 from nearstep.ranges import check_count, check_number
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
-from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.preview import write_grid
+from nearstep.train.recipe import recipe_of
 
 _LOG_VARIANCE_START = -6.0
 _CLIPS_A_STEP = 64
@@ -116,7 +117,7 @@ class CodecConfig:
 
     def run(self) -> Path:
         """Train, or go on; returns the folder with ``vae/``."""
-        return run(CodecStage(self), self.loop, recipe_of(self))
+        return run(lambda: CodecStage(self), self.loop, recipe_of(self))
 
 
 class CodecStage:

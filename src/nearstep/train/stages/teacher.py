@@ -32,10 +32,11 @@ from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_model
-from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
+from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import check_schedule, codec_name, dropped, show, stratified
 
 
@@ -104,7 +105,7 @@ class TeacherConfig:
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
-        return run(TeacherStage(self), self.loop, recipe_of(self))
+        return run(lambda: TeacherStage(self), self.loop, recipe_of(self))
 
 
 class TeacherStage:
