@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, Stopped
 from nearstep.train.optim import NonFiniteError, OptimConfig, Optimizer
+from nearstep.train.preview import write_grid
 
 RECIPE = {"lr": 0.01, "steps": 12}
 
@@ -318,3 +322,65 @@ def test_a_folder_that_cannot_be_written_is_a_line(tmp_path: Path, kind: str):
     with pytest.raises(NearstepError, match=r"cannot train in .*; name a folder that can be written"):
         run(Fit(), config(tmp_path / folder), RECIPE)
     assert not (tmp_path / "victim").exists()
+
+
+@contextmanager
+def no_room(room: int = 64) -> Iterator[Callable[[], None]]:
+    """Files cannot grow over ``room`` bytes once the function is called, until the body ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Pictured(Fit):
+    """Its previews and results are files that need room."""
+
+    fill: Callable[[], None] | None = None
+
+    def preview(self, path: Path) -> None:
+        write_grid(torch.rand(1, 1, 3, 16, 16), path)
+
+    def export(self, folder: Path) -> None:
+        if self.fill:
+            self.fill()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights").write_bytes(bytes(1000))
+
+
+FILLED = {
+    "checkpoint": {"log_every": 100, "preview_every": 100},
+    "metrics": {"log_every": 1, "save_every": 100},
+    "previews": {"log_every": 100, "save_every": 100},
+    "model": {},
+}
+
+
+@pytest.mark.parametrize("where", FILLED)
+def test_a_disk_that_fills_up_is_a_line_and_the_run_goes_on_bit_for_bit_when_there_is_room(tmp_path: Path, where: str):
+    whole, cut = Pictured(), tmp_path / "cut"
+    run(whole, config(tmp_path / "whole"), RECIPE)
+    run(Pictured(), config(cut, minutes=1e-9), RECIPE)  # a checkpoint of step 1
+    with no_room() as fill, pytest.raises(NearstepError, match=rf"^cannot write \S*{where}\S*: ") as caught:
+        broken = Pictured(at={} if where == "model" else {3: fill})
+        broken.fill = fill if where == "model" else None
+        run(broken, config(cut, **FILLED[where]), RECIPE)
+    assert "\n" not in str(caught.value)
+    assert not list(cut.rglob("*.part"))
+    assert len(list(cut.glob("checkpoint-*"))) == 1
+    resumed = Pictured()
+    run(resumed, config(cut), RECIPE)
+    assert same(whole, resumed)
+    steps = [row["step"] for row in rows(cut)]
+    assert steps == sorted(set(steps))
+
+
+def test_a_ctrl_c_while_a_checkpoint_is_written_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(Fit(), config(tmp_path), RECIPE)
+    assert not list(tmp_path.rglob("*.part"))

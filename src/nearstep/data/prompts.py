@@ -77,6 +77,11 @@ class PromptClips:
         self.prompts, self.seed = read_prompts(config.files), config.seed
         self.shape = (config.frames, config.channels, config.height, config.width)
 
+    @property
+    def texts(self) -> Sequence[str]:
+        """All of them."""
+        return self.prompts.texts
+
     def examples(self, count: int) -> list[str]:
         """The first prompts, to look at while training."""
         return list(self.prompts.texts[:count])

@@ -18,7 +18,7 @@ from nearstep.train.distill.steps import ScheduleKind
 from nearstep.train.export import check_settings
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
-from nearstep.train.stages.shared import check_batch, check_schedule
+from nearstep.train.stages.shared import check_batch, check_schedule, located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class DistillFields(LoraFields):
 
     loop: LoopConfig
     model: Path
-    """Model folder to start from."""
+    """Model folder to start from, or "playground", the embedded one."""
     source: str = "transformer"
     """Sub-folder of the network that the student starts as."""
     teacher: str = "teacher"
@@ -84,6 +84,7 @@ class DistillFields(LoraFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "model", located(self.model))
         if self.lora_only and self.lora_rank is None:
             raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
         if self.lora_start and "student" not in self.adapted:

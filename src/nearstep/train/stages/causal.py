@@ -41,6 +41,7 @@ from nearstep.train.stages.shared import (
     check_schedule,
     dropped,
     load_network,
+    located,
     open_model,
     own_rows,
     show,
@@ -57,7 +58,7 @@ class CausalConfig(LoraFields):
     loop: LoopConfig
     optim: OptimConfig
     model: Path
-    """Model folder to start from: its ``source`` network, codec, text encoder and teacher."""
+    """Model folder to start from, or "playground", the embedded one: its ``source``, codec, text encoder, teacher."""
     source: str
     """Sub-folder of the network to start from: the forced one for consistency, else the teacher's."""
     teacher: str = "teacher"
@@ -93,6 +94,7 @@ class CausalConfig(LoraFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "model", located(self.model))
         objective_called(self.objective)
         if self.ode_steps < 1 or self.ode_steps % GRID:
             raise NearstepError(

@@ -16,6 +16,7 @@ from nearstep.data.shards import codec_key
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
+from nearstep.models.folder import CONFIG, EMBEDDED, ModelFolder, read_json
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
@@ -30,6 +31,7 @@ from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.preview import write_grid
 
 PREVIEWS = 8
+_CHECKED_TOGETHER = 512
 
 
 @runtime_checkable
@@ -46,6 +48,11 @@ class Clips(Protocol):
         ...
 
 
+def located(model: Path) -> Path:
+    """A model folder by its path, or the embedded model by its name."""
+    return ModelFolder.open(EMBEDDED).path if str(model) == EMBEDDED else model
+
+
 def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTransformer:
     """The network in ``folder``.
 
@@ -54,6 +61,8 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTrans
     """
     if not folder.is_dir():
         raise NearstepError(f"there is no network at {folder}; run the stage before this one first")
+    if not {"num_layers", "attention_head_dim"} <= (config := read_json(folder / CONFIG)).keys():
+        raise NearstepError(f"{folder} holds a {config.get('_class_name', 'network')} and no video transformer")
     network = VideoTransformer.from_pretrained(folder, torch_dtype=dtype)
     _check_finite(network, folder)
     return network
@@ -70,7 +79,7 @@ def open_model(
         text_cache: a folder for the features of prompts; the text encoder is then loaded for new ones only.
 
     Raises:
-        NearstepError: if there is no such folder, or its weights are not finite.
+        NearstepError: if there is no such folder, its weights are not finite, or a prompt is none for it.
     """
     for part in ("vae", "text_encoder", "tokenizer"):
         if not (model / part).is_dir():
@@ -80,9 +89,28 @@ def open_model(
     _check_finite(codec, model / "vae")
     text = _open_text(model, text_cache)
     if isinstance(latents, PromptsConfig):
-        return codec, text, PromptClips(latents)
+        clips = PromptClips(latents)
+        _check_texts(clips.texts, text, "prompt")
+        return codec, text, clips
     with here.main_first():  # which makes what is missing
-        return codec, text, load_latents(latents, codec, codec_name(codec))
+        made = load_latents(latents, codec, codec_name(codec))
+    _check_texts(made.texts, text, f"caption in {latents.folder}")
+    return codec, text, made
+
+
+def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, what: str) -> None:
+    """Refuse prompts that the text encoder would, now and not at the step that comes to them."""
+    for first in range(0, len(texts), _CHECKED_TOGETHER):
+        part = texts[first : first + _CHECKED_TOGETHER]
+        try:
+            text.tokens(part)
+        except NearstepError:  # seldom: whose fault it is
+            for number, one in enumerate(part, start=first + 1):
+                try:
+                    text.tokens([one])
+                except NearstepError as error:
+                    raise NearstepError(f"{what} {number} of {len(texts)}, {one[:60]!r}: {error}") from error
+            raise
 
 
 def _open_text(model: Path, cache: Path | None) -> PromptEncoder | CachedPromptEncoder:
