@@ -29,8 +29,8 @@ from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.checkpoint import latest, load
 from nearstep.train.distill.stage import DistillStage
-from nearstep.train.loop import recipe_of
 from nearstep.train.parallel import ranks
+from nearstep.train.recipe import recipe_of
 
 TIMES = (0.05, 0.15, 0.3, 0.5, 0.7)
 """Times of Psi's noise."""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = frozenset("errors files plots protocols reach rng shapes version".split())
+LEAVES = frozenset("errors files plots protocols ranges reach rng shapes version".split())
 WORLDS = frozenset({"playground", "things"})
 LIBRARY = LEAVES | WORLDS | set("flow nets losses rollout models data stream train evaluate cost recipes".split())
 MAY_IMPORT = {
@@ -44,7 +44,7 @@ HEAVY = frozenset({"torch", "diffusers", "transformers", "av", "tensorboard", "m
 OPTIONAL = frozenset({"matplotlib", "peft", "tensorboard", "fastapi", "uvicorn", "websockets"})
 """Behind an extra, so each is imported in one place only."""
 
-DISTRIBUTED = {"train/parallel.py", "train/checkpoint.py"}
+DISTRIBUTED = {"train/parallel.py", "train/checkpoint.py", "train/reading.py"}
 MOST_LINES = 400
 PICKLES = {".pt", ".pth", ".pkl", ".ckpt"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}/-])/(?:home|root|Users|mnt|scratch|tmp|work)/\w")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,11 +65,13 @@ def check_writable(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed while they wrote have left in ``folder``."""
+    """Remove what processes of this host that were killed while they wrote have left in ``folder``."""
     for part in folder.glob(".*.part"):
-        owner = part.name.split(".")[1]
-        if owner.isdigit() and not _alive(int(owner)):
-            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        owner, _, host = part.name.split(".")[1].partition("@")
+        elsewhere = host and host != f"{host_number():08x}"  # of whom nobody can say from here whether they live
+        if owner.isdigit() and not elsewhere and not _alive(int(owner)):
+            with suppress(OSError):  # somebody else's, or gone already
+                shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
@@ -83,7 +87,26 @@ def _alive(process: int) -> bool:
 def beside(path: Path) -> Path:
     """The temporary name."""
     path = path.resolve()  # through a link, so that the link stays
-    return path.with_name(f".{os.getpid()}.{path.name}.part")
+    return path.with_name(part_name(path.name, os.getpid(), host_number()))
+
+
+def part_name(name: str, process: int, host: int) -> str:
+    """What a file or folder is called while a process of a host writes it."""
+    return f".{process}@{host:08x}.{name}.part"
+
+
+def host_number() -> int:
+    """Names this host (or container) in few signs."""
+    return zlib.crc32(socket.gethostname().encode())
+
+
+def swap_folder(part: Path, target: Path) -> None:
+    """Give the whole folder ``part`` the name ``target``; a folder that has it goes."""
+    old = beside(target.with_name(f"old-{target.name}"))
+    with suppress(FileNotFoundError):
+        target.rename(old)
+    part.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

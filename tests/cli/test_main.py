@@ -96,7 +96,7 @@ def test_the_fields_of_an_optional_part_are_options_too(capsys: pytest.CaptureFi
     assert "--adversary.weight" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
         main(["train", "playground.distill", "--adversary.weight", "-1"])
-    assert caught.value.code == 2 and "neither can be negative" in capsys.readouterr().err
+    assert caught.value.code == 2 and "give a number at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.health import read_metrics
-from nearstep.train.loop import LoopConfig, recipe_of
+from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks
+from nearstep.train.recipe import recipe_of
 from nearstep.train.stages import shared
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 
@@ -199,7 +200,7 @@ def test_muon_on_many_processes_is_refused_before_anything_is_read(config, monke
     [
         ({"lora_rank": None, "lora_only": "student"}, "needs a lora_rank"),
         ({"lora_only": "assistant", "lora_start": Path("x")}, "no adapter x/pytorch"),
-        ({"lora_rank": 0}, "both are above 0"),
+        ({"lora_rank": 0}, "lora_rank=0; give at least 1"),
     ],
 )
 def test_wrong_settings_are_named(config: DistillConfig, change, message: str):

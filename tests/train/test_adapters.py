@@ -193,8 +193,8 @@ def test_diffusers_loads_it_by_itself(tmp_path: Path):
     [
         ({"lora_alpha": 8.0}, "belong to an adapter"),
         ({"lora_start": Path("x")}, "belong to an adapter"),
-        ({"lora_rank": 0}, "both are above 0"),
-        ({"lora_rank": 4, "lora_alpha": -1.0}, "both are above 0"),
+        ({"lora_rank": 0}, "lora_rank=0; give at least 1"),
+        ({"lora_rank": 4, "lora_alpha": -1.0}, "lora_alpha=-1.0; give a number above 0"),
         ({"lora_rank": 4, "lora_start": Path("nowhere")}, "no adapter nowhere/pytorch_lora_weights.safetensors"),
     ],
 )

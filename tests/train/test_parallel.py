@@ -30,8 +30,8 @@ def config(model, tmp_path: Path) -> DistillConfig:
     return replace(model.distillation(loop), micro=1, step_counts=(2,), adversary=adversary)
 
 
-def weights(folder: Path, network: str = "transformer") -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / network / "diffusion_pytorch_model.safetensors")
+def weights(folder: Path, network: str = "transformer", model: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(folder / model / network / "diffusion_pytorch_model.safetensors")
 
 
 def test_two_processes_train_as_one_and_one_goes_on_with_their_run(config: DistillConfig, tmp_path: Path):
@@ -43,7 +43,10 @@ def test_two_processes_train_as_one_and_one_goes_on_with_their_run(config: Disti
     for name in COMPARED:
         assert other[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-6), name
     assert (tmp_path / "two" / "previews" / "0000001.png").exists()
-    assert weights(tmp_path / "two", "teacher").keys() == weights(tmp_path / "one", "teacher").keys()
+    assert not (tmp_path / "two" / "model").exists()
+    assert (
+        weights(tmp_path / "two", "teacher", model="unfinished").keys() == weights(tmp_path / "one", "teacher").keys()
+    )
     two.run()
     assert [row["step"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl")] == [1, 2, 3]
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")

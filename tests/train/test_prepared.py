@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from nearstep.cli.main import main
 from nearstep.data.latents import LatentsConfig
+from nearstep.data.prompts import PromptsConfig
 from nearstep.errors import NearstepError
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
@@ -45,3 +47,42 @@ def test_forcing_trains_on_real_clips(model, latents: Path, tmp_path: Path):
 def test_a_recipe_that_wants_more_clips_says_what_to_change(model, latents: Path, tmp_path: Path):
     with pytest.raises(NearstepError, match="holds 4 clips, not 12288; latents.clips=None takes all"):
         config(model, replace(playground.forcing().latents, folder=latents), tmp_path).run()
+
+
+@pytest.mark.usefixtures("few_clips")
+@pytest.mark.parametrize("words", ["a zebra", "a red ball \N{BALLOON}", " ".join(["red"] * 30)])
+def test_a_caption_that_was_corrected_wrongly_is_named_before_the_first_step(
+    model, latents: Path, tmp_path, words: str
+):
+    copied = tmp_path / "latents"
+    shutil.copytree(latents, copied)
+    file = sorted(copied.glob("*.jsonl"))[-1]
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:-1], json.dumps({**json.loads(lines[-1]), "caption": words})]) + "\n")
+    with pytest.raises(NearstepError, match=rf"caption in {copied} 4 of 4, '{words[:10]}"):
+        config(model, LatentsConfig(folder=copied), tmp_path / "run").run()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.usefixtures("few_clips")
+def test_a_prompt_that_the_model_does_not_know_is_named_before_the_first_step(model, tmp_path: Path):
+    (tmp_path / "p.txt").write_text("a red ball\na blue ring\na zebra on snow\n")
+    size = {"frames": 3, "channels": 4, "height": 6, "width": 6}
+    loop = LoopConfig(folder=tmp_path / "run", steps=4, tensorboard=False)
+    base = replace(playground.self_forcing(), loop=loop, model=model.folder, source="transformer", batch=2)
+    with pytest.raises(NearstepError, match="prompt 3 of 3, 'a zebra on snow': .*'zebra'"):
+        replace(base, latents=PromptsConfig(files=(tmp_path / "p.txt",), **size)).run()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_embedded_model_is_called_by_its_name(tmp_path: Path):
+    loop = LoopConfig(folder=tmp_path, steps=4)
+    assert replace(playground.forcing(), loop=loop, model=Path("playground")).model == playground.self_forcing().model
+
+
+@pytest.mark.usefixtures("few_clips")
+def test_a_component_that_is_no_network_is_named(model, tmp_path: Path):
+    for part, kind in (("vae", "AutoencoderKLWan"), ("text_encoder", "network")):
+        run = replace(model.distillation(LoopConfig(folder=tmp_path, steps=1)), teacher=part)
+        with pytest.raises(NearstepError, match=rf"{part} holds a {kind} and no video transformer"):
+            run.run()

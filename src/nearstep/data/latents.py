@@ -8,7 +8,7 @@ epoch words it anew.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class LatentClips:
         seed: names the order.
         captions: (row, epoch) -> caption.
         examples: how many -> prompts to look at while training.
+        texts: the captions, where they are stored; a world words its own anew each epoch.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class LatentClips:
         seed: int,
         captions: Callable[[int, int], str],
         examples: Callable[[int], list[str]],
+        texts: Sequence[str] = (),
     ) -> None:
         self.latents, self.count, self.seed, self.captions = latents, count, seed, captions
-        self.examples = examples
+        self.examples, self.texts = examples, texts
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,6 +129,7 @@ def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
         seed=config.seed,
         captions=lambda row, _: captions[row],
         examples=lambda count: captions[:count],
+        texts=captions[: config.clips or held],
     )
 
 

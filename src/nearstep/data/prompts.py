@@ -21,6 +21,7 @@ from typing import Any
 
 from nearstep.data.order import rows_after
 from nearstep.errors import NearstepError
+from nearstep.ranges import check_count
 
 CAPTION_COLUMNS = ("caption", "text", "prompt")
 """Names of the column that is read, in this order, unless one is asked for."""
@@ -55,6 +56,12 @@ class PromptsConfig:
     seed: int = 0
     """Names the order."""
 
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise NearstepError("latents.files names no prompt file; name at least one")
+        for name in ("frames", "channels", "height", "width"):
+            check_count(name, getattr(self, name), most=10**5)
+
 
 class PromptClips:
     """Prompts in the place of clips: what distillation needs, unless its adversary or sampling asks for clips.
@@ -69,6 +76,11 @@ class PromptClips:
     def __init__(self, config: PromptsConfig) -> None:
         self.prompts, self.seed = read_prompts(config.files), config.seed
         self.shape = (config.frames, config.channels, config.height, config.width)
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """All of them."""
+        return self.prompts.texts
 
     def examples(self, count: int) -> list[str]:
         """The first prompts, to look at while training."""

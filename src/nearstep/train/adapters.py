@@ -25,6 +25,7 @@ from nearstep.models.lora import Update
 from nearstep.models.lora_choice import LoraFile
 from nearstep.models.lora_files import lowrank_in, open_lora, ranks_in
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.ranges import check_count, check_number
 from nearstep.train.frozen import hold
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -52,8 +53,9 @@ class LoraFields:
             if self.lora_alpha is not None or self.lora_start is not None:
                 raise NearstepError("lora_alpha and lora_start belong to an adapter; say its lora_rank too")
             return
-        if self.lora_rank < 1 or (self.lora_alpha is not None and self.lora_alpha <= 0):
-            raise NearstepError(f"lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}; both are above 0")
+        check_count("lora_rank", self.lora_rank, most=10**5)
+        if self.lora_alpha is not None:
+            check_number("lora_alpha", self.lora_alpha, above=0)
         if find_spec("peft") is None:
             raise NearstepError("lora_rank needs peft: pip install 'nearstep[lora]'")
         if self.lora_start is not None:

@@ -16,11 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from nearstep.errors import NearstepError
+from nearstep.files import host_number, part_name
+from nearstep.train.optim import NonFiniteError
 from nearstep.train.parallel import Ranks
+from nearstep.train.reading import Planner, Reader
+from nearstep.train.recipe import check_recipe
 
 _NAME = "checkpoint-"
 _RECIPE = "recipe.json"
@@ -53,9 +60,15 @@ def latest(folder: Path) -> Path | None:
 
 
 def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -> None:
-    """Write a checkpoint; what was there before goes when it is complete."""
+    """Write a checkpoint; what was there before goes when it is complete.
+
+    Raises:
+        NonFiniteError: naming what is not finite; a run cannot go on from that, so it is not written.
+        NearstepError: if it cannot be written.
+    """
+    _check_finite(state, here)
     target = folder / f"{_NAME}{state.step:07d}"
-    part = folder / f".{here.agreed(os.getpid())}.{target.name}.part"
+    part = folder / part_name(target.name, here.agreed(os.getpid()), here.agreed(host_number()))
     try:
         with _quiet():
             dcp.save(state.tensors(), checkpoint_id=part, no_dist=here.count == 1)
@@ -64,8 +77,12 @@ def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -
             part.rename(target)
             for old in set(folder.glob(f"{_NAME}*")) - {target}:
                 shutil.rmtree(old)
-    except OSError as error:
-        raise NearstepError(f"cannot write {target}: {error.strerror}; the checkpoint before it is whole") from error
+    except (OSError, RuntimeError, CheckpointException) as error:
+        _raise_interrupts(error)
+        raise NearstepError(
+            f"cannot write {target}: {_reason(error)}; the checkpoint before it is whole, and the same command goes on "
+            "from that once there is room"
+        ) from error
     finally:
         if here.main:
             shutil.rmtree(part, ignore_errors=True)
@@ -79,19 +96,90 @@ def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> 
         NearstepError: if it cannot be read, or belongs to another recipe (the differing fields are named).
     """
     try:
-        saved = json.loads((path / _RECIPE).read_text())
-        _check_recipe(saved["recipe"], json.loads(json.dumps(recipe)), path)
+        check(recipe, path)
         content = state.tensors()
         with _quiet():
-            dcp.load(content, checkpoint_id=path, no_dist=here.count == 1)
+            dcp.load(content, storage_reader=Reader(path), planner=Planner(), no_dist=here.count == 1)
     except NearstepError:
         raise
     except (Exception, CheckpointException) as error:
-        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise NearstepError(f"{path} is no readable checkpoint ({last}); delete it to start the run anew") from error
+        _raise_interrupts(error)
+        raise NearstepError(
+            f"{path} is no readable checkpoint ({_reason(error)}); delete it to start the run anew"
+        ) from error
     for name, part in state.parts.items():
         part.load_state_dict(content[name])
-    state.step = saved["step"]
+    state.step = _described(path)["step"]
+
+
+def check(recipe: dict[str, Any], path: Path) -> None:
+    """Whether the run at ``path`` may go on with a recipe.
+
+    Raises:
+        NearstepError: if it cannot be read, or the recipe would change its numbers (what differs is named).
+    """
+    check_recipe(_described(path)["recipe"], json.loads(json.dumps(recipe)), path)
+
+
+def steps_of(path: Path) -> int | None:
+    """How long the run was to be when it wrote this checkpoint, where it says so."""
+    return _described(path)["recipe"].get("steps")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        saved = json.loads((path / _RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NearstepError(
+            f"{path} is no readable checkpoint ({_RECIPE}: {reason}); delete it to start the run anew"
+        ) from error
+    right = isinstance(saved, dict) and isinstance(saved.get("recipe"), dict)
+    if not right or not isinstance(saved.get("step"), int) or saved["step"] < 0:
+        raise NearstepError(
+            f"{path} is no readable checkpoint ({_RECIPE} says no step and recipe); delete it to start the run anew"
+        )
+    return saved
+
+
+def _reason(error: BaseException) -> str:
+    """The cause of an error in a line; torch's checkpoint gathers those of all processes."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _raise_interrupts(error: BaseException) -> None:
+    # torch's checkpoint gathers those, too.
+    if isinstance(error, CheckpointException):
+        for failure, _ in error.failures.values():
+            if isinstance(failure, KeyboardInterrupt | SystemExit):
+                raise failure from None
+
+
+def _check_finite(state: TrainState, here: Ranks) -> None:
+    # Every rank holds slices of its own; all of them stop where one does, or the others would wait for it.
+    broken = [name for name, part in state.tensors().items() if not all(map(_finite, _leaves(part)))]
+    if float(here.total(torch.tensor(float(len(broken))))):
+        where = ", ".join(broken) or "another process's slices"
+        raise NonFiniteError(
+            f"step {state.step} left values that are not finite in {where}; no checkpoint is made of them and the one "
+            "before it is whole. Start anew with a lower learning rate if this comes again"
+        )
+
+
+def _leaves(content: Any) -> Iterator[Any]:
+    if isinstance(content, dict):
+        for inner in content.values():
+            yield from _leaves(inner)
+    else:
+        yield content
+
+
+def _finite(value: Any) -> bool:
+    value = value.to_local() if isinstance(value, DTensor) else value
+    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
 @contextmanager
@@ -100,18 +188,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _check_recipe(saved: dict[str, Any], recipe: dict[str, Any], path: Path) -> None:
-    if unknown := sorted(saved.keys() - recipe.keys()):
-        raise NearstepError(
-            f"{path} was made by another version of nearstep: its recipe says {', '.join(unknown)}, which this version "
-            "does not know; go on with that version, or start anew in another run folder"
-        )
-    changed = sorted(key for key in recipe if recipe[key] != saved.get(key))
-    if changed:
-        key = changed[0]
-        raise NearstepError(
-            f"{path} was made with another recipe: {key} was {saved.get(key)!r} and is now "
-            f"{recipe[key]!r} (these differ: {', '.join(changed)}); use the old values or another run folder"
-        )

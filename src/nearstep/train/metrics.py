@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from nearstep.errors import NearstepError
+from nearstep.files import replacing
+
 
 class Metrics:
-    """Running means between flushes; adding never waits for the device."""
+    """Running means between flushes; adding never waits for the device.
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    Args:
+        folder: the run's.
+        step: where the run goes on from; rows of later steps, which are made again, go.
+        tensorboard: whether its files are written, too.
+
+    Raises:
+        NearstepError: if they cannot be written.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, *, tensorboard: bool) -> None:
         self.path = folder / "metrics.jsonl"
-        _drop_torn_line(self.path)
+        _drop_rows_after(self.path, step)
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.began, self.steps = time.monotonic(), 0
@@ -25,7 +37,7 @@ class Metrics:
         if tensorboard and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Add one step's values, scalars by name."""
@@ -43,11 +55,14 @@ class Metrics:
         means = torch.stack([self.sums[name] / self.counts[name] for name in names]).tolist()
         row = dict(zip(names, means, strict=True))
         row["seconds_per_step"] = (time.monotonic() - self.began) / self.steps
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
-        if self.board:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **row}) + "\n")
+            if self.board:
+                for name, value in row.items():
+                    self.board.add_scalar(name, value, step)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self.sums, self.counts, self.steps, self.began = {}, {}, 0, time.monotonic()
         return row
 
@@ -57,7 +72,29 @@ class Metrics:
             self.board.close()
 
 
-def _drop_torn_line(path: Path) -> None:
-    # A process that is killed while it writes leaves a line without an end, and the next one would be glued to it.
-    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+def _drop_rows_after(path: Path, step: int) -> None:
+    # A process that is killed leaves rows of steps that are made again, and may leave a line without an end, to which
+    # the next one would be glued.
+    try:
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= step]
+        if kept != lines:
+            with replacing(path) as part:
+                part.write_bytes(b"".join(kept))
+        else:
+            path.open("a").close()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _step(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+
+
+def _unwritable(path: Path, error: OSError) -> NearstepError:
+    return NearstepError(
+        f"cannot write {path}: {error.strerror}; the last checkpoint is whole, and the same command goes on from it"
+    )

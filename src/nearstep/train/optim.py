@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from nearstep.errors import NearstepError
+from nearstep.ranges import check_count, check_number
 
 _SMALLEST = 8
 """Narrower matrices gain nothing from Muon."""
 
 
 class NonFiniteError(NearstepError):
-    """A loss or gradient is not finite; raised before any weight has moved."""
+    """A loss, gradient or weight is not finite; raised before a checkpoint holds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,15 @@ class OptimConfig:
     """Largest gradient norm."""
     muon: bool = False
     """Muon for the matrices of transformer blocks and the kernels of convolutions, AdamW for all else; same rate."""
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, least=0, most=1)
+        check_count("warmup", self.warmup, least=0)
+        check_number("decay", self.decay, least=0, most=1)
+        for beta in self.betas:
+            check_number("betas", beta, least=0, below=1)
+        check_number("weight_decay", self.weight_decay, least=0, most=1)
+        check_number("clip", self.clip, above=0)
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of ``step`` of a run of ``steps``: warm-up, constant, decay."""
@@ -80,9 +90,9 @@ class Optimizer:
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # where each rank holds a slice
         if not (torch.isfinite(loss) & torch.isfinite(norm)):
             raise NonFiniteError(
-                f"step {index}: loss {loss.item()}, gradient norm {norm.item()}; no weight was moved and "
-                "the last checkpoint is whole. The same command goes on from it; if this comes again, start anew with "
-                "a lower learning rate"
+                f"step {index}: loss {loss.item()}, gradient norm {norm.item()}; nothing of this step is "
+                "kept and the last checkpoint is whole. The same command goes on from it; if this comes again, look at "
+                "the clips and weights that the run reads, or start anew with a lower learning rate"
             )
         for view, p in zip(self.views, self.matrices, strict=True):
             view.grad = None if p.grad is None else p.grad.view_as(view)

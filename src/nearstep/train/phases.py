@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nearstep.errors import NearstepError
+from nearstep.ranges import check_count
+from nearstep.shapes import latent_frames
 
 P = TypeVar("P", bound="Phase")
 
@@ -20,6 +22,11 @@ class Phase:
     """Pixel frames of a clip, 4n+1."""
     clips: int
     """Clips a step."""
+
+    def __post_init__(self) -> None:
+        check_count("steps of a phase", self.steps)
+        latent_frames(self.frames)
+        check_count("clips of a phase", self.clips)
 
 
 def check_phases(phases: Sequence[Phase], steps: int) -> None:

@@ -8,6 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from nearstep.files import replacing
+
 COLUMNS = 9
 _SCALE = 2
 
@@ -19,5 +21,5 @@ def write_grid(rows: Tensor, path: Path) -> None:
     picked = torch.linspace(0, rows.shape[1] - 1, min(COLUMNS, rows.shape[1])).round().long()
     sheet = rearrange(rows[:, picked], "b t c h w -> (b h) (t w) c")
     image = Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().cpu().numpy())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.resize((image.width * _SCALE, image.height * _SCALE)).save(path)
+    with replacing(path) as part:
+        image.resize((image.width * _SCALE, image.height * _SCALE)).save(part, format="PNG")

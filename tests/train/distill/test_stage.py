@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
@@ -235,6 +236,20 @@ def test_what_is_not_finite_stops_before_any_weight_moves(config: DistillConfig)
     with pytest.raises(NonFiniteError):
         stage.step(0)
     assert all(torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "teacher"])
+def test_weights_that_are_not_finite_are_named_before_anything_is_trained(config: DistillConfig, tmp_path: Path, part):
+    model = tmp_path / "model"
+    shutil.copytree(config.model, model)
+    file = next((model / part).glob("*.safetensors"))
+    state = load_file(file)
+    name = max(state, key=lambda key: state[key].numel())
+    state[name].view(-1)[0] = float("nan")
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(NearstepError, match=rf"{part} holds weights that are not finite \("):
+        replace(config, model=model).run()
+    assert not (config.loop.folder / "metrics.jsonl").exists()
 
 
 def test_out_of_graph_keeps_input_gradients_and_restores(config: DistillConfig):

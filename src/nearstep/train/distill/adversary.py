@@ -18,13 +18,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nearstep.errors import NearstepError
 from nearstep.flow.path import noised
 from nearstep.flow.plan import GRID
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
 from nearstep.losses.regularisers import exact_penalty, finite_difference_penalty
 from nearstep.nets.discriminator import Discriminator, Pool
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.ranges import check_count, check_number
 from nearstep.train.distill.noise import Noise
 
 _LEAST_GAMMA = 0.1
@@ -81,10 +81,10 @@ class AdversaryConfig:
         return self.gamma * (_LEAST_GAMMA + (1 - _LEAST_GAMMA) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.gamma < 0:
-            raise NearstepError(f"weight={self.weight}, gamma={self.gamma}; neither can be negative")
-        if self.penalty_every < 1:
-            raise NearstepError(f"penalty_every={self.penalty_every}; give 1 for every update, or more")
+        for name in ("weight", "gamma", "joint_weight"):
+            check_number(name, getattr(self, name), least=0)
+        check_number("shift", self.shift, above=0, most=1000)
+        check_count("penalty_every", self.penalty_every)
 
 
 @dataclass(frozen=True, kw_only=True)

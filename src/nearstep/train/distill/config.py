@@ -11,13 +11,14 @@ from nearstep.data.prompts import PromptsConfig
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import GRID
 from nearstep.models.folder import Settings
+from nearstep.ranges import check_count
 from nearstep.train.adapters import LoraFields
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.steps import ScheduleKind
 from nearstep.train.export import check_settings
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
-from nearstep.train.stages.shared import check_micro
+from nearstep.train.stages.shared import check_batch, check_schedule, located
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class DistillFields(LoraFields):
 
     loop: LoopConfig
     model: Path
-    """Model folder to start from."""
+    """Model folder to start from, or "playground", the embedded one."""
     source: str = "transformer"
     """Sub-folder of the network that the student starts as."""
     teacher: str = "teacher"
@@ -83,17 +84,22 @@ class DistillFields(LoraFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "model", located(self.model))
         if self.lora_only and self.lora_rank is None:
             raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
         if self.lora_start and "student" not in self.adapted:
             raise NearstepError("lora_start is where the student's adapter starts; lora_only=assistant gives it none")
+        check_batch(self.batch, self.micro)
+        check_schedule(chunk_frames=self.chunk_frames, shift=self.shift, ema=self.ema, guidance=self.guidance)
+        for name in ("warmup", "adversary_delay"):
+            check_count(name, getattr(self, name), least=0)
+        check_count("first_steps", self.first_steps)
         if not self.step_counts or not set(self.step_counts) <= set(range(1, GRID + 1)):
             raise NearstepError(f"step_counts={self.step_counts}; give step counts from 1 to {GRID}")
         if self.ratio < 1:
             raise NearstepError(f"ratio={self.ratio}; the assistant needs at least one update per student update")
         if not 0 <= self.t_min < self.t_max <= 1:
             raise NearstepError(f"t_min={self.t_min}, t_max={self.t_max}; give bounds in [0, 1], the first one smaller")
-        check_micro(self.micro, self.batch)
         check_settings(self.settings)
         reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
         if reads_data and isinstance(self.latents, PromptsConfig):

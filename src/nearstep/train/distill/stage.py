@@ -24,10 +24,11 @@ from nearstep.train.distill.networks import Networks, load_networks
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import Batch, DistillUpdate
 from nearstep.train.export import export_student
-from nearstep.train.loop import recipe_of, run
+from nearstep.train.loop import run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
-from nearstep.train.stages.shared import check_optimizers, open_model, show
+from nearstep.train.recipe import recipe_of
+from nearstep.train.stages.shared import check_optimizers, open_model, own_rows, show
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
 
@@ -38,7 +39,7 @@ class DistillConfig(DistillFields):
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
-        return run(DistillStage(self), self.loop, recipe_of(self))
+        return run(lambda: DistillStage(self), self.loop, recipe_of(self))
 
 
 class DistillStage:
@@ -47,7 +48,7 @@ class DistillStage:
     def __init__(self, config: DistillConfig) -> None:
         check_optimizers(config.student, config.assistant, config.discriminator)
         here = ranks()
-        here.share(config.batch)  # refused before anything is read
+        own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache)
         networks = load_networks(config, here)
         self.config, self.here, self.text, self.clips = config, here, text, clips

@@ -23,22 +23,27 @@ from nearstep.models.folder import Settings
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import TextEncoder
+from nearstep.ranges import check_number
 from nearstep.train.adapters import LoraFields, adapt, base, start_from
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_student
 from nearstep.train.frozen import Trained, twin, view
-from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.loop import LoopConfig, run
 from nearstep.train.objectives.objective import CausalUpdate
 from nearstep.train.objectives.table import objective_called
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
+from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import (
-    check_micro,
+    check_batch,
     check_optimizers,
+    check_schedule,
     dropped,
     load_network,
+    located,
     open_model,
+    own_rows,
     show,
     stratified,
 )
@@ -53,7 +58,7 @@ class CausalConfig(LoraFields):
     loop: LoopConfig
     optim: OptimConfig
     model: Path
-    """Model folder to start from: its ``source`` network, codec, text encoder and teacher."""
+    """Model folder to start from, or "playground", the embedded one: its ``source``, codec, text encoder, teacher."""
     source: str
     """Sub-folder of the network to start from: the forced one for consistency, else the teacher's."""
     teacher: str = "teacher"
@@ -89,6 +94,7 @@ class CausalConfig(LoraFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "model", located(self.model))
         objective_called(self.objective)
         if self.ode_steps < 1 or self.ode_steps % GRID:
             raise NearstepError(
@@ -98,7 +104,9 @@ class CausalConfig(LoraFields):
             raise NearstepError(
                 f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames}; give at least that"
             )
-        check_micro(self.micro, self.batch)
+        check_batch(self.batch, self.micro)
+        check_schedule(chunk_frames=self.chunk_frames, shift=self.shift, ema=self.ema, guidance=self.guidance)
+        check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
 
     def update(
@@ -125,7 +133,7 @@ class CausalConfig(LoraFields):
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
-        return run(CausalStage(self), self.loop, recipe_of(self))
+        return run(lambda: CausalStage(self), self.loop, recipe_of(self))
 
 
 class CausalStage:
@@ -134,7 +142,7 @@ class CausalStage:
     def __init__(self, config: CausalConfig) -> None:
         check_optimizers(config.optim)
         here = ranks()
-        self.rows = here.share(config.batch)  # refused before anything is read
+        self.rows = own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
         objective = objective_called(config.objective)
         network, cut = _network(config), here.mesh is not None

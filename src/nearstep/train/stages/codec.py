@@ -14,7 +14,6 @@ it took to converge in minutes, found by measuring:
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,16 +23,17 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from nearstep import rng
-from nearstep.errors import NearstepError
 from nearstep.nets.codec import VideoCodec
 from nearstep.protocols import World
+from nearstep.ranges import check_count, check_number
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
-from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.preview import write_grid
+from nearstep.train.recipe import recipe_of
 
 _LOG_VARIANCE_START = -6.0
 _CLIPS_A_STEP = 64
@@ -114,13 +114,16 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)
-        for name, weight in (("first_weight", self.first_weight), ("foreground_weight", self.foreground_weight)):
-            if not 0 < weight < math.inf:
-                raise NearstepError(f"{name}={weight}; a weight is above 0, and 1 changes nothing")
+        for name in ("square", "edge", "kl"):
+            check_number(name, getattr(self, name), least=0)
+        for name in ("first_weight", "foreground_weight"):
+            check_number(name, getattr(self, name), above=0)
+        check_count("kl_rise", self.kl_rise)
+        check_number("ema", self.ema, above=0, below=1)
 
     def run(self) -> Path:
         """Train, or go on; returns the folder with ``vae/``."""
-        return run(CodecStage(self), self.loop, recipe_of(self))
+        return run(lambda: CodecStage(self), self.loop, recipe_of(self))
 
 
 class CodecStage:

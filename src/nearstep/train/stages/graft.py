@@ -15,9 +15,10 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.models.folder import Settings
+from nearstep.ranges import check_number
 from nearstep.train.adapters import LoraFields
 from nearstep.train.export import check_settings, export_student
-from nearstep.train.stages.shared import load_network
+from nearstep.train.stages.shared import load_network, located
 
 State = Mapping[str, Tensor]
 
@@ -45,7 +46,10 @@ class GraftConfig:
     """What the student is made for, written into its folder."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", located(self.model))
         check_settings(self.settings)
+        check_number("weight", self.weight)
+        check_number("shift", self.shift, above=0, most=1000)
 
     def run(self) -> Path:
         """Write the model folder, and return it.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
@@ -16,6 +16,7 @@ from nearstep.data.shards import codec_key
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
+from nearstep.models.folder import CONFIG, EMBEDDED, ModelFolder, read_json
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
@@ -23,12 +24,14 @@ from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, TextEncoder
+from nearstep.ranges import check_count, check_number
 from nearstep.rollout.rollout import generate
 from nearstep.train.optim import OptimConfig
-from nearstep.train.parallel import ranks
+from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.preview import write_grid
 
 PREVIEWS = 8
+_CHECKED_TOGETHER = 512
 
 
 @runtime_checkable
@@ -45,15 +48,24 @@ class Clips(Protocol):
         ...
 
 
+def located(model: Path) -> Path:
+    """A model folder by its path, or the embedded model by its name."""
+    return ModelFolder.open(EMBEDDED).path if str(model) == EMBEDDED else model
+
+
 def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTransformer:
     """The network in ``folder``.
 
     Raises:
-        NearstepError: if there is none.
+        NearstepError: if there is none, or its weights are not finite.
     """
     if not folder.is_dir():
         raise NearstepError(f"there is no network at {folder}; run the stage before this one first")
-    return VideoTransformer.from_pretrained(folder, torch_dtype=dtype)
+    if not {"num_layers", "attention_head_dim"} <= (config := read_json(folder / CONFIG)).keys():
+        raise NearstepError(f"{folder} holds a {config.get('_class_name', 'network')} and no video transformer")
+    network = VideoTransformer.from_pretrained(folder, torch_dtype=dtype)
+    _check_finite(network, folder)
+    return network
 
 
 def open_model(
@@ -67,32 +79,61 @@ def open_model(
         text_cache: a folder for the features of prompts; the text encoder is then loaded for new ones only.
 
     Raises:
-        NearstepError: if there is no such folder.
+        NearstepError: if there is no such folder, its weights are not finite, or a prompt is none for it.
     """
     for part in ("vae", "text_encoder", "tokenizer"):
         if not (model / part).is_dir():
             raise NearstepError(f"{model} is no model folder, it has no {part}/; run the stage before, or name another")
     here = ranks()
     codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(here.device)
+    _check_finite(codec, model / "vae")
     text = _open_text(model, text_cache)
     if isinstance(latents, PromptsConfig):
-        return codec, text, PromptClips(latents)
+        clips = PromptClips(latents)
+        _check_texts(clips.texts, text, "prompt")
+        return codec, text, clips
     with here.main_first():  # which makes what is missing
-        return codec, text, load_latents(latents, codec, codec_name(codec))
+        made = load_latents(latents, codec, codec_name(codec))
+    _check_texts(made.texts, text, f"caption in {latents.folder}")
+    return codec, text, made
+
+
+def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, what: str) -> None:
+    """Refuse prompts that the text encoder would, now and not at the step that comes to them."""
+    for first in range(0, len(texts), _CHECKED_TOGETHER):
+        part = texts[first : first + _CHECKED_TOGETHER]
+        try:
+            text.tokens(part)
+        except NearstepError:  # seldom: whose fault it is
+            for number, one in enumerate(part, start=first + 1):
+                try:
+                    text.tokens([one])
+                except NearstepError as error:
+                    raise NearstepError(f"{what} {number} of {len(texts)}, {one[:60]!r}: {error}") from error
+            raise
 
 
 def _open_text(model: Path, cache: Path | None) -> PromptEncoder | CachedPromptEncoder:
     if cache is None:
         whole = PromptEncoder.from_pretrained(model, dtype=torch.float32)
+        _check_finite(whole, model / "text_encoder")
         return whole.eval().requires_grad_(False).to(ranks().device)
     source = encoder_name(model / "text_encoder", model / "tokenizer", torch.float32)
 
     def load() -> UMT5EncoderModel:
         encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
+        _check_finite(encoder, model / "text_encoder")
         return encoder.eval().requires_grad_(False)
 
     tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
     return CachedPromptEncoder(cache, source, tokenizer, load, device=ranks().device)
+
+
+def _check_finite(module: nn.Module, folder: Path) -> None:
+    """Refuse weights that a run would learn nothing finite from."""
+    for name, weight in module.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise NearstepError(f"{folder} holds weights that are not finite ({name}); make or convert the model anew")
 
 
 def codec_name(codec: VideoCodec) -> str:
@@ -106,11 +147,35 @@ def stratified(count: int, draw: torch.Generator) -> Tensor:
     return (cells + torch.rand(count, generator=draw)) / count
 
 
-def check_micro(micro: int | None, batch: int) -> None:
-    """Refuse micro-batches that do not divide this process's share of a batch."""
-    share = len(ranks().share(batch))
-    if micro is not None and (micro < 1 or share % micro):
-        raise NearstepError(f"micro={micro} does not divide the {share} clips of a process")
+def check_batch(batch: int, micro: int | None) -> None:
+    """Refuse sizes that are none, and micro-batches that fit no number of processes."""
+    check_count("batch", batch, most=10**6)
+    check_count("micro", micro)
+    if micro is not None and batch % micro:
+        raise NearstepError(f"micro={micro} does not divide batch={batch}; give a divisor of it, such as 1")
+
+
+def check_schedule(*, shift: float, ema: float, chunk_frames: int = 1, guidance: float = 1.0) -> None:
+    """Refuse what no run can be made with: a shift, an average, a chunk or a guidance that is none."""
+    check_number("shift", shift, above=0, most=1000)
+    check_number("ema", ema, above=0, below=1)
+    check_count("chunk_frames", chunk_frames, most=10**6)
+    check_number("guidance", guidance, least=-100, most=100)
+
+
+def own_rows(batch: int, micro: int | None, here: Ranks) -> range:
+    """This process's rows of a batch; asked for when a run begins, since a config may be made for other processes.
+
+    Raises:
+        NearstepError: if the processes do not divide the batch, or micro-batches this process's share of it.
+    """
+    rows = here.share(batch)
+    if micro is not None and len(rows) % micro:
+        raise NearstepError(
+            f"micro={micro} does not divide the {len(rows)} clips of a process (batch={batch} among {here.count}); "
+            "give a divisor of them, such as 1"
+        )
+    return rows
 
 
 def check_optimizers(*configs: OptimConfig) -> None:

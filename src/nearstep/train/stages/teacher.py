@@ -27,15 +27,17 @@ from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.ranges import check_number
 from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_model
-from nearstep.train.loop import LoopConfig, recipe_of, run
+from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
-from nearstep.train.stages.shared import codec_name, dropped, show, stratified
+from nearstep.train.recipe import recipe_of
+from nearstep.train.stages.shared import check_schedule, codec_name, dropped, show, stratified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +99,13 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         check_settings(self.settings)
         check_phases(self.phases, self.loop.steps)
+        check_schedule(shift=self.shift, ema=self.ema)
+        check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         _vocabulary(self.latents)
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
-        return run(TeacherStage(self), self.loop, recipe_of(self))
+        return run(lambda: TeacherStage(self), self.loop, recipe_of(self))
 
 
 class TeacherStage:
