@@ -195,7 +195,7 @@ def load_student(
         loras: adapters to merge into them.
     """
     path = Path(student.path)
-    weights = open_network(path, student.role)
+    weights = open_network(path, student.role, usual=student.usual_role)
     network = empty_network(config)
     weights.check(shapes_of(network), "the base's transformer/config.json")
     dtype = _own_type(weights) if torch_dtype is None else torch_dtype
