@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,8 +11,10 @@ import tyro
 
 from nearstep.cli.options import LoraAlpha, LoraOption, chosen_loras, optional
 from nearstep.cli.text import note
+from nearstep.models.presets import preset_of
 
 _CAUSAL = ("chunk_frames", "window_frames", "sink_frames")
+WAN_LICENCE = "apache-2.0"
 _SETTINGS = ("grid", "default_plan")
 
 
@@ -24,7 +26,7 @@ class Convert:
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """A folder, a weights file (.safetensors, .pt, .pth, .bin), or a hub id."""
+    """A folder, a weights file (.safetensors, .pt, .pth, .bin), or a hub id; NAME=FILE for a published student's."""
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
     """A new folder."""
     to: Literal["nearstep", "diffusers", "official"] = "nearstep"
@@ -53,7 +55,7 @@ class Convert:
     """A student's plan unless another is asked for."""
     head_dim: Annotated[int | None, optional("N", "128, Wan2.1's")] = None
     """Width of a head, where no configuration says it."""
-    licence: Annotated[str, tyro.conf.arg(metavar="NAME")] = "apache-2.0"
+    licence: Annotated[str, tyro.conf.arg(metavar="NAME")] = WAN_LICENCE
     """Licence of the weights, for the model card; Wan2.1's is apache-2.0, a student's may differ."""
     base_model: Annotated[str | None, optional("OWNER/NAME", "none")] = None
     """Hub id of what the model was made from, for the model card."""
@@ -68,6 +70,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def convert(options: Convert) -> None:
     """Look at all of what is options, then write."""
+    options, usual = _as_published(options)
     loras = chosen_loras(options.lora, options.lora_alpha)
     import torch
 
@@ -77,7 +80,7 @@ def convert(options: Convert) -> None:
     from nearstep.models.student import Causality
 
     network, settings = _given(options, _CAUSAL), _given(options, _SETTINGS)
-    layout = open_layout(options.source, role=options.role, head_dim=options.head_dim)
+    layout = open_layout(options.source, role=options.role, usual=usual, head_dim=options.head_dim)
     own = layout.transformer.config.get("chunk_frames") if layout.transformer else None
     causality = {**({"chunk_frames": own} if own else {}), **network, **settings, **_given(options, ("shift",))}
     Causality(**causality)  # refuses what no network has
@@ -105,6 +108,18 @@ def convert(options: Convert) -> None:
     print(options.destination)
     if options.to == "diffusers" and layout.transformer and layout.transformer.config.get("chunk_frames"):
         note("diffusers' WanPipeline runs this causal network bidirectionally, as it was not trained")
+
+
+def _as_published(options: Convert) -> tuple[Convert, str | None]:
+    """Of NAME=FILE: the options with that student's values where none is asked for, and its usual role."""
+    preset, path = preset_of(options.source)
+    if preset is None:
+        return options, None
+    usual = preset.role
+    stated = {name: value for name, value in preset.options.items() if name != "usual_role" and value is not None}
+    filled = {name: value for name, value in stated.items() if getattr(options, name) is None}
+    licence = preset.licence if options.licence == WAN_LICENCE else options.licence
+    return replace(options, source=path, licence=licence, **filled), usual
 
 
 def _given(options: Convert, names: Sequence[str]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _count(shape: Sequence[int]) -> int:
 def _student(student: Student) -> dict[str, Any]:
     from nearstep.models.networks import open_network
 
-    tensors = [*open_network(Path(student.path), student.role).values()]
+    tensors = [*open_network(Path(student.path), student.role, usual=student.usual_role).values()]
     return {
         "class": Path(student.path).name,
         "parameters": sum(tensor.numel() for tensor in tensors),

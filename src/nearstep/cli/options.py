@@ -70,8 +70,9 @@ def _student_option(metavar: str, name: str) -> Any:
 class StudentOptions:
     """A causal student in a weights file, run on the model's codec and text encoder."""
 
-    student: Annotated[Path | None, _student_option("FILE", "")] = None
-    """A network's weights file, which takes the place of the model's transformer; nearstep convert keeps the result."""
+    student: Annotated[str | None, _student_option("[NAME=]FILE", "")] = None
+    """A network's weights file, which takes the place of the model's transformer; nearstep convert keeps the result.
+    NAME is a published student's (self-forcing, causvid, ...; docs/wan.md) and sets what follows."""
     role: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the first of those that is there)")
     ] = None
@@ -103,7 +104,7 @@ class StudentOptions:
                 option = f"--{name.replace('_', '-')} {value}"
                 raise NearstepError(f"{option} is about a student's file; name it: --student FILE")
             return None
-        return Student.of(Student(path=path, **given))
+        return Student.of(path, **given)
 
 
 NO_STUDENT = StudentOptions()

@@ -59,12 +59,15 @@ class Layout:
         return [name for name in ("transformer", "vae", "text_encoder", "tokenizer") if getattr(self, name) is None]
 
 
-def open_layout(source: str | Path, *, role: str | None = None, head_dim: int | None = None) -> Layout:
+def open_layout(
+    source: str | Path, *, role: str | None = None, usual: str | None = None, head_dim: int | None = None
+) -> Layout:
     """Open a model in any layout; weights are only looked at.
 
     Args:
         source: a folder, a weights file, "playground" or a hub id.
         role: of a checkpoint file: which of its networks.
+        usual: of a checkpoint file: which is looked for before all others.
         head_dim: width of a head, where no configuration says it; Wan's 128 by default.
 
     Raises:
@@ -72,7 +75,7 @@ def open_layout(source: str | Path, *, role: str | None = None, head_dim: int | 
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return Layout(transformer=_network(path, role, head_dim))
+        return Layout(transformer=_network(path, role, head_dim, usual=usual))
     if role is not None:
         raise NearstepError(f"--role {role} chooses within a checkpoint file, and {source} is none; leave it out")
     if not path.is_dir() or (path / INDEX).exists():
@@ -105,9 +108,15 @@ def _pickles(path: Path) -> list[Path]:
     return [file for file in path.iterdir() if file.suffix in (".pt", ".bin") or file.name == "model.pth"]
 
 
-def _network(path: Path, role: str | None, head_dim: int | None, stated: Mapping[str, Any] | None = None) -> Component:
+def _network(
+    path: Path,
+    role: str | None,
+    head_dim: int | None,
+    stated: Mapping[str, Any] | None = None,
+    usual: str | None = None,
+) -> Component:
     """A network whose sizes are those of its weights; ``stated`` is the release's config.json."""
-    weights, stated = open_network(path, role), stated or {}
+    weights, stated = open_network(path, role, usual=usual), stated or {}
     if head_dim is None and "num_heads" in stated:
         head_dim = stated["dim"] // stated["num_heads"]
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from nearstep.models.configs import ModelConfigs
 from nearstep.models.empty import empty_network, shapes_of
 from nearstep.models.folder import CONFIG, ModelFolder, first_line
 from nearstep.models.layouts import NETWORKS
-from nearstep.models.lora_choice import LoraFile
+from nearstep.models.lora import Changes
 from nearstep.models.lora_files import open_loras
 from nearstep.models.networks import open_network
 from nearstep.models.quantised import check_types
@@ -76,7 +76,7 @@ def load_model(
 
     What is small is read first: wrong options are found before minutes go into the network.
     """
-    folder = model.folder
+    folder, changes = model.folder, changes_of(model)
     tiny = None if tiny_decoder is None else load_tiny_decoder(tiny_decoder, model.vae, vae_dtype)
     tokenizer = load_tokenizer(folder)
     load = partial(load_component, folder, "text_encoder", UMT5EncoderModel, TEXT_ENCODERS, torch_dtype)
@@ -91,7 +91,7 @@ def load_model(
     if vae_tile is not None:
         tile_codec(vae, vae_tile)
     return LoadedModel(
-        transformer=load_network(model, torch_dtype=torch_dtype),
+        transformer=load_network(model, torch_dtype=torch_dtype, changes=changes),
         vae=vae,
         tokenizer=tokenizer,
         text_encoder=load() if deferred is None else None,
@@ -100,27 +100,40 @@ def load_model(
     )
 
 
-def load_network(model: ModelConfigs, *, torch_dtype: torch.dtype | None = None) -> VideoTransformer:
-    """A model's network, or the student that takes its place, with the model's adapters merged into it."""
-    if model.student is not None:
-        model.folder.check_class(model.network, *NETWORKS)
-        return load_student(model.student, model.transformer, torch_dtype=torch_dtype, loras=model.loras)
-    network = load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
-    merge(network, model.loras)
-    return network
-
-
-@torch.no_grad()
-def merge(network: VideoTransformer, loras: Sequence[LoraFile]) -> None:
-    """Add adapters to a network's weights, in place and in their types.
+def changes_of(model: ModelConfigs) -> Changes:
+    """What a model's adapters do to its network, held against the shapes that its configuration describes.
 
     Raises:
         NearstepError: naming an adapter that fits no weight, or what it holds that cannot be applied.
     """
-    if loras:
-        own = network.state_dict()
-        for name, change in open_loras(loras, shapes_of(network)).items():
-            own[name].copy_(change.merged(own[name]))
+    return open_loras(model.loras, shapes_of(empty_network(model.transformer))) if model.loras else {}
+
+
+def load_network(
+    model: ModelConfigs, *, torch_dtype: torch.dtype | None = None, changes: Changes | None = None
+) -> VideoTransformer:
+    """A model's network, or the student that takes its place, with the model's adapters merged into it.
+
+    Args:
+        model: names both, and the adapters.
+        torch_dtype: of the weights; by default as saved.
+        changes: what the adapters do (``changes_of``), where that is read already.
+    """
+    changes = changes_of(model) if changes is None else changes
+    if model.student is not None:
+        model.folder.check_class(model.network, *NETWORKS)
+        return load_student(model.student, model.transformer, torch_dtype=torch_dtype, changes=changes)
+    network = load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
+    merge(network, changes)
+    return network
+
+
+@torch.no_grad()
+def merge(network: VideoTransformer, changes: Changes) -> None:
+    """Make changes to a network's weights, in place and in their types."""
+    own = network.state_dict()
+    for name, change in changes.items():
+        own[name].copy_(change.merged(own[name]))
 
 
 def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -181,7 +194,7 @@ def load_student(
     config: Mapping[str, Any],
     *,
     torch_dtype: torch.dtype | None = None,
-    loras: Sequence[LoraFile] = (),
+    changes: Changes | None = None,
 ) -> VideoTransformer:
     """A student's network with a base network's sizes, ready to run, without gradients.
 
@@ -192,14 +205,14 @@ def load_student(
         student: the file and how to run it.
         config: VideoTransformer's arguments, the student's causality among them.
         torch_dtype: of the weights; by default as saved, and of a file of several types the one of most numbers.
-        loras: adapters to merge into them.
+        changes: to make to them.
     """
     path = Path(student.path)
-    weights = open_network(path, student.role)
+    weights = open_network(path, student.role, usual=student.usual_role)
     network = empty_network(config)
     weights.check(shapes_of(network), "the base's transformer/config.json")
     dtype = _own_type(weights) if torch_dtype is None else torch_dtype
-    if changes := open_loras(loras, weights.shapes):
+    if changes:
         wide = None if dtype is None else torch.float32  # to be rounded once, below
         weights = weights.mapped(lambda name, value: changes[name].merged(value, wide) if name in changes else value)
     network.load_state_dict({name: _in_type(name, weights, dtype) for name in weights}, assign=True)

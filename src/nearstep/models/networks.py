@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nearstep.errors import NearstepError
@@ -11,30 +12,32 @@ from nearstep.models.wan import ROLES, bare, is_official, our_name, starts_of
 from nearstep.models.weights import Weights, open_weights, some
 
 
-def open_network(path: Path, role: str | None = None) -> Weights:
+def open_network(path: Path, role: str | None = None, *, usual: str | None = None) -> Weights:
     """A video network's weights under our names, from a file or a folder of one network.
 
     Args:
         path: a weights file, or a folder with .safetensors or one pickle.
         role: what the checkpoint nests the network under; by default the first of models/wan.py:ROLES that is there, or
             nothing.
+        usual: what is looked for before those.
 
     Raises:
         NearstepError: one line that names the file and what is wrong with it.
     """
-    found = open_weights(path, role)
+    roles = ROLES if usual is None else (usual, *ROLES)
+    found = open_weights(path, role, roles=roles)
     if is_adapter(found.shapes):
         raise NearstepError(f"{path} is a LoRA, not a network: convert the network it changes, with --lora {path}")
-    weights = dequantised(_alone(found).renamed(bare).only(_is_weight))
+    weights = dequantised(_alone(found, roles).renamed(bare).only(_is_weight))
     return weights.renamed(our_name) if is_official(weights) else weights
 
 
-def _alone(weights: Weights) -> Weights:
+def _alone(weights: Weights, roles: Sequence[str]) -> Weights:
     """The network without what stands before its names, and without what else lies in the file (codec, text)."""
     starts = starts_of(weights)
     if not starts or any(not bare(start).strip(".") for start in starts):  # wrappers alone come off by themselves
         return weights
-    ranks = {start: ROLES.index(first) for start in starts if (first := start.split(".")[0]) in ROLES}
+    ranks = {start: roles.index(first) for start in starts if (first := start.split(".")[0]) in roles}
     if len(starts) > 1 and not ranks:
         raise NearstepError(f"{weights.source} holds {len(starts)} networks ({some(starts)}): name one with --role")
     start = min(ranks, key=lambda each: ranks[each]) if len(starts) > 1 else starts[0]

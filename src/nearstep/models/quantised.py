@@ -89,8 +89,10 @@ def _read(weights: Weights, coded: Sequence[str], scales: Mapping[str, str]) -> 
     for name, scale in scales.items():
         _spread(weights, name, scale)  # whose shape is looked at before anything is read
 
+    these = frozenset(coded)
+
     def numbers(name: str, value: Tensor) -> Tensor:
-        if name not in coded:
+        if name not in these:
             return value
         scaled = value.float() * _spread(weights, name, scales[name]) if name in scales else value.float()
         return scaled.to(getattr(torch, plain))

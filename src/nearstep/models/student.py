@@ -1,7 +1,7 @@
 """A causal student from a weights file, run on a base model's codec, text encoder and sizes.
 
 Published students are one network in a .pt file; everything else is Wan2.1's. What the file cannot say,
-:class:`Student` does: docs/wan.md lists it for those that are published. Nothing here needs torch.
+:class:`Student` does; models/presets.py lists it for those that are published. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.models.presets import preset_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,26 @@ class Student(Causality):
     """The weights file, or a folder of one network."""
     role: str | None = None
     """Which network of the file: ``generator_ema``, ``generator``, ``model``; the first that is there by default."""
+    usual_role: str | None = None
+    """Which network is looked for before all others, where no role is asked for."""
 
     @classmethod
-    def of(cls, given: Student | Path | str) -> Student:
-        """A student from a path alone, with the defaults."""
-        student = given if isinstance(given, Student) else cls(path=given)
+    def of(cls, given: Student | Path | str, **asked: float | str | None) -> Student:
+        """A student from a path, with the defaults, or from NAME=PATH, with what is published about that student.
+
+        Args:
+            given: a student, a path, or a name of models/presets.py and a path, ``"causvid=model.pt"``.
+            asked: fields in place of those.
+
+        Raises:
+            NearstepError: for a name that is not known, or a file that is not there.
+        """
+        if isinstance(given, Student):
+            student = given
+        else:
+            preset, path = preset_of(given)
+            fields: dict[str, Any] = {**(preset.options if preset else {}), **asked}
+            student = cls(path=path, **fields)
         if not Path(student.path).expanduser().exists():
             raise NearstepError(f"there is no student {student.path}; give a weights file")
         return replace(student, path=Path(student.path).expanduser())

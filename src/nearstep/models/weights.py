@@ -71,7 +71,8 @@ class Weights(Mapping[str, Tensor]):
             raise NearstepError(f"{self.source}: {error}") from None
         if len(names) < len(self.shapes):
             raise NearstepError(f"{self.source} holds one weight under two names, such as {self._twice(names)}")
-        shapes, types = ({new: of[old] for new, old in names.items()} for of in (self.shapes, self.types))
+        shapes = {new: self.shapes[old] for new, old in names.items()}
+        types = {new: self.types[old] for new, old in names.items()}
         return Weights(shapes, types, lambda name: self._read(names[name]), self.source)
 
     def only(self, wanted: Callable[[str], bool]) -> Weights:
