@@ -280,6 +280,18 @@ def test_rows_and_previews_that_a_kill_lost_or_doubled(tmp_path: Path):
     assert (tmp_path / "previews" / "0000012.png").exists()
 
 
+def test_rows_of_a_run_that_was_cut_are_those_of_one_that_was_not(tmp_path: Path):
+    def die():
+        raise RuntimeError("killed")
+
+    run(Fit(), config(tmp_path / "whole"), RECIPE)
+    with pytest.raises(RuntimeError, match="killed"):  # the checkpoint of step 5 lies between the rows of 4 and 8
+        run(Fit(at={6: die}), config(tmp_path / "cut"), RECIPE)
+    run(Fit(), config(tmp_path / "cut"), RECIPE)
+    whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
+    assert [row | {"seconds_per_step": 0} for row in cut] == [row | {"seconds_per_step": 0} for row in whole]
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path):
     def again():
         with pytest.raises(NearstepError, match=rf"is being trained in by process {os.getpid()} on "):

@@ -16,6 +16,7 @@ from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import Ranks
+from nearstep.train.stages.shared import own_rows
 
 COMPARED = (
     "dmd", "dmd_norm", "asd", "asd_norm", "alpha", "cosine", "assistant", "discriminator", "r1", "r2",
@@ -59,3 +60,14 @@ def test_a_batch_that_the_processes_do_not_divide_is_named():
     with pytest.raises(NearstepError, match="batch=5 does not divide among 2 processes"):
         Ranks(0, 2, torch.device("cpu")).share(5)
     assert Ranks(1, 2, torch.device("cpu")).share(6) == range(3, 6)
+
+
+@pytest.mark.parametrize("count", [3, 5, 6, 7, 12])
+def test_any_number_of_processes_divides_a_batch_of_its_multiples(count: int):
+    here = [Ranks(rank, count, torch.device("cpu")) for rank in range(count)]
+    shares = [own_rows(4 * count, 2, ranks) for ranks in here]
+    assert [row for share in shares for row in share] == list(range(4 * count))
+    with pytest.raises(NearstepError, match=rf"batch={4 * count + 1} does not divide among {count} processes"):
+        own_rows(4 * count + 1, 1, here[0])
+    with pytest.raises(NearstepError, match=rf"micro=4 does not divide the 2 clips of a process \(batch={2 * count}"):
+        own_rows(2 * count, 4, here[0])

@@ -26,7 +26,11 @@ def run(arguments: Sequence[str]) -> None:
         print(_help())
         return
     name, *rest = arguments
-    configured(name, rest, f"nearstep train {name}").run()
+    config = configured(name, rest, f"nearstep train {name}")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading a file; ours counts steps
+    config.run()
 
 
 def configured(name: str, arguments: Sequence[str], prog: str) -> Any:

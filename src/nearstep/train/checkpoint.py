@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from nearstep.train.recipe import check_recipe
 
 _NAME = "checkpoint-"
 _RECIPE = "recipe.json"
+_UNWRITTEN = "unwritten"
 
 
 @runtime_checkable
@@ -48,6 +49,8 @@ class TrainState:
 
     parts: dict[str, Any] = field(default_factory=dict)
     step: int = 0
+    unwritten: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Metrics that no row holds yet: sum and count by name."""
 
     def tensors(self) -> dict[str, Any]:
         """What every part holds now."""
@@ -73,7 +76,10 @@ def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -
         with _quiet():
             dcp.save(state.tensors(), checkpoint_id=part, no_dist=here.count == 1)
         if here.main:
-            (part / _RECIPE).write_text(json.dumps({"step": state.step, "recipe": recipe}, indent=1))
+            described = {"step": state.step, "recipe": recipe} | (
+                {_UNWRITTEN: state.unwritten} if state.unwritten else {}
+            )
+            (part / _RECIPE).write_text(json.dumps(described, indent=1), encoding="utf-8")
             part.rename(target)
             for old in set(folder.glob(f"{_NAME}*")) - {target}:
                 shutil.rmtree(old)
@@ -109,7 +115,8 @@ def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> 
         ) from error
     for name, part in state.parts.items():
         part.load_state_dict(content[name])
-    state.step = _described(path)["step"]
+    saved = _described(path)
+    state.step, state.unwritten = saved["step"], saved.get(_UNWRITTEN, {})
 
 
 def check(recipe: dict[str, Any], path: Path) -> None:
@@ -134,12 +141,21 @@ def _described(path: Path) -> dict[str, Any]:
         raise NearstepError(
             f"{path} is no readable checkpoint ({_RECIPE}: {reason}); delete it to start the run anew"
         ) from error
-    right = isinstance(saved, dict) and isinstance(saved.get("recipe"), dict)
+    right = isinstance(saved, dict) and isinstance(saved.get("recipe"), dict) and _are_sums(saved.get(_UNWRITTEN, {}))
     if not right or not isinstance(saved.get("step"), int) or saved["step"] < 0:
         raise NearstepError(
             f"{path} is no readable checkpoint ({_RECIPE} says no step and recipe); delete it to start the run anew"
         )
     return saved
+
+
+def _are_sums(given: Any) -> bool:
+    """Whether this is what ``Metrics.unwritten`` returns."""
+    rows = given.values() if isinstance(given, dict) else [None]
+    return all(
+        isinstance(row, list) and len(row) == 2 and isinstance(row[0], float) and isinstance(row[1], int) and row[1] > 0
+        for row in rows
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -116,6 +116,8 @@ def run(make: Callable[[], Stage], config: LoopConfig, recipe: dict[str, Any]) -
 
 def _train(stage: Stage, config: LoopConfig, recipe: dict[str, Any], here: Ranks) -> Path:
     metrics = Metrics(config.folder, stage.state.step, tensorboard=config.tensorboard) if here.main else None
+    if metrics:
+        metrics.restore(stage.state.unwritten)
     deadline = time.monotonic() + 60 * config.minutes if config.minutes else math.inf
     done, signalled = stage.state.step, 0
     if done and _previewed(config, done) and not _picture(config, done).exists():  # a kill has lost it
@@ -129,6 +131,7 @@ def _train(stage: Stage, config: LoopConfig, recipe: dict[str, Any], here: Ranks
             if metrics:
                 metrics.add(logged)
                 progress.advance(metrics.flush(done) if last or done % config.log_every == 0 else {})
+                stage.state.unwritten = metrics.unwritten() if done % config.save_every == 0 else {}
             if last or done % config.save_every == 0:
                 checkpoint.save(stage.state, recipe, config.folder, here)
             if not signalled and (last or _previewed(config, done)):

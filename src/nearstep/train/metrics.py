@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ class Metrics:
         names = list(self.sums)
         means = torch.stack([self.sums[name] / self.counts[name] for name in names]).tolist()
         row = dict(zip(names, means, strict=True))
-        row["seconds_per_step"] = (time.monotonic() - self.began) / self.steps
+        row["seconds_per_step"] = (time.monotonic() - self.began) / max(1, self.steps)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
@@ -65,6 +66,16 @@ class Metrics:
             raise _unwritable(self.path, error) from error
         self.sums, self.counts, self.steps, self.began = {}, {}, 0, time.monotonic()
         return row
+
+    def unwritten(self) -> dict[str, tuple[float, int]]:
+        """Sum and count of what was added since the last flush, by name, to the last bit."""
+        sums = torch.stack(list(self.sums.values())).tolist() if self.sums else []
+        return {name: (value, self.counts[name]) for name, value in zip(self.sums, sums, strict=True)}
+
+    def restore(self, unwritten: Mapping[str, Sequence[float]]) -> None:
+        """The inverse of ``unwritten``: the next row is then the one of a run that was not cut."""
+        self.sums = {name: torch.tensor(value) for name, (value, _) in unwritten.items()}
+        self.counts = {name: int(count) for name, (_, count) in unwritten.items()}
 
     def close(self) -> None:
         """Flush and close the sinks."""

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.data.prompts import PromptClips, PromptsConfig
-from nearstep.data.shards import codec_key
+from nearstep.data.shards import codec_key, read_index
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import ChunkPlan
@@ -29,6 +29,7 @@ from nearstep.rollout.rollout import generate
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.preview import write_grid
+from nearstep.train.progress import say
 
 PREVIEWS = 8
 _CHECKED_TOGETHER = 512
@@ -64,7 +65,7 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTrans
     if not {"num_layers", "attention_head_dim"} <= (config := read_json(folder / CONFIG)).keys():
         raise NearstepError(f"{folder} holds a {config.get('_class_name', 'network')} and no video transformer")
     network = VideoTransformer.from_pretrained(folder, torch_dtype=dtype)
-    _check_finite(network, folder)
+    check_finite(network, folder)
     return network
 
 
@@ -86,12 +87,16 @@ def open_model(
             raise NearstepError(f"{model} is no model folder, it has no {part}/; run the stage before, or name another")
     here = ranks()
     codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(here.device)
-    _check_finite(codec, model / "vae")
+    check_finite(codec, model / "vae")
     text = _open_text(model, text_cache)
     if isinstance(latents, PromptsConfig):
         clips = PromptClips(latents)
         _check_texts(clips.texts, text, "prompt")
         return codec, text, clips
+    index = read_index(latents.folder)
+    lacking = (latents.clips or 0) - (index.clips if index else 0)
+    if latents.world and lacking > 0:
+        say(f"{lacking} clips are made and encoded into {latents.folder} first", shown=here.main)
     with here.main_first():  # which makes what is missing
         made = load_latents(latents, codec, codec_name(codec))
     _check_texts(made.texts, text, f"caption in {latents.folder}")
@@ -116,20 +121,20 @@ def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder
 def _open_text(model: Path, cache: Path | None) -> PromptEncoder | CachedPromptEncoder:
     if cache is None:
         whole = PromptEncoder.from_pretrained(model, dtype=torch.float32)
-        _check_finite(whole, model / "text_encoder")
+        check_finite(whole, model / "text_encoder")
         return whole.eval().requires_grad_(False).to(ranks().device)
     source = encoder_name(model / "text_encoder", model / "tokenizer", torch.float32)
 
     def load() -> UMT5EncoderModel:
         encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
-        _check_finite(encoder, model / "text_encoder")
+        check_finite(encoder, model / "text_encoder")
         return encoder.eval().requires_grad_(False)
 
     tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
     return CachedPromptEncoder(cache, source, tokenizer, load, device=ranks().device)
 
 
-def _check_finite(module: nn.Module, folder: Path) -> None:
+def check_finite(module: nn.Module, folder: Path) -> None:
     """Refuse weights that a run would learn nothing finite from."""
     for name, weight in module.named_parameters():
         if not torch.isfinite(weight).all():

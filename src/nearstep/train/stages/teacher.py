@@ -37,7 +37,7 @@ from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.recipe import recipe_of
-from nearstep.train.stages.shared import check_schedule, codec_name, dropped, show, stratified
+from nearstep.train.stages.shared import check_finite, check_schedule, codec_name, dropped, show, stratified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,7 @@ class TeacherStage:
         check_alone("a teacher")
         self.config = config
         self.codec = VideoCodec.from_pretrained(config.codec).eval().requires_grad_(False)
+        check_finite(self.codec, config.codec)
         self.clips = load_latents(config.latents, self.codec, codec_name(self.codec))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("teacher weights", config.seed))
