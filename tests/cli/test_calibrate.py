@@ -32,7 +32,7 @@ def test_thresholds_go_into_the_folder_and_nothing_else_changes(
     after = json.loads((folder / INDEX).read_text())
     agreement = after["nearstep"].pop("agreement")
     assert after == before and [len(row) for row in agreement] == [2, 2]
-    assert ModelFolder.open(folder).settings.agreement == agreement
+    assert [list(row) for row in ModelFolder.open(folder).settings.agreement] == agreement
     shown = capsys.readouterr().out
     assert "agreement enough" in shown and str(folder / INDEX) in shown
     take = tmp_path / "take.jsonl"

@@ -40,7 +40,9 @@ def test_one_prompt_one_file_that_says_how_it_was_made(generate, capsys, model_f
     assert generate(PROMPT, "--plan", "4,1x", "--seed", "7", "-o", "out/ball.mp4") == 0
     out, err = capsys.readouterr()
     assert out == "out/ball.mp4\n"
-    assert "plan 4,1x: 6 steps + 2 commits" in err and "seed 7" in err
+    assert (
+        "plan 4,1x: 6 steps + 2 commits" in err and "seed 7" in err and "network in float32, decoder in float32" in err
+    )
     with av.open("out/ball.mp4") as container:
         made = json.loads(container.metadata["comment"])
         assert container.streams.video[0].frames == 21
@@ -72,14 +74,15 @@ def test_a_folder_is_opened_a_plan_parsed_and_a_prompt_encoded_once(generate, mo
 
     def counted(owner, name, calls, unbound=None):
         whole = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *given, **more: (calls.append(1), whole(*given, **more))[1])
+        monkeypatch.setattr(owner, name, lambda *given, **more: (calls.append(given), whole(*given, **more))[1])
 
     counted(folder.ModelFolder, "open", opened)
     counted(plan, "parse", parsed)
     counted(PreTrainedTokenizerFast, "__call__", tokenised)
     counted(UMT5EncoderModel, "forward", encoded)
     assert generate(PROMPT, "--plan", "4,1x", "--samples", "3", "--seed", "1", "-o", "clips/") == 0
-    assert (len(opened), len(parsed), len(tokenised), len(encoded)) == (1, 1, 1, 1)
+    own = parsed.count(("4,1x",))  # the index's own plans are parsed, too
+    assert (len(opened), own, len(tokenised), len(encoded)) == (1, 1, 1, 1)
     assert len(written()) == 3
 
 

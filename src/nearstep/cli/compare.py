@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nearstep.cli.options import NO_STUDENT, FlatStudent, Model, optional
+from nearstep.cli.options import AUTO, NO_STUDENT, Device, FlatStudent, Model, check_device, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
@@ -40,8 +40,8 @@ class Compare:
     model: Model = EMBEDDED
     seed: Annotated[int | None, optional("N", "random, and printed")] = None
     """Names all noise."""
-    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
-    """Where to run, such as cuda."""
+    device: Device = AUTO
+    """Where to run."""
     student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
 
@@ -55,6 +55,7 @@ def compare(options: Compare) -> None:
     """Make, write and name every file, after all of what is asked has been checked."""
     from nearstep.stream.request import plan_clip
 
+    check_device(options.device)
     files = _files(options)
     model = ModelConfigs.open(options.model, student=options.student.chosen)
     clips = {plan: plan_clip(model, plan=plan) for plan in options.plans}
@@ -92,6 +93,7 @@ def _write(
     pipe = CausalVideoPipeline.from_pretrained(model, device=options.device)
     names = [f"{plan} ({clip.plan.calls} calls)" for plan, clip in clips.items()]
     conditionings = {prompt: pipe.conditioning(prompt, seed=seed) for prompt in files}
+    note(place(pipe))
     videos, labels, began = [], [], time.perf_counter()
     for prompt, path in files.items():
         denoiser, row = pipe.denoiser(conditionings[prompt]), []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline
     from nearstep.stream.request import Clip, Request
 
+MOST_CLIPS = 100_000  # of one call: each is planned, and named, before the first is made
 PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
 
 
@@ -84,8 +85,10 @@ def run(arguments: Sequence[str]) -> None:
 
 def generate(options: Generate) -> None:
     """Make what is options, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
-    from nearstep.stream.request import plan_clip
+    from nearstep.stream.request import check_guidance, plan_clip
 
+    if options.guidance is not None:
+        check_guidance(options.guidance)
     targets = pending(options)
     if not targets:
         return
@@ -93,6 +96,7 @@ def generate(options: Generate) -> None:
     clip = plan_clip(model, plan=options.plan, **options.size.pixels)
     pipe = options.loading.pipeline(model)
     requests = _requests(pipe, options, clip, targets)
+    note(place(pipe))
     note(_summary(requests[0], len(targets)))
     if options.dry_run:
         for target in targets:
@@ -123,8 +127,10 @@ def _targets(options: Generate) -> list[Target]:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
     if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
         raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
-    if options.samples < 1:
-        raise NearstepError(f"--samples {options.samples}; at least 1")
+    if not 1 <= options.samples <= MOST_CLIPS // len(prompts):
+        raise NearstepError(
+            f"--samples {options.samples} of {len(prompts)} prompts; at least 1, and {MOST_CLIPS:,} clips at most"
+        )
     clips = [(prompt, index) for prompt in prompts for index in range(options.samples)]
     if _is_folder(options.output):
         folder = Path(options.output)

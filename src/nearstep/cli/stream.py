@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional
+from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable
@@ -81,12 +81,14 @@ def run(arguments: Sequence[str]) -> None:
 def stream(options: Stream) -> None:
     """Make what is options, after checking all of it."""
     _check(options)
+    options.loading.check()
     folder = ModelFolder.open(options.model)
     own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
     pipe = options.loading.pipeline(options.loading.open(folder, network=own))
     for _, prompt in options.at:
         pipe.prompt_encoder.tokens([prompt])  # unknown words are found now, not an hour into the stream
     with _session(options, pipe) as session:
+        note(place(pipe))
         if options.loading.compile:
             note("compiling; the stream begins when all that it needs is there")
             session.warm_up()

@@ -25,13 +25,14 @@ from nearstep.models.student import Student
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.devices import device_of
+from nearstep.nets.devices import device_of, find_device
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.shapes import TEMPORAL_STRIDE
+from nearstep.stream.finite import check_finite, check_weights
 from nearstep.stream.request import Conditioning, prompts_of, samples_of, seed_of
 
 Loaded = TypeVar("Loaded", bound="VideoModel")
@@ -99,7 +100,8 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             student: a weights file whose network takes the place of ``transformer/``, which gives its sizes; a
                 :class:`Student` says how it was trained (docs/wan.md), a path alone means Self-Forcing's way.
             torch_dtype: of network and text encoder.
-            device: where to put it.
+            device: where to put it: ``"auto"`` is CUDA where it is here, then MPS, then the CPU; unless
+                this is said it stays on the CPU, as diffusers' pipelines do.
             text_device: where to put the text encoder, if elsewhere: ``"cpu"`` leaves the GPU to the network.
             text_cache: a folder for the features of prompts; the text encoder is loaded when a prompt is not there.
             vae_dtype: of the codec, or of the tiny decoder; as saved by default (float32 for Wan's).
@@ -108,8 +110,10 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
 
         Raises:
-            NearstepError: naming the file that is missing, damaged or of another kind.
+            NearstepError: naming the file that is missing, damaged or of another kind, or the device that is not here.
         """
+        device = None if device is None else find_device(device)
+        text_device = None if text_device is None else find_device(text_device)
         if not isinstance(name, ModelConfigs):
             model = ModelConfigs.open(name, transformer or "transformer", student)
         elif transformer is None and student is None:
@@ -139,6 +143,9 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         for component, place in places.items():
             if place is not None and isinstance(module := pipe.components[component], nn.Module):
                 module.to(place)
+        source = model.student.path if model.student else model.folder.path / model.network
+        check_weights(cast(nn.Module, pipe.transformer), str(source))
+        check_weights(cast(nn.Module, pipe.vae), str(model.folder.path / "vae"))
         return pipe
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the card is ours
@@ -268,6 +275,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         """Texts [B] -> [B, L, D] where the network is; a text that is there more than once is encoded once."""
         different = tuple(dict.fromkeys(texts))
         features = self.prompt_encoder(different, conditioning.tokens_of(different)).to(self.network_device)
+        check_finite(features, f"the text encoder's features of {different[0][:60]!r}")
         return features if different == tuple(texts) else features[[different.index(text) for text in texts]]
 
     def live_plan(self, text: str) -> LivePlan:

@@ -35,7 +35,13 @@ Grow = Callable[[Pixels], None]
 
 
 def pixels(video: Tensor) -> Pixels:
-    """A clip ``[T, 3, H, W]`` in [0, 1] -> uint8 ``[T, H, W, 3]``, rounded to nearest."""
+    """A clip ``[T, 3, H, W]`` in [0, 1] -> uint8 ``[T, H, W, 3]``, rounded to nearest.
+
+    Raises:
+        NearstepError: if not all of it is finite.
+    """
+    if not video.isfinite().all():
+        raise NearstepError("a video with NaN or infinity among its numbers is not finite and cannot be written")
     return (video.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 

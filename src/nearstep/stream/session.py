@@ -29,6 +29,7 @@ from nearstep.flow.live_plan import ChunkSteps
 from nearstep.flow.plan import Schedule
 from nearstep.rollout.rollout import Chunk, PlannedChunk, unroll
 from nearstep.stream.decoding import DecoderThread
+from nearstep.stream.finite import check_finite
 from nearstep.stream.recording import Changes, ChunkEntry, Recording
 from nearstep.stream.request import seed_of
 from nearstep.stream.results import ChunkVideo
@@ -143,6 +144,7 @@ class Session:
         """
         state, began = self._state, self._now()
         chunk = self._denoised(PlannedChunk(self._model.chunk_frames, *steps))
+        check_finite(chunk.latents, f"the latents of chunk {chunk.index}")
         seconds = self._now() - began
         decoded = self._decoder.start(state.decoded, chunk.latents)
         # The times that were run, not those that were planned: a replay need not know why a chunk stopped.
