@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,31 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+
+NAME_BYTES = 255
+"""What file systems allow a name."""
+PATH_BYTES = 4096
+"""What they allow all names of a path together."""
+
+
+def check_name(path: Path) -> None:
+    """Refuse a path that no file system takes.
+
+    Raises:
+        NearstepError: for a name or a path that is too long, a NUL, or links that go round in a circle.
+    """
+    written, shown = os.fsencode(path), f"{str(path)[:60]!r}..." if len(str(path)) > 60 else repr(str(path))
+    if b"\0" in written:
+        raise NearstepError(f"no file can be named {shown}: it holds a NUL")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > NAME_BYTES:
+        raise NearstepError(f"no file can be named {shown}: a name of {longest} bytes; {NAME_BYTES} are allowed")
+    if len(os.fsencode(path.absolute())) >= PATH_BYTES:
+        raise NearstepError(f"no file can be named {shown}: a path of {len(written)} bytes; {PATH_BYTES} are too many")
+    try:
+        path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a circle, before Python 3.13
+        raise NearstepError(f"no file can be named {shown}: {error}") from error
 
 
 @contextmanager
@@ -50,6 +76,7 @@ def check_writable(path: Path) -> None:
     Raises:
         NearstepError: naming the path and the reason.
     """
+    check_name(path)
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
         raise NearstepError(f"cannot write {path}: it is {kind}; name a file")
@@ -81,9 +108,8 @@ def _alive(process: int) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """The temporary name."""
-    path = path.resolve()  # through a link, so that the link stays
-    return path.with_name(f".{os.getpid()}.{path.name}.part")
+    """A temporary name, which nobody can foresee."""
+    return path.resolve().with_name(f".{os.getpid()}.{secrets.token_hex(8)}.part")  # through a link, so that it stays
 
 
 @contextmanager

@@ -95,6 +95,7 @@ def prepare(options: Prepare) -> None:
             raise NearstepError(f"--{name} {value}; at least {least}")
     if options.guidance is not None:
         check_guidance(options.guidance)
+    _check_used(options)
     check_device(options.device)
     folder = ModelFolder.open(options.model)
     if options.from_teacher:
@@ -102,6 +103,19 @@ def prepare(options: Prepare) -> None:
     else:
         networks = folder.networks()
         _from_videos(options, ModelConfigs.open(folder, "teacher" if "teacher" in networks else networks[0]))
+
+
+def _check_used(options: Prepare) -> None:
+    """Refuse what would be ignored: options of a teacher without one, and of videos with one."""
+    of_a_teacher, of_videos = (
+        ("plan", "guidance", "negative", "seed", "transformer", "dtype"),
+        ("workers", "clips_per_video"),
+    )
+    for name in of_videos if options.from_teacher else of_a_teacher:
+        given, default = getattr(options, name), Prepare.__dataclass_fields__[name].default
+        if given != default:
+            needs = "is about videos, and --from-teacher reads none" if options.from_teacher else "needs --from-teacher"
+            raise NearstepError(f"--{name.replace('_', '-')} {given}: it {needs}; leave it out")
 
 
 # --- videos --------------------------------------------------------------------------------------------------------
@@ -158,14 +172,16 @@ def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable
 def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import prepare_prompts
     from nearstep.data.prompts import read_prompts
+    from nearstep.stream.request import check_negative, own_guidance
 
     prompts = read_prompts([options.source], column=options.caption_column)
     clip, size = _clip(options, model), _size(options, model)
     if size.fps != model.settings.fps:
         raise NearstepError(f"--fps {size.fps:g}: this model's clips have {model.settings.fps:g} fps")
     _check_prompts(options.source, prompts.texts, model.folder)
-    own = 1.0 if clip.causal else model.settings.guidance_scale
+    own = own_guidance(model)
     guidance = float(own if options.guidance is None else options.guidance)
+    check_negative([options.negative], guidance)
     made_from = {
         "kind": "teacher",
         "model": options.model,

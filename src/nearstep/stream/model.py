@@ -33,7 +33,7 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.finite import check_finite, check_weights
-from nearstep.stream.request import Conditioning, prompts_of, samples_of, seed_of
+from nearstep.stream.request import Conditioning, own_guidance, prompts_of, samples_of, seed_of
 
 Loaded = TypeVar("Loaded", bound="VideoModel")
 
@@ -251,7 +251,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
     ) -> Conditioning:
         """What is to be shown, checked and tokenised, apart from size and plan; arguments as for :meth:`request`."""
         prompts, negative = prompts_of(prompt, negative_prompt)
-        own = 1.0 if self.transformer.config["chunk_frames"] is not None else self.settings.guidance_scale
+        own = own_guidance(self.configs)
         texts = tuple(dict.fromkeys((*prompts, *negative)))
         return Conditioning(
             prompts=prompts,

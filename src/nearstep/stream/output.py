@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
-from nearstep.files import check_writable, replacing
+from nearstep.files import NAME_BYTES, check_writable, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,8 @@ SHEET_COLUMNS = 9  # frames shown of a clip
 SHEET_TILE = 96  # smaller frames are enlarged by a whole factor to about this many pixels
 BESIDE_TILE = 192  # of a clip beside others in a video
 SHEET_GAP, SHEET_TEXT, SHEET_PAPER, SHEET_INK = 4, 14, (250, 250, 250), (30, 30, 30)
-NAME_BYTES = 160  # of a prompt, kept in a file name (file systems allow 255 in all)
+_DIGITS = 8  # of the digest in the name of a prompt that is no name itself
+_SHORTENED = re.compile(rf"~[0-9a-f]{{{_DIGITS}}}$")
 
 Pixels = np.ndarray
 """A clip as uint8 ``[T, H, W, 3]``."""
@@ -64,11 +65,17 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
     return path
 
 
-def write_sheet(path: str | Path, clips: Sequence[Tensor], labels: Sequence[str] = ()) -> Path:
-    """Write :func:`contact_sheet` of the clips as a PNG, whole or not at all."""
+def write_sheet(
+    path: str | Path,
+    clips: Sequence[Tensor],
+    labels: Sequence[str] = (),
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write :func:`contact_sheet` of the clips as a PNG, whole or not at all, with ``metadata`` as its comment."""
     path, sheet = Path(path), contact_sheet(clips, labels)
     with replacing(path) as part:
-        sheet.save(part, format="PNG")
+        sheet.save(part, format="PNG", pnginfo=_png_text(json.dumps(dict(metadata or {}))))
     return path
 
 
@@ -82,15 +89,41 @@ def check_video_path(path: str | Path) -> None:
     check_writable(Path(path))
 
 
-def safe_name(prompt: str) -> str:
-    """A prompt as a file name: the prompt itself (VBench's habit) where it is plain and short.
+def safe_name(prompt: str, ending: str = "-0.mp4") -> str:
+    """A prompt as a file name that ``ending`` follows: the prompt itself, as VBench looks it up, where it can be one.
 
-    Otherwise what can be kept of it and a digest, so that different prompts never share a name.
+    Otherwise (a slash, a control character, more bytes than file systems allow) what can be kept of it and a digest,
+    so that different prompts never share a name.
     """
-    plain = re.sub(r"[^\w ,.'!()&+-]", "", prompt).encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")
-    if plain == prompt and prompt:
+    room = NAME_BYTES - len(ending.encode())
+    plain = re.sub(r"[/\x00-\x1f\x7f]", "", prompt).strip().lstrip(".")
+    if plain == prompt and prompt and len(prompt.encode()) <= room and not _SHORTENED.search(prompt):
         return prompt
-    return f"{plain or 'prompt'}~{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+    digest = f"~{prompt_digest(prompt)}"
+    kept = plain.encode()[: room - len(digest)].decode(errors="ignore").strip()
+    return f"{kept or 'prompt'}{digest}"
+
+
+def prompt_digest(prompt: str) -> str:
+    """What stands behind ~ in the name of a prompt that is no name itself."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:_DIGITS]
+
+
+def read_comment(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_video` or :func:`growing_mp4` was told about a clip; None where the file does not say."""
+    try:
+        if path.suffix.lower() == ".mp4":
+            import av
+
+            with av.open(path) as container:
+                comment: Any = container.metadata.get("comment")
+        else:
+            with Image.open(path) as image:
+                comment = image.info.get("comment") or image.info.get("xmp")
+        found = json.loads(comment)
+    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def side_by_side(clips: Sequence[Tensor], labels: Sequence[str], *, width: int = BESIDE_TILE) -> Tensor:
@@ -196,9 +229,13 @@ def _animation(path: Path, clip: Pixels, fps: float, **options: Any) -> None:
 
 
 def _png(path: Path, clip: Pixels, _fps: float, comment: str) -> None:
+    _sheet([clip], (), SHEET_COLUMNS).save(path, format="PNG", pnginfo=_png_text(comment))
+
+
+def _png_text(comment: str) -> PngImagePlugin.PngInfo:
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", comment)
-    _sheet([clip], (), SHEET_COLUMNS).save(path, format="PNG", pnginfo=text)
+    return text
 
 
 Encoder = Callable[[Path, Pixels, float, str], None]

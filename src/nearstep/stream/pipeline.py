@@ -281,7 +281,7 @@ class CausalVideoPipeline(VideoModel):
         opening = Opening(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            plan=plan or self.settings.default_plan,
+            plan=self.settings.default_plan if plan is None else plan,
             seed=conditioning.seed,
             sample=sample,
             guidance=conditioning.guidance,
@@ -326,7 +326,7 @@ class CausalVideoPipeline(VideoModel):
             seed=was.seed,
             samples=[was.sample],
         )
-        opening = replace(was, plan=plan or was.plan)
+        opening = replace(was, plan=was.plan if plan is None else plan)
         setup = self._setup(opening, conditioning, image, video, undo_depth=undo_depth, prefetch=prefetch)
         if setup.opening.context != was.context:
             needed = "the picture or clip it went on from" if was.context else "no picture or clip"

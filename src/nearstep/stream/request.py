@@ -57,6 +57,7 @@ class Conditioning:
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance)
+        check_negative(self.negative, self.guidance)
         if strange := [sample for sample in self.samples if isinstance(sample, bool) or not isinstance(sample, int)]:
             raise NearstepError(f"sample {strange[0]!r} is not a whole number")
 
@@ -89,16 +90,65 @@ class Request(Conditioning):
 
     def metadata(self, row: int) -> dict[str, Any]:
         """What to keep beside the clip of one prompt, so that it can be made again."""
-        return {
-            "prompt": self.prompts[row],
-            "negative_prompt": self.negative[row],
-            "plan": str(self.clip.plan),
-            "steps": self.clip.plan.steps,
-            "commits": self.clip.plan.commits,
-            "guidance": self.guidance,
-            "seed": self.seed,
-            "sample": self.samples[row],
-        }
+        return clip_metadata(
+            self.clip,
+            prompt=self.prompts[row],
+            negative=self.negative[row],
+            guidance=self.guidance,
+            seed=self.seed,
+            sample=self.samples[row],
+        )
+
+
+def clip_metadata(
+    clip: Clip, *, prompt: str, negative: str, guidance: float, seed: int | None, sample: int
+) -> dict[str, Any]:
+    """What a clip says of itself: enough to make it again, and to tell whether another was asked for."""
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "latents": [clip.shape.frames, clip.shape.height, clip.shape.width],
+        "plan": str(clip.plan),
+        "steps": clip.plan.steps,
+        "commits": clip.plan.commits,
+        "guidance": guidance,
+        "seed": seed,
+        "sample": sample,
+    }
+
+
+def own_guidance(model: Configs) -> float:
+    """The guidance of a model that is not told another: a student's is 1, none."""
+    return 1.0 if model.transformer.get("chunk_frames") is not None else model.settings.guidance_scale
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that says nothing, or is no text.
+
+    Raises:
+        NearstepError: for what is empty, blank, or holds half a character.
+    """
+    if not isinstance(prompt, str):
+        raise NearstepError(f"a prompt is a string, not {prompt!r}")
+    if not prompt.strip():
+        raise NearstepError("a prompt is empty; say what the clip shows")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise NearstepError(f"the prompt {prompt[:60]!r} is no text in UTF-8: it holds half a character") from None
+
+
+def check_negative(negative: Sequence[str], guidance: float) -> None:
+    """Refuse a negative prompt that nothing would come of.
+
+    Raises:
+        NearstepError: if there is one, and no guidance that leads away from it.
+    """
+    if guidance == 1 and (told := [text for text in negative if text]):
+        raise NearstepError(
+            f"the negative prompt {told[0][:60]!r} acts through guidance, and there is none (1); give a guidance above "
+            f"1, or leave it out"
+        )
 
 
 def check_guidance(weight: float) -> None:
@@ -169,8 +219,9 @@ def plan_clip(
         plan = str(num_inference_steps)
     shape = latent_shape(model, num_frames=num_frames, height=height, width=width)
     check_room(model, shape, EVERYTHING, chunk=chunk_frames or shape.frames)
+    own = model.settings.default_plan if chunk_frames else model.settings.teacher_plan
     made = make_plan(
-        plan or (model.settings.default_plan if chunk_frames else model.settings.teacher_plan),
+        own if plan is None else plan,
         frames=shape.frames,
         chunk_frames=chunk_frames,
         shift=shift_of(model.scheduler),
@@ -213,8 +264,10 @@ def prompts_of(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tu
         raise NearstepError("no prompt was given; give a string or a list of strings")
     if len(negatives) != len(prompts):
         raise NearstepError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
-    if strange := [text for text in prompts + negatives if not isinstance(text, str)]:
-        raise NearstepError(f"a prompt is a string, not {strange[0]!r}")
+    for prompt in prompts:
+        check_prompt(prompt)
+    if strange := [text for text in negatives if not isinstance(text, str)]:
+        raise NearstepError(f"a negative prompt is a string, not {strange[0]!r}")
     return prompts, negatives
 
 

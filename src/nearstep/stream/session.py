@@ -214,7 +214,7 @@ class Session:
             replace(
                 state,
                 conditioning=conditioning,
-                plan_text=changes.plan or state.plan_text,
+                plan_text=state.plan_text if changes.plan is None else changes.plan,
                 denoiser=denoiser,
                 plan=plan,
                 changes=state.changes.then(changes),
