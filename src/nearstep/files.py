@@ -50,9 +50,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         NearstepError: if the file cannot be written.
     """
-    part = beside(path)
+    part = new_part(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # a full disk may show only here
@@ -62,6 +61,26 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def new_part(path: Path) -> Path:
+    """An empty file beside ``path`` that nobody else has, to write and then rename to it.
+
+    Raises:
+        NearstepError: if ``path`` cannot be replaced by a file, or none can be made there.
+    """
+    check_name(path)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise NearstepError(f"cannot write {path}: it is {kind}; name a file")
+    part = beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A link that somebody put there, or a file of theirs, is not opened.
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    except OSError as error:
+        raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
+    return part
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
@@ -76,17 +95,7 @@ def check_writable(path: Path) -> None:
     Raises:
         NearstepError: naming the path and the reason.
     """
-    check_name(path)
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        raise NearstepError(f"cannot write {path}: it is {kind}; name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = beside(path)
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise NearstepError(f"cannot write {path}: {error.strerror}") from error
+    new_part(path).unlink()
 
 
 def sweep(folder: Path) -> None:

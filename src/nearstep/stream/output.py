@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
-from nearstep.files import NAME_BYTES, check_writable, replacing
+from nearstep.files import NAME_BYTES, check_writable, new_part, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 H264_OPTIONS = {"crf": "16", "preset": "medium"}  # visually lossless; the clips are small
 WEBP_QUALITY = 90
+MOST_FPS = 1000
 SHEET_COLUMNS = 9  # frames shown of a clip
 SHEET_TILE = 96  # smaller frames are enlarged by a whole factor to about this many pixels
 BESIDE_TILE = 192  # of a clip beside others in a video
@@ -59,6 +60,7 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
         NearstepError: for an unknown suffix, or if the file cannot be written; nothing half-written stays.
     """
     path = Path(path)
+    check_fps(fps)
     encode, clip, comment = _encoder(path), pixels(video), json.dumps(dict(metadata or {}))
     with replacing(path) as part:
         encode(part, clip, fps, comment)
@@ -77,6 +79,24 @@ def write_sheet(
     with replacing(path) as part:
         sheet.save(part, format="PNG", pnginfo=_png_text(json.dumps(dict(metadata or {}))))
     return path
+
+
+def check_fps(fps: float) -> None:
+    """Refuse a frame rate that no file can have.
+
+    Raises:
+        NearstepError: unless it is above 0 and no more than MOST_FPS.
+    """
+    if not 0 < fps <= MOST_FPS:
+        raise NearstepError(f"fps={fps}: frames a second, above 0 and at most {MOST_FPS}")
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video, by its packets: nothing is decoded."""
+    import av
+
+    with av.open(path) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
 
 
 def check_video_path(path: str | Path) -> None:
@@ -173,7 +193,10 @@ def _sheet(clips: Sequence[Pixels], labels: Sequence[str], columns: int) -> Imag
 
 @contextmanager
 def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
-    """A video written as it is made, whole at the end or not there at all; call what it gives with each part.
+    """A video that can be watched while it is made; call what it gives with each part.
+
+    With the first part it is at ``path``, in place of what was there, and it can be read up to the newest part whatever
+    ends the program; what was made stays when something goes wrong.
 
     Args:
         path: where to, ending in .mp4.
@@ -181,38 +204,73 @@ def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, commen
         width: pixels, even.
         fps: pixel frames per second.
         comment: kept in the file.
+
+    Raises:
+        NearstepError: if it cannot be written; it says whether a part is there.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise NearstepError(f"cannot write {path}: a video that grows as it is made ends in .mp4")
-    with replacing(path) as part, _writer(part, height, width, fps, comment) as grow:
-        yield grow
+    part, there = new_part(path), False
+    try:
+        with _writer(part, height, width, fps, comment, FRAGMENTS) as write:
+
+            def grow(clip: Pixels) -> None:
+                nonlocal there
+                write(clip)
+                if not there:
+                    part.replace(path.resolve())
+                    there = True
+
+            yield grow
+    except OSError as error:
+        left = "what was made before is in it" if there else "nothing was left behind"
+        raise NearstepError(f"cannot write {path}: {error.strerror}; {left}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
     _, height, width, _ = clip.shape
-    with _writer(path, height, width, fps, comment) as grow:
+    with _writer(path, height, width, fps, comment, WHOLE) as grow:
         grow(clip)
 
 
+class _Layout(NamedTuple):
+    """How an mp4 is laid out."""
+
+    container: dict[str, str]
+    encoder: dict[str, str]
+
+
+# faststart puts the index first, so that a page can play the file while it loads.
+WHOLE = _Layout({"movflags": "faststart"}, {})
+# No index but one for each frame, and no frame that waits for later ones: what was written can be read.
+FRAGMENTS = _Layout(
+    {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}, {"tune": "zerolatency"}
+)
+
+
 @contextmanager
-def _writer(path: Path, height: int, width: int, fps: float, comment: str) -> Iterator[Grow]:
+def _writer(path: Path, height: int, width: int, fps: float, comment: str, layout: _Layout) -> Iterator[Grow]:
     import av  # a tenth of a second that only this format needs
 
     if height % 2 or width % 2:
         raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
-    # faststart puts the index first, so that a page can play the file while it loads.
-    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(path, "w", format="mp4", options=layout.container) as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=H264_OPTIONS)
+        options = {**H264_OPTIONS, **layout.encoder}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
 
         def grow(clip: Pixels) -> None:
             for picture in clip:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 
-        yield grow
-        container.mux(stream.encode())
+        try:
+            yield grow
+        finally:  # what was made is finished, whatever ends it
+            container.mux(stream.encode())
 
 
 def _gif(path: Path, clip: Pixels, fps: float, comment: str) -> None:

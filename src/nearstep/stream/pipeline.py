@@ -260,7 +260,7 @@ class CausalVideoPipeline(VideoModel):
             guidance_scale: w in v = u + w (c - u); 1, none, by default.
             height: pixels.
             width: pixels.
-            image: a picture to go on from.
+            image: a picture to go on from, or its file.
             video: a clip to go on from, 4n + 1 frames.
             window: newest latent frames that a chunk sees, its own included.
             sink: first latent frames that it sees in addition.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +67,8 @@ class Session:
         self._waiting = deque(waiting)
         self.recording = recording or Recording(setup.opening)
         self._go_on_from(state or self._beginning())
-        self._write()
+        if log is not None:
+            self.recording.save(log)
 
     # --- what there is to see --------------------------------------------------------------------------------------
 
@@ -349,8 +351,11 @@ class Session:
         """Bring the log up to date: one more line, or all of them."""
         if self._log is None:
             return
-        if not last:
-            self.recording.save(self._log)
-            return
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(f"{self.recording.line(self.index - 1)}\n")
+        try:
+            if not last:
+                self.recording.save(self._log)
+            else:
+                self.recording.append_last(self._log)
+        except (OSError, NearstepError) as error:  # a full disk stops the log, and not what is watched
+            warnings.warn(f"the log {self._log} ends at chunk {self.index - last}: {error}", stacklevel=2)
+            self._log = None
