@@ -62,9 +62,7 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
     path = Path(path)
     check_fps(fps)
     if not hasattr(video, "detach"):
-        raise NearstepError(
-            "write_video takes a tensor [T, 3, H, W]; export_to_video(frames, path, fps) takes all else"
-        )
+        raise NearstepError("write_video takes a tensor [T, 3, H, W]; export_to_video(frames, path, fps) takes all")
     encode, clip, comment = _encoder(path), pixels(video), json.dumps(dict(metadata or {}))
     with replacing(path) as part:
         encode(part, clip, fps, comment)
