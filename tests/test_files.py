@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from nearstep import files
 from nearstep.errors import NearstepError
-from nearstep.files import keep_folder, open_to_readers
+from nearstep.files import beside, check_writable, keep_folder, open_to_readers, replacing, write_json
 
 NAME = "model.safetensors"
 
@@ -102,3 +104,46 @@ def test_weights_are_for_whoever_reads_the_rest(tmp_path: Path) -> None:
     open_to_readers(index.parent, index)
     assert own.stat().st_mode & 0o777 == 0o640
     assert linked.stat().st_mode & 0o777 == 0o600  # elsewhere, and not ours to open
+
+
+def test_a_pipe_a_socket_and_a_folder_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path has to be short
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("link").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        before = {path: path.lstat().st_mode for path in Path().iterdir()}
+        for path in before:
+            for write in (check_writable, lambda path: write_json(path, {})):
+                with pytest.raises(NearstepError, match="it is (no regular file|a folder); name a file"):
+                    write(path)
+        assert {path: path.lstat().st_mode for path in Path().iterdir()} == before
+
+
+def test_temporary_names_cannot_be_foreseen_and_links_there_are_not_followed(tmp_path: Path, monkeypatch):
+    target = tmp_path / "a.json"
+    assert beside(target) != beside(target)
+    victim, planted = tmp_path / "victim", tmp_path / ".planted.part"
+    victim.write_text("precious")
+    monkeypatch.setattr(files, "beside", lambda path: planted)
+    for plant in (lambda: planted.symlink_to(victim), lambda: planted.hardlink_to(victim)):
+        plant()
+        with pytest.raises(NearstepError, match="File exists"):
+            write_json(target, {})
+        planted.unlink()
+    assert victim.read_text() == "precious" and list(tmp_path.iterdir()) == [victim]
+    write_json(target, {})
+    assert target.read_text() == "{}\n"
+
+
+def test_names_that_no_file_system_takes_are_one_line(tmp_path: Path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    bad = [tmp_path / ("n" * 256), tmp_path / ("é" * 128), Path("/".join(["x" * 200] * 25)), Path("a\0b"), loop / "a"]
+    for path in bad:
+        with pytest.raises(NearstepError, match="no file can be named"):
+            check_writable(path)
+        with pytest.raises(NearstepError, match="no file can be named"), replacing(path):
+            pass
+    check_writable(tmp_path / ("n" * 255))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nearstep.nets.text import PromptEncoder
     from nearstep.nets.tiny_decoder import TinyDecoder
     from nearstep.nets.transformer import VideoTransformer
+    from nearstep.stream.export import export_to_video
     from nearstep.stream.output import contact_sheet, write_video
     from nearstep.stream.pipeline import CausalVideoPipeline
 
@@ -32,6 +33,7 @@ _HOMES = {
     "VideoCodec": "nearstep.nets.codec",
     "VideoTransformer": "nearstep.nets.transformer",
     "contact_sheet": "nearstep.stream.output",
+    "export_to_video": "nearstep.stream.export",
     "make_plan": "nearstep.flow.plan",
     "write_video": "nearstep.stream.output",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "VideoCodec",
     "VideoTransformer",
     "contact_sheet",
+    "export_to_video",
     "make_plan",
     "write_video",
 ]

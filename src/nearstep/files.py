@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import zlib
@@ -18,6 +19,31 @@ from typing import Any
 
 from nearstep.errors import NearstepError
 
+NAME_BYTES = 255
+"""What file systems allow a name."""
+PATH_BYTES = 4096
+"""What they allow all names of a path together."""
+
+
+def check_name(path: Path) -> None:
+    """Refuse a path that no file system takes.
+
+    Raises:
+        NearstepError: for a name or a path that is too long, a NUL, or links that go round in a circle.
+    """
+    written, shown = os.fsencode(path), f"{str(path)[:60]!r}..." if len(str(path)) > 60 else repr(str(path))
+    if b"\0" in written:
+        raise NearstepError(f"no file can be named {shown}: it holds a NUL")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > NAME_BYTES:
+        raise NearstepError(f"no file can be named {shown}: a name of {longest} bytes; {NAME_BYTES} are allowed")
+    if len(os.fsencode(path.absolute())) >= PATH_BYTES:
+        raise NearstepError(f"no file can be named {shown}: a path of {len(written)} bytes; {PATH_BYTES} are too many")
+    try:
+        path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a circle, before Python 3.13
+        raise NearstepError(f"no file can be named {shown}: {error}") from error
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -26,9 +52,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         NearstepError: if the file cannot be written.
     """
-    part = beside(path)
+    part = new_part(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # a full disk may show only here
@@ -38,6 +63,26 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def new_part(path: Path) -> Path:
+    """An empty file beside ``path`` that nobody else has, to write and then rename to it.
+
+    Raises:
+        NearstepError: if ``path`` cannot be replaced by a file, or none can be made there.
+    """
+    check_name(path)
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise NearstepError(f"cannot write {path}: it is {kind}; name a file")
+    part = beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A link that somebody put there, or a file of theirs, is not opened.
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    except OSError as error:
+        raise NearstepError(f"cannot write {path}: {error.strerror}; nothing was left behind") from error
+    return part
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
@@ -52,16 +97,7 @@ def check_writable(path: Path) -> None:
     Raises:
         NearstepError: naming the path and the reason.
     """
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "no regular file"
-        raise NearstepError(f"cannot write {path}: it is {kind}; name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = beside(path)
-        part.touch()
-        part.unlink()
-    except OSError as error:
-        raise NearstepError(f"cannot write {path}: {error.strerror}") from error
+    new_part(path).unlink()
 
 
 def sweep(folder: Path) -> None:
@@ -85,9 +121,9 @@ def _alive(process: int) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """The temporary name."""
+    """A temporary name, which nobody can foresee."""
     path = path.resolve()  # through a link, so that the link stays
-    return path.with_name(part_name(path.name, os.getpid(), host_number()))
+    return path.with_name(part_name(secrets.token_hex(8), os.getpid(), host_number()))
 
 
 def part_name(name: str, process: int, host: int) -> str:

@@ -34,6 +34,24 @@ def test_a_clip_per_plan_beside_each_other_and_a_sheet(model_folder: Path, capsy
     assert sheet.height > 2 * 96
 
 
+def test_what_is_there_is_kept_or_refused(model_folder: Path, capsys) -> None:
+    asked = ["compare", PROMPT, "--plans", "1", "-o", "out", "--model", str(model_folder)]
+    assert main([*asked, "--seed", "7"]) == 0
+    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+    assert main([*asked, "--seed", "7"]) == main(asked) == 0
+    assert capsys.readouterr().err.count("skipped, made by this request already") == 2
+    assert main([*asked, "--seed", "8"]) == 2
+    assert "(seed 7 there, 8 asked for); --overwrite" in capsys.readouterr().err
+    assert main([*asked, "--seed", "7", "--plans", "2"]) == 2
+    assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
+    Path("out/sheet.png").unlink()
+    assert main(asked) == 2
+    assert "sheet.png is missing beside others" in capsys.readouterr().err
+    assert main([*asked, "--seed", "7"]) == 0
+    assert Path("out/sheet.png").is_file()
+    assert main([*asked, "--seed", "8", "--overwrite"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -41,10 +59,13 @@ def test_a_clip_per_plan_beside_each_other_and_a_sheet(model_folder: Path, capsy
         ([PROMPT, "--plans", "1", "1"], "plan '1' is given twice"),
         ([PROMPT, "--plans", "4,fast"], "4,fast"),
         (["a flying horse"], "flying"),
+        ([" "], "a prompt is empty"),
+        ([PROMPT, "--plans", ""], "plan '' does not parse"),
+        ([PROMPT, "-o", "x/y.mp4"], "whose name has no suffix"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(arguments, message: str, model_folder: Path, capsys) -> None:
-    assert main(["compare", *arguments, "-o", "out", "--model", str(model_folder)]) == 2
+    assert main(["compare", "-o", "out", *arguments, "--model", str(model_folder)]) == 2
     assert message in capsys.readouterr().err
     assert not [path for path in Path().rglob("*") if path.is_file()]
 

@@ -40,7 +40,9 @@ def test_one_prompt_one_file_that_says_how_it_was_made(generate, capsys, model_f
     assert generate(PROMPT, "--plan", "4,1x", "--seed", "7", "-o", "out/ball.mp4") == 0
     out, err = capsys.readouterr()
     assert out == "out/ball.mp4\n"
-    assert "plan 4,1x: 6 steps + 2 commits" in err and "seed 7" in err
+    assert (
+        "plan 4,1x: 6 steps + 2 commits" in err and "seed 7" in err and "network in float32, decoder in float32" in err
+    )
     with av.open("out/ball.mp4") as container:
         made = json.loads(container.metadata["comment"])
         assert container.streams.video[0].frames == 21
@@ -59,7 +61,7 @@ def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, c
     Path(expected[1]).unlink()
     assert generate(*arguments) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines() == expected[1:2] and "skipped, already there" in err and "and 2 more" in err
+    assert out.splitlines() == expected[1:2] and "skipped, made by this request already" in err and "and 2 more" in err
     assert {path: Path(path).read_bytes() for path in expected} == before  # alone or among others, the same clip
     assert generate(*arguments) == 0
     assert capsys.readouterr().out == ""
@@ -89,8 +91,46 @@ def test_a_prompt_file_may_be_a_table(generate, capsys) -> None:
     assert generate("--prompts-file", "prompts.csv", "--dry-run", "-o", "clips/") == 0
     assert capsys.readouterr().out.splitlines() == [f"clips/{PROMPT}-0.mp4", "clips/a blue square-0.mp4"]
     Path("twice.txt").write_text(f"{PROMPT}\n{PROMPT}\n")
-    assert generate("--prompts-file", "twice.txt", "--dry-run", "-o", "clips/") == 2
-    assert "is given twice" in capsys.readouterr().err
+    assert generate("--prompts-file", "twice.txt", "--dry-run", "-o", "clips/") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"clips/{PROMPT}-0.mp4"] and "made once (1)" in err
+
+
+def test_a_file_that_shows_something_else_is_refused(generate, capsys) -> None:
+    asked = (PROMPT, "--plan", "2", "--seed", "7", "-o", "a.mp4")
+    assert generate(*asked) == 0
+    before = Path("a.mp4").read_bytes()
+    assert generate(*asked) == generate(PROMPT, "--plan", "2", "-o", "a.mp4") == 0
+    out, err = capsys.readouterr()
+    assert out == "a.mp4\n" and err.count("skipped, made by this request already: a.mp4") == 2
+    other = {
+        "prompt": ("a blue square", "--plan", "2", "--seed", "7"),
+        "plan": (PROMPT, "--plan", "1", "--seed", "7"),
+        "seed": (PROMPT, "--plan", "2", "--seed", "8"),
+        "latents": (PROMPT, "--plan", "2", "--seed", "7", "--frames", "13"),
+        "guidance": (PROMPT, "--plan", "2", "--seed", "7", "--guidance", "3"),
+        "negative prompt": (PROMPT, "--plan", "2", "--seed", "7", "--guidance", "3", "--negative", "snow"),
+        "network": (PROMPT, "--plan", "2", "--seed", "7", "--network", "teacher"),
+    }
+    for name, arguments in other.items():
+        assert generate(*arguments, "-o", "a.mp4") == 2
+        err = capsys.readouterr().err
+        assert (f"({name} " in err and "--overwrite" in err) or (name == "negative prompt" and "asked for" in err), name
+    assert Path("a.mp4").read_bytes() == before
+    assert generate(*other["plan"], "-o", "a.mp4", "--overwrite") == 0
+    assert Path("a.mp4").read_bytes() != before
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif", "webp", "png"])
+def test_every_format_says_what_it_shows(generate, suffix: str, capsys) -> None:
+    for text in (b"", b"some bytes", b"\x89PNG\r\n\x1a\n"):
+        Path(f"a.{suffix}").write_bytes(text)
+        assert generate(PROMPT, "--plan", "1", "--seed", "7", "-o", f"a.{suffix}") == 2
+        assert "does not say what it shows" in capsys.readouterr().err
+    assert generate(PROMPT, "--plan", "1", "--seed", "7", "-o", f"a.{suffix}", "--overwrite") == 0
+    assert generate(PROMPT, "--plan", "1", "--seed", "7", "-o", f"a.{suffix}") == 0
+    assert "skipped" in capsys.readouterr().err
+    assert generate(PROMPT, "--plan", "1", "--seed", "8", "-o", f"a.{suffix}") == 2
 
 
 def test_a_teacher_and_a_sheet(generate, capsys) -> None:
@@ -124,6 +164,18 @@ def test_dry_run_makes_nothing(generate, capsys) -> None:
         ([PROMPT, "a ball", "-o", "clip.mp4"], "2 clips do not fit into the file"),
         ([PROMPT, PROMPT], "given twice"),
         ([PROMPT, "--samples", "0"], "at least 1"),
+        ([PROMPT, "--format", "gif", "-o", "o.mp4"], "name two formats"),
+        ([PROMPT, "-o", "o.png", "--sheet", "o.png"], "is a clip's file, too"),
+        ([PROMPT, "--negative", "snow"], "acts through guidance"),
+        ([PROMPT, "--plan", ""], "plan '' does not parse"),
+        ([""], "a prompt is empty"),
+        (["  \t"], "a prompt is empty"),
+        (["a \udc80 ball"], "half a character"),
+        ([PROMPT, "-o", "n" * 300 + ".mp4"], "304 bytes; 255 are allowed"),
+        ([PROMPT, "-o", "n" * 300 + "/"], "300 bytes; 255 are allowed"),
+        ([PROMPT, "-o", "/".join(["x" * 200] * 25) + "/y.mp4"], "are too many"),
+        ([PROMPT, "-o", "a\0b.mp4"], "holds a NUL"),
+        ([PROMPT, "-o", "o.mp4", "--sheet", "é" * 130 + ".png"], "264 bytes; 255"),
         (["--prompts-file", "nothing.txt"], "cannot read nothing.txt"),
         (["a ball", "a small elephant"], "does not know the word 'elephant'"),
     ],

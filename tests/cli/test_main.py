@@ -131,3 +131,21 @@ def test_a_recipe_runs_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(train, "recipes", lambda: {"toy.stage": "A toy."})
     assert main(["train", "toy.stage"]) == main(["train", "toy.stage", "--steps", "5"]) == 0
     assert ran == [3, 5]
+
+
+def test_a_report_replaces_reports_of_its_run_alone(tmp_path: Path, capsys, monkeypatch) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n')
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "one"]) == main(["report", "one"]) == main(["report", "one", "--out", "a.html"]) == 0
+    before = Path("a.html").read_text()
+    Path("b.html").write_text("notes")
+    for call in (["two", "--out", "a.html"], ["one", "--out", "b.html"]):
+        assert main(["report", *call]) == 2
+        assert "--overwrite replaces it" in capsys.readouterr().err
+    assert Path("a.html").read_text() == before and Path("b.html").read_text() == "notes"
+    assert main(["report", "two", "--out", "a.html", "--overwrite"]) == 0
+    assert Path("a.html").read_text() != before
+    assert main(["report", "three"]) == 2 and not Path("three").exists()

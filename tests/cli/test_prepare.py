@@ -155,3 +155,27 @@ def workers_of(session: int) -> list[str]:
             if fields[0] != "Z" and int(fields[3]) == session:
                 found.append(path.parent.name)
     return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--plan", "4"], "--plan 4: it needs --from-teacher"),
+        (["--guidance", "3"], "--guidance 3.0: it needs --from-teacher"),
+        (["--negative", "snow"], "--negative snow: it needs --from-teacher"),
+        (["--from-teacher", "--workers", "0"], "--workers 0: it is about videos"),
+        (["--from-teacher", "--clips-per-video", "2"], "--clips-per-video 2: it is about videos"),
+        (["--workers", "-1"], "--workers -1; at least 0"),
+        (["--batch", "0"], "--batch 0; at least 1"),
+        (["--fps", "0"], "fps=0; a frame rate is greater than 0"),
+        (["--fps", "nan"], "fps=nan; a frame rate is greater than 0"),
+        (["--device", "warp"], "device 'warp' is not here"),
+    ],
+)
+def test_what_would_be_ignored_or_is_absurd_is_refused(
+    arguments, said: str, model_folder: Path, tmp_path: Path, capsys
+):
+    (tmp_path / "videos").mkdir()
+    target = tmp_path / "latents"
+    assert main(["prepare", str(tmp_path / "videos"), str(target), "--model", str(model_folder), *arguments]) == 2
+    assert said in capsys.readouterr().err and not target.exists()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import av
@@ -11,8 +16,12 @@ from PIL import Image
 
 from nearstep.cli import stream
 from nearstep.cli.main import main
-from nearstep.stream.output import pixels
+from nearstep.errors import NearstepError
+from nearstep.stream.opening import read_picture, upright
+from nearstep.stream.output import count_frames, growing_mp4, pixels, read_comment
+from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.stream.recording import Recording
+from nearstep.stream.session import Session
 
 RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
 
@@ -68,6 +77,7 @@ def test_a_sink_stays_where_it_was(model_folder: Path, tmp_path: Path) -> None:
     log, video = tmp_path / "take.jsonl", tmp_path / "a.mp4"
     for extra, relative in (([], True), (["--no-relative-sink"], False)):
         asked = [RED, "-o", str(video), "--log", str(log), "--chunks", "1", "--window", "2", "--sink", "2", *extra]
+        asked += ["--overwrite"]
         assert main(["stream", *asked, "--model", str(model_folder)]) == 0
         assert Recording.load(log).opening.relative_sink is relative
 
@@ -76,11 +86,169 @@ def test_a_model_streams_with_the_student_it_has_for_streams(tmp_path: Path) -> 
     log, seen = tmp_path / "take.jsonl", []
     for network in ([], ["--network", "stream"], ["--network", "transformer"]):
         asked = [RED, "-o", str(tmp_path / "a.mp4"), "--log", str(log), "--chunks", "1", "--plan", "1", "--seed", "1"]
-        assert main(["stream", *asked, *network]) == 0
+        assert main(["stream", *asked, "--overwrite", *network]) == 0
         opening = Recording.load(log).opening
         seen.append((opening.weights, opening.window, opening.sink))
     assert seen[0] == seen[1] != seen[2]
     assert (seen[0][1:], seen[2][1:]) == ((9, 0), (6, 3))
+
+
+def test_what_is_there_is_kept_or_refused(model_folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["stream", RED, "-o", "a.mp4", "--chunks", "2", "--seed", "3", "--model", str(model_folder)]
+    assert main([*asked, "--log", "take.jsonl"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main([*asked, "--log", "take.jsonl"]) == main(asked) == 0
+    assert capsys.readouterr().err.count("skipped, made by this request already") == 2
+    other = [(["--seed", "4"], "(seed 3"), (["--chunks", "3"], "(chunks 2"), (["--at", "1", BLUE], "(changes []")]
+    for extra, said in other:
+        assert main([*asked, *extra]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*asked, "-o", "b.mp4", "--log", "take.jsonl"]) == 2
+    assert "--log take.jsonl is there already" in capsys.readouterr().err
+    assert main(["stream", "--replay", "take.jsonl", "-o", "a.mp4", "--model", str(model_folder)]) == 2
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for _ in range(2):
+        assert main(["stream", "--replay", "take.jsonl", "-o", "c.mp4", "--model", str(model_folder)]) == 0
+    assert "skipped" in capsys.readouterr().err
+    assert main(["stream", "--replay", "take.jsonl", "--chunks", "3", "-o", "d.mp4", "--model", str(model_folder)]) == 2
+    assert "the recording has 2" in capsys.readouterr().err
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> None:
+    """The session breaks off once so many chunks were made."""
+    go_on = Session.__next__
+
+    def breaks_off(session: Session):
+        if session.index == after:
+            raise error
+        return go_on(session)
+
+    monkeypatch.setattr(Session, "__next__", breaks_off)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 0), (SystemExit(143), 143), (NearstepError("out of luck"), 2)], ids=str
+)
+def test_what_was_made_stays_whatever_ends_it(
+    model_folder: Path, tmp_path: Path, monkeypatch, capsys, error: BaseException, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["stream", RED, "-o", "a.mp4", "--chunks", "4", "--seed", "3", "--model", str(model_folder)]
+    stopped(monkeypatch, error, after=2)
+    try:
+        assert main(asked) == code
+    except SystemExit as ended:
+        assert ended.code == code
+    assert "2 chunks, 13 frames" in capsys.readouterr().err
+    assert len(frames(tmp_path / "a.mp4")) == 13 and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(asked) == 2
+    assert "13 of 29 frames" in capsys.readouterr().err
+    (tmp_path / "a.mp4").unlink()
+    stopped(monkeypatch, error, after=0)
+    with pytest.raises(SystemExit) if code == 143 else nullcontext():
+        assert main(asked) in (2, 130)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_program_leaves_what_it_had_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    program = f"""
+import os, numpy as np
+from nearstep.stream.output import growing_mp4
+with growing_mp4({str(path)!r}, height=32, width=48, fps=12) as grow:
+    for part in range(3):
+        grow(np.full((8, 32, 48, 3), 60 * part, np.uint8))
+    os.kill(os.getpid(), 9)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": "src"}, check=False)
+    assert ended.returncode == -9 and list(tmp_path.iterdir()) == [path]
+    there = frames(path)
+    assert len(there) >= 23  # the newest frame may still be in the writer
+    assert np.abs(there[:16:8].mean((1, 2, 3)) - [0, 60]).max() < 4
+
+
+def test_it_can_be_watched_as_it_grows(tmp_path: Path) -> None:
+    path, there = tmp_path / "a.mp4", []
+    path.write_bytes(b"before")
+    with growing_mp4(path, height=32, width=48, fps=12, comment='{"a": 1}') as grow:
+        assert path.read_bytes() == b"before"
+        for part in range(3):
+            grow(np.full((8, 32, 48, 3), 60 * part, np.uint8))
+            there.append(len(frames(path)))
+    assert there == [7, 15, 23] and len(frames(path)) == 24 == count_frames(path)
+    assert read_comment(path) == {"a": 1}
+
+
+def test_a_full_disk_stops_the_log_and_not_the_video(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(recording: Recording, path: Path) -> None:
+        if len(recording.chunks) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(recording, path)
+
+    append = Recording.append_last
+    monkeypatch.setattr(Recording, "append_last", full)
+    monkeypatch.chdir(tmp_path)
+    asked = ["stream", RED, "-o", "a.mp4", "--chunks", "4", "--log", "a.jsonl", "--model", str(model_folder)]
+    with pytest.warns(UserWarning, match="the log a.jsonl ends at chunk 1: .*No space left"):
+        assert main(asked) == 0
+    assert len(frames(tmp_path / "a.mp4")) == 29
+    assert len(Recording.load("a.jsonl").chunks) == 1
+
+
+def test_a_torn_log_is_read_up_to_its_last_whole_line(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", str(model_folder)]
+    assert main(["stream", RED, "-o", "a.mp4", "--chunks", "2", "--log", "a.jsonl", *model]) == 0
+    whole = Path("a.jsonl").read_text()
+    for cut in range(len(whole.rstrip().rpartition("\n")[0]) + 2, len(whole) - 2):
+        Path("a.jsonl").write_text(whole[:cut])
+        with pytest.warns(UserWarning, match="breaks off in its line 3"):
+            assert len(Recording.load("a.jsonl").chunks) == 1
+    Path("a.jsonl").write_text(whole[:-1])
+    assert len(Recording.load("a.jsonl").chunks) == 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_pictures_are_upright(orientation: int, suffix: str, tmp_path: Path) -> None:
+    turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90"}
+    turns |= {7: "TRANSVERSE", 8: "ROTATE_270"}
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:, :32], pixels[:8] = (200, 30, 30), (30, 200, 30)
+    shown, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x112] = orientation
+    stored = shown.transpose(Image.Transpose[turns[orientation]]) if orientation > 1 else shown
+    file = tmp_path / f"a.{suffix}"
+    stored.save(file, exif=exif.tobytes(), **({} if suffix == "png" else {"quality": 95}))
+    difference = np.abs(np.asarray(read_picture(file), dtype=float) - pixels).mean()
+    assert difference < 6
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_greys_of_16_bits_keep_their_shades(kind: type, tmp_path: Path) -> None:
+    grey = np.linspace(0, 65535, 64)[None].repeat(48, 0).astype(kind)
+    image = Image.fromarray(grey)
+    if kind is np.uint16:
+        image.save(tmp_path / "a.png")
+        image = read_picture(tmp_path / "a.png")
+    assert np.abs(np.asarray(upright(image)).astype(float) - (grey / 257)[..., None]).max() <= 0.51
+
+
+def test_a_file_is_an_image_for_a_session(model_folder: Path, tmp_path: Path) -> None:
+    pipe = CausalVideoPipeline.from_pretrained(model_folder)
+    file = tmp_path / "a.png"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(file)
+    made = []
+    for image in (file, str(file), Image.open(file)):
+        with pipe.open(RED, "1", seed=1, image=image) as session:
+            made.append(next(session).video)
+    assert np.array_equal(made[0], made[1]) and np.array_equal(made[0], made[2])
+    for image in (tmp_path / "none.png", "a\0b.png", "n" * 300, tmp_path):
+        with pytest.raises(NearstepError):
+            pipe.open(RED, image=image)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +260,16 @@ def test_a_model_streams_with_the_student_it_has_for_streams(tmp_path: Path) -> 
         ([RED, "-o", "a.gif"], "ends in .mp4"),
         ([RED, "-o", "a.mp4", "--chunks", "0"], "at least 1"),
         ([RED, "-o", "a.mp4", "--at", "0", BLUE], "the first chunk is 0"),
+        ([RED, "-o", "a.mp4", "--chunks", "3", "--at", "3", BLUE], "--at 3: 3 chunks are made, 0 to 2"),
+        ([RED, "-o", "a.mp4", "--at", "900", BLUE], "--at 900: "),
+        ([RED, "-o", "a.mp4", "--at", "1", BLUE, "--at", "1", RED], "--at 1 is given twice"),
+        ([RED, "-o", "a.mp4", "--at", "1", " "], "a prompt is empty"),
+        (["", "-o", "a.mp4"], "a prompt is empty"),
+        ([RED, "-o", "a.mp4", "--plan", ""], "plan '' does not parse"),
+        ([RED, "-o", "a.mp4", "--log", "./a.mp4"], "are one file"),
+        ([RED, "-o", "é" * 130 + ".mp4"], "264 bytes; 255 are allowed"),
+        ([RED, "-o", "a\0b.mp4"], "holds a NUL"),
+        ([RED, "-o", "a.mp4", "--window", "1000000000"], "positions for"),
         ([RED, "-o", "a.mp4", "--image", "none.png"], "cannot read the picture"),
         ([RED, "-o", "a.mp4", "--video", "none.mp4"], "cannot read the video none.mp4: there is no such file"),
         ([RED, "-o", "a.mp4", "--video", "b.mp4", "--image", "c.png"], "not both"),

@@ -124,9 +124,25 @@ def test_odd_sides_are_refused_for_mp4(tmp_path: Path) -> None:
 
 
 def test_names_are_the_prompt_or_safe_and_distinct() -> None:
-    assert output.safe_name("a red ball, slowly") == "a red ball, slowly"
-    odd = ["../../etc/passwd", "a/b", "ab", "", " ", "...", "x" * 300, "x" * 301, "球" * 90, "a\nb", "a red ball "]
+    plain = [
+        "a red ball, slowly",
+        "Turtle swimming in ocean.",
+        "一个停车标志，凝固在时间里",
+        "façade",
+        'a sign that says "stop": really?',
+        "x" * 249,
+    ]
+    assert [output.safe_name(prompt) for prompt in plain] == plain  # where VBench looks for them
+    odd = ["../../etc/passwd", "a/b", "ab", "", " ", "...", "..", ".a", "x" * 250, "x" * 300, "x" * 301, "球" * 90]
+    odd += ["a\nb", "a red ball ", "ab~c8687a08", "a\0b", "x" * 249 + "é"]
     names = [output.safe_name(prompt) for prompt in odd]
     assert len(set(names)) == len(odd)
     for name in names:
-        assert "/" not in name and not name.startswith(".") and len(name.encode()) < 200
+        assert not set("/\n\0") & set(name) and not name.startswith(".") and len(f"{name}-0.mp4".encode()) <= 255
+
+
+def test_a_name_of_255_bytes_is_written(clip: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / (output.safe_name("x" * 400) + "-0.mp4")
+    assert len(path.name) == 255
+    output.check_video_path(path)
+    assert output.write_video(path, clip, fps=12).is_file() and len(list(tmp_path.iterdir())) == 1

@@ -56,9 +56,11 @@ class Bench:
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, measure, print, and write the JSON."""
     options = tyro.cli(Bench, prog="nearstep bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    from nearstep.stream.request import Request, plan_clip
+    from nearstep.stream.request import Request, check_guidance, plan_clip
 
     _check(options)
+    if options.guidance is not None:
+        check_guidance(options.guidance)
     model = options.loading.open(options.model)
     own = PLANS if model.transformer.get("chunk_frames") else (None,)
     clips = [plan_clip(model, plan=plan, **options.size.pixels) for plan in options.plans or own]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, FlatLoading, optional
-from nearstep.cli.text import table
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional, place
+from nearstep.cli.text import note, table
 from nearstep.errors import NearstepError
 from nearstep.models.folder import INDEX
 from nearstep.shapes import latent_frames
@@ -57,6 +57,7 @@ def calibrate(options: Calibrate) -> None:
     pipe = options.loading.pipeline(model)
     for prompt in prompts:
         pipe.prompt_encoder.tokens([prompt])  # unknown words are found now
+    note(place(pipe))
     from nearstep.evaluate.calibrate import levels, measure_agreement, thresholds, write_agreement
 
     chunks = options.chunks or max(1, latent_frames(pipe.settings.num_frames) // length)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.options import NO_STUDENT, FlatStudent, Model, optional
+from nearstep.cli.made import is_made
+from nearstep.cli.options import AUTO, NO_STUDENT, Device, FlatStudent, Model, check_device, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
+from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED
 from nearstep.stream.output import check_video_path, safe_name, side_by_side, write_sheet, write_video
@@ -40,46 +42,76 @@ class Compare:
     model: Model = EMBEDDED
     seed: Annotated[int | None, optional("N", "random, and printed")] = None
     """Names all noise."""
-    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
-    """Where to run, such as cuda."""
+    device: Device = AUTO
+    """Where to run."""
+    overwrite: bool = False
+    """Replace files that are there already, whatever they show."""
     student: FlatStudent = NO_STUDENT
     """A student in a weights file."""
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and make the clips."""
-    compare(tyro.cli(Compare, prog="nearstep compare", args=arguments))
+    compare(tyro.cli(Compare, prog="nearstep compare", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
 
 
 def compare(options: Compare) -> None:
     """Make, write and name every file, after all of what is asked has been checked."""
     from nearstep.stream.request import plan_clip
 
+    check_device(options.device)
     files = _files(options)
     model = ModelConfigs.open(options.model, student=options.student.chosen)
     clips = {plan: plan_clip(model, plan=plan) for plan in options.plans}
+    said = {"model": options.model, **model.origin, "plans": list(options.plans)}
+    if _is_made(options, files, said):
+        note(f"skipped, made by this request already: {options.output} (--overwrite makes it again)")
+        return
     seed = secrets.randbits(32) if options.seed is None else options.seed
     calls = ", ".join(f"{clip.plan.calls} at {plan}" for plan, clip in clips.items())
     note(f"seed {seed}; calls a clip: {calls}")
-    videos, labels = _write(options, model, clips, files, seed)
-    print(write_sheet(options.output / SHEET, videos, labels=labels))
+    said["seed"] = seed
+    videos, labels = _write(options, model, clips, files, said)
+    said["prompts"] = list(options.prompts)
+    print(write_sheet(options.output / SHEET, videos, labels=labels, metadata=said))
+
+
+def _is_made(options: Compare, files: dict[str, Path], said: Mapping[str, Any]) -> bool:
+    """Whether all of it is there; a file that shows something else is refused."""
+    if options.overwrite:
+        return False
+    seed = {} if options.seed is None else {"seed": options.seed}
+    wanted = {path: {**said, **seed, "prompt": prompt} for prompt, path in files.items()}
+    wanted[options.output / SHEET] = {**said, **seed, "prompts": list(options.prompts)}
+    made = {path: is_made(path, told) for path, told in wanted.items()}
+    if any(made.values()) and not all(made.values()) and options.seed is None:
+        missing = next(path for path, is_there in made.items() if not is_there)
+        raise NearstepError(f"{missing} is missing beside others; give their --seed to make it, or --overwrite for all")
+    return all(made.values())
 
 
 def _files(options: Compare) -> dict[str, Path]:
     """Prompt -> its file, each of which can be written."""
+    from nearstep.stream.request import check_prompt
+
     if not options.prompts or not options.plans:
         raise NearstepError('give a prompt and a plan: nearstep compare "a red ball slides left" --plans 4 1')
+    for prompt in options.prompts:
+        check_prompt(prompt)
+    check_name(options.output)
+    if options.output.suffix and not options.output.is_dir():
+        raise NearstepError(f"-o {options.output}: files go into a folder, whose name has no suffix")
     for name, given in (("prompt", options.prompts), ("plan", options.plans)):
         if twice := [value for value in given if given.count(value) > 1]:
             raise NearstepError(f"{name} {twice[0]!r} is given twice; each makes a clip of its own")
-    files = {prompt: options.output / f"{safe_name(prompt)}.mp4" for prompt in options.prompts}
+    files = {prompt: options.output / f"{safe_name(prompt, '.mp4')}.mp4" for prompt in options.prompts}
     for path in (*files.values(), options.output / SHEET):
         check_video_path(path)
     return files
 
 
 def _write(
-    options: Compare, model: ModelConfigs, clips: dict[str, Clip], files: dict[str, Path], seed: int
+    options: Compare, model: ModelConfigs, clips: dict[str, Clip], files: dict[str, Path], said: Mapping[str, Any]
 ) -> tuple[list, list[str]]:
     """Write every prompt's file; returns all clips and a label for each."""
     import torch
@@ -91,14 +123,15 @@ def _write(
     disable_progress_bar()
     pipe = CausalVideoPipeline.from_pretrained(model, device=options.device)
     names = [f"{plan} ({clip.plan.calls} calls)" for plan, clip in clips.items()]
-    conditionings = {prompt: pipe.conditioning(prompt, seed=seed) for prompt in files}
+    conditionings = {prompt: pipe.conditioning(prompt, seed=said["seed"]) for prompt in files}
+    note(place(pipe))
     videos, labels, began = [], [], time.perf_counter()
     for prompt, path in files.items():
         denoiser, row = pipe.denoiser(conditionings[prompt]), []
         for clip in clips.values():
             chunks = pipe.play(Request.of(conditionings[prompt], clip), denoiser=denoiser)
             row.append(torch.cat([chunk.video[0] for chunk in chunks]).cpu())
-        metadata = {"model": options.model, "prompt": prompt, "plans": list(options.plans), "seed": seed}
+        metadata = {**said, "prompt": prompt}
         write_video(path, side_by_side(row, names), fps=pipe.settings.fps, metadata=metadata)
         print(path)
         videos += row

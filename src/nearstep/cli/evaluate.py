@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nearstep.cli.options import optional
+from nearstep.cli.options import AUTO, check_device, optional
 from nearstep.errors import NearstepError
 from nearstep.models.folder import EMBEDDED, INDEX
 
@@ -39,6 +39,8 @@ class Evaluate:
     """Held-out captions, for each of which a model makes a clip."""
     seed: Annotated[int | None, optional("N", "0")] = None
     """Names the noise that a model starts from."""
+    device: Annotated[str | None, optional("DEVICE", "auto: CUDA, then MPS, then the CPU")] = None
+    """Where a model runs."""
     batch: int = BATCH
     """Clips at once; does not change the results."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")] = Path("evaluation.json")
@@ -47,7 +49,7 @@ class Evaluate:
     """Print the held-out captions, one a line, and stop."""
 
 
-_OF_A_MODEL = ("plans", "transformer", "guidance", "captions", "seed")
+_OF_A_MODEL = ("plans", "transformer", "guidance", "captions", "seed", "device")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -59,6 +61,14 @@ def run(arguments: Sequence[str]) -> None:
     for name, value in (("captions", captions), ("batch", asked.batch)):
         if value < 1:
             raise NearstepError(f"--{name} {value}: at least 1")
+    device = AUTO if asked.device is None else asked.device
+    check_device(device)
+    if asked.guidance is not None:
+        from nearstep.stream.request import check_guidance
+
+        check_guidance(asked.guidance)
+    if asked.plans == ():
+        raise NearstepError("--plans names no plan; give one or more, or leave it out")
     if asked.list_captions:
         from nearstep.evaluate.run import CAPTIONS_SEED
 
@@ -82,6 +92,7 @@ def run(arguments: Sequence[str]) -> None:
                 seed=asked.seed or 0,
                 batch=asked.batch,
                 out=asked.out,
+                device=device,
             )
         )
 

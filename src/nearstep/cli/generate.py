@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional
+from nearstep.cli.made import is_made
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
+from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED
 from nearstep.stream.output import ENCODERS, check_video_path, safe_name, write_sheet, write_video
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline
     from nearstep.stream.request import Clip, Request
 
+MOST_CLIPS = 100_000  # of one call: each is planned, and named, before the first is made
 PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
 
 
@@ -33,8 +37,9 @@ class Generate:
     """Make videos from prompts, chunk by chunk.
 
     One prompt with "-o ball.mp4" makes that file (the suffix names the format: mp4, gif, webp, or png for a contact
-    sheet). Otherwise -o is a folder, and each clip becomes "PROMPT-INDEX.mp4" in it; files that are there already are
-    skipped, so an interrupted run can be started again. A clip depends on its prompt, plan, seed and index alone.
+    sheet). Otherwise -o is a folder, and each clip becomes "PROMPT-INDEX.mp4" in it. Files that this request made
+    already are skipped, so an interrupted run can be started again; others are not touched without --overwrite. A clip
+    depends on its prompt, plan, seed and index alone.
     """
 
     prompts: Annotated[tyro.conf.Positional[tuple[str, ...]], optional("PROMPT ...", "none")] = ()
@@ -56,12 +61,12 @@ class Generate:
     """Names all noise."""
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Clips per prompt, with indices 0, 1, ..."""
-    format: Literal["mp4", "gif", "webp", "png"] = "mp4"
+    format: Annotated[Literal["mp4", "gif", "webp", "png"] | None, optional("{mp4,gif,webp,png}", "mp4")] = None
     """Format of the files in a folder."""
     sheet: Annotated[Path | None, optional("FILE.png", "none")] = None
     """One picture of all clips made, a row of frames each."""
     overwrite: bool = False
-    """Make files again that are there already."""
+    """Replace files that are there already, whatever they show."""
     dry_run: bool = False
     """Check everything, say what would be made, and stop."""
     loading: FlatLoading = AS_IT_IS
@@ -84,15 +89,20 @@ def run(arguments: Sequence[str]) -> None:
 
 def generate(options: Generate) -> None:
     """Make what is options, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
-    from nearstep.stream.request import plan_clip
+    from nearstep.stream.request import check_guidance, plan_clip
 
-    targets = pending(options)
-    if not targets:
-        return
+    if options.guidance is not None:
+        check_guidance(options.guidance)
+    targets = _targets(options)
+    _check_paths(options, targets)
     model = options.loading.open(options.model)
     clip = plan_clip(model, plan=options.plan, **options.size.pixels)
+    targets = pending(options, model, clip, targets)
+    if not targets:
+        return
     pipe = options.loading.pipeline(model)
     requests = _requests(pipe, options, clip, targets)
+    note(place(pipe))
     note(_summary(requests[0], len(targets)))
     if options.dry_run:
         for target in targets:
@@ -103,41 +113,80 @@ def generate(options: Generate) -> None:
         print(write_sheet(options.sheet, clips, labels=[target.prompt for target in targets]))
 
 
-def pending(options: Generate) -> list[Target]:
-    """The clips whose files are still to be made, each of which can be written."""
-    targets = _targets(options)
-    kept = [target for target in targets if options.overwrite or not target.path.is_file()]
-    if skipped := [target for target in targets if target not in kept]:
+def pending(options: Generate, model: ModelConfigs, clip: Clip, targets: Sequence[Target]) -> list[Target]:
+    """The clips that are still to be made: those without a file, for one that shows something else is refused."""
+    from nearstep.stream.request import check_negative, clip_metadata, own_guidance
+
+    guidance = own_guidance(model) if options.guidance is None else options.guidance
+    check_negative([options.negative], guidance)
+    if options.overwrite:
+        return [*targets]
+    kept, skipped, origin = [], [], _origin(options, model)
+    for target in targets:
+        said = clip_metadata(
+            clip,
+            prompt=target.prompt,
+            negative=options.negative,
+            guidance=float(guidance),
+            seed=options.seed,
+            sample=target.index,
+        )
+        made = is_made(target.path, {**origin, **said}, ignoring=("seed",) if options.seed is None else ())
+        (skipped if made else kept).append(target)
+    if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-        note(f"skipped, already there: {skipped[0].path}{more} (--overwrite makes them again)")
-    if options.sheet and options.sheet.suffix.lower() != ".png":
-        raise NearstepError(f"--sheet {options.sheet}: a contact sheet ends in .png")
-    for path in [target.path for target in kept] + ([options.sheet] if options.sheet else []):
-        check_video_path(path)
+        note(f"skipped, made by this request already: {skipped[0].path}{more} (--overwrite makes them again)")
+    if options.sheet and kept and options.sheet.is_file():
+        raise NearstepError(f"--sheet {options.sheet} is there already; --overwrite replaces it, or name another file")
     return kept
 
 
+def _check_paths(options: Generate, targets: Sequence[Target]) -> None:
+    """Each file can be written."""
+    sheet = options.sheet
+    if sheet and sheet.suffix.lower() != ".png":
+        raise NearstepError(f"--sheet {sheet}: a contact sheet ends in .png")
+    for path in [target.path for target in targets] + ([sheet] if sheet else []):
+        check_video_path(path)
+    if sheet and sheet.resolve() in {target.path.resolve() for target in targets}:
+        raise NearstepError(f"--sheet {sheet} is a clip's file, too; give it another name")
+
+
 def _targets(options: Generate) -> list[Target]:
-    prompts = [*options.prompts, *(_in_file(options.prompts_file) if options.prompts_file else ())]
+    from nearstep.stream.request import check_prompt
+
+    if twice := [prompt for prompt, times in Counter(options.prompts).items() if times > 1]:
+        raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
+    prompts = dict.fromkeys((*options.prompts, *(_in_file(options.prompts_file) if options.prompts_file else ())))
     if not prompts:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
-    if twice := [prompt for prompt in prompts if prompts.count(prompt) > 1]:
-        raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
-    if options.samples < 1:
-        raise NearstepError(f"--samples {options.samples}; at least 1")
+    for prompt in prompts:
+        check_prompt(prompt)
+    if not 1 <= options.samples <= MOST_CLIPS // len(prompts):
+        raise NearstepError(
+            f"--samples {options.samples} of {len(prompts)} prompts; at least 1, and {MOST_CLIPS:,} clips at most"
+        )
     clips = [(prompt, index) for prompt in prompts for index in range(options.samples)]
     if _is_folder(options.output):
-        folder = Path(options.output)
-        names = [f"{safe_name(prompt)}-{index}.{options.format}" for prompt, index in clips]
-        return [Target(prompt=p, index=i, path=folder / name) for (p, i), name in zip(clips, names, strict=True)]
+        folder, ending = Path(options.output), options.format or "mp4"
+        files = (folder / _named(prompt, f"-{index}.{ending}") for prompt, index in clips)
+        return [Target(prompt=p, index=i, path=file) for (p, i), file in zip(clips, files, strict=True)]
     if len(clips) > 1:
         raise NearstepError(f"{len(clips)} clips do not fit into the file {options.output}; give -o a folder")
-    return [Target(prompt=clips[0][0], index=clips[0][1], path=Path(options.output))]
+    path = Path(options.output)
+    if options.format and path.suffix.lower() != f".{options.format}":
+        raise NearstepError(f"--format {options.format} and -o {path} name two formats; leave one out")
+    return [Target(prompt=clips[0][0], index=clips[0][1], path=path)]
+
+
+def _named(prompt: str, ending: str) -> str:
+    return safe_name(prompt, ending) + ending
 
 
 def _is_folder(output: str) -> bool:
     """A folder ends in a slash, is there already, or has no suffix."""
     path = Path(output)
+    check_name(path)
     if output.endswith("/") or path.is_dir() or not path.suffix:
         return True
     if path.suffix.lower() not in ENCODERS:
@@ -145,11 +194,13 @@ def _is_folder(output: str) -> bool:
     return False
 
 
-def _in_file(file: Path) -> list[str]:
+def _in_file(file: Path) -> Sequence[str]:
     from nearstep.data.prompts import read_prompts
 
     found = read_prompts([file])
-    return [*found.texts, *found.repeated]
+    if found.repeated:
+        note(f"prompts that are there more than once are made once ({len(found.repeated)}): {found.repeated[0]!r}")
+    return found.texts
 
 
 def _origin(options: Generate, model: ModelConfigs) -> dict[str, Any]:

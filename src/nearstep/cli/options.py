@@ -29,6 +29,16 @@ _MODEL = tyro.conf.arg(metavar="MODEL", help='"playground" (inside this package)
 Model = Annotated[str, _MODEL]
 ModelArgument = Annotated[tyro.conf.Positional[str], _MODEL]
 
+AUTO = "auto"  # nets/devices.py, which needs torch
+Device = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="DEVICE",
+        help='"auto" (CUDA, then MPS, then the CPU), or cpu, cuda, cuda:1, mps.',
+        help_behavior_hint="(default: auto)",
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSize:
@@ -141,8 +151,8 @@ class Loading:
 
     network: Annotated[str | None, optional("NAME", "transformer; of a stream stream, where there is one")] = None
     """The model's network to use, such as transformer (the causal student) or teacher (bidirectional, many steps)."""
-    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
-    """Where to run, such as cuda."""
+    device: Device = AUTO
+    """Where to run."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
     """Precision of network and text encoder."""
     text_device: Annotated[str | None, optional("DEVICE", "as --device")] = None
@@ -164,8 +174,19 @@ class Loading:
     lora_alpha: LoraAlpha = None
     """Their alpha, in place of the one that they state."""
 
+    def check(self) -> None:
+        """Find out what is wrong without a model.
+
+        Raises:
+            NearstepError: for a device that is not here.
+        """
+        check_device(self.device)
+        if self.text_device is not None:
+            check_device(self.text_device)
+
     def open(self, model: str | ModelFolder, *, network: str = "transformer") -> ModelConfigs:
         """The model's configurations, ``network``'s where no other is named: weights may take minutes to load."""
+        self.check()
         loras = chosen_loras(self.lora, self.lora_alpha)
         return ModelConfigs.open(model, self.network or network, self.student.chosen, loras)
 
@@ -192,6 +213,21 @@ class Loading:
 
             compile_blocks(pipe.transformer)
         return pipe
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that is not here, before anything is loaded."""
+    from nearstep.nets.devices import find_device
+
+    find_device(name)
+
+
+def place(pipe: CausalVideoPipeline) -> str:
+    """Where a pipeline runs, and in which precision, in a line."""
+    from nearstep.cost.bench import DECODE, dtypes
+
+    found = {stage: str(dtype).removeprefix("torch.") for stage, dtype in dtypes(pipe).items()}
+    return f"on {pipe.network_device}: network in {found['step']}, decoder in {found[DECODE]}"
 
 
 AS_IT_IS = Loading()

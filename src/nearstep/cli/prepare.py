@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import OWN_SIZE, FlatClipSize, Model, optional
+from nearstep.cli.options import AUTO, OWN_SIZE, Device, FlatClipSize, Model, check_device, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
@@ -73,8 +73,8 @@ class Prepare:
     """Clips per shard; a run that is killed loses less than one."""
     store: Literal["float16", "bfloat16", "float32"] = "float16"
     """Type of the stored numbers."""
-    device: Annotated[str | None, optional("DEVICE", "the CPU")] = None
-    """Where codec and teacher run, such as cuda."""
+    device: Device = AUTO
+    """Where codec and teacher run."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
     """Precision of the teacher and its text encoder; the codec runs in float32."""
     dry_run: bool = False
@@ -88,14 +88,34 @@ def run(arguments: Sequence[str]) -> None:
 
 def prepare(options: Prepare) -> None:
     """Make the latents, after everything that can be checked without weights has been."""
-    if options.batch < 1:
-        raise NearstepError(f"--batch {options.batch}; at least 1")
+    from nearstep.stream.request import check_guidance
+
+    for name, value, least in (("batch", options.batch, 1), ("workers", options.workers, 0)):
+        if value is not None and value < least:
+            raise NearstepError(f"--{name} {value}; at least {least}")
+    if options.guidance is not None:
+        check_guidance(options.guidance)
+    _check_used(options)
+    check_device(options.device)
     folder = ModelFolder.open(options.model)
     if options.from_teacher:
         _from_prompts(options, ModelConfigs.open(folder, options.transformer))
     else:
         networks = folder.networks()
         _from_videos(options, ModelConfigs.open(folder, "teacher" if "teacher" in networks else networks[0]))
+
+
+def _check_used(options: Prepare) -> None:
+    """Refuse what would be ignored: options of a teacher without one, and of videos with one."""
+    of_a_teacher, of_videos = (
+        ("plan", "guidance", "negative", "seed", "transformer", "dtype"),
+        ("workers", "clips_per_video"),
+    )
+    for name in of_videos if options.from_teacher else of_a_teacher:
+        given, default = getattr(options, name), Prepare.__dataclass_fields__[name].default
+        if given != default:
+            needs = "is about videos, and --from-teacher reads none" if options.from_teacher else "needs --from-teacher"
+            raise NearstepError(f"--{name.replace('_', '-')} {given}: it {needs}; leave it out")
 
 
 # --- videos --------------------------------------------------------------------------------------------------------
@@ -105,6 +125,7 @@ def _from_videos(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import SKIPPED, prepare_videos, remaining
     from nearstep.data.videos import list_videos
     from nearstep.models.loading import caption_check, load_encoder
+    from nearstep.nets.devices import find_device
 
     if options.source.is_file():
         raise NearstepError(f"{options.source} is a file; give a folder of videos, or prompts with --from-teacher")
@@ -119,6 +140,7 @@ def _from_videos(options: Prepare, model: ModelConfigs) -> None:
     cores = min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
     workers = min(cores if options.workers is None else options.workers, len(work))
     began, encode = time.perf_counter(), load_encoder(model.folder, options.device)
+    note(f"on {find_device(options.device)}: codec in float32")
     with _progress(len(work), "video") as told:
         skipped = prepare_videos(
             work, size, writer, encode, workers=workers, batch=options.batch, check=check, told=told
@@ -150,14 +172,16 @@ def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable
 def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import prepare_prompts
     from nearstep.data.prompts import read_prompts
+    from nearstep.stream.request import check_negative, own_guidance
 
     prompts = read_prompts([options.source], column=options.caption_column)
     clip, size = _clip(options, model), _size(options, model)
     if size.fps != model.settings.fps:
         raise NearstepError(f"--fps {size.fps:g}: this model's clips have {model.settings.fps:g} fps")
     _check_prompts(options.source, prompts.texts, model.folder)
-    own = 1.0 if clip.causal else model.settings.guidance_scale
+    own = own_guidance(model)
     guidance = float(own if options.guidance is None else options.guidance)
+    check_negative([options.negative], guidance)
     made_from = {
         "kind": "teacher",
         "model": options.model,
@@ -206,6 +230,7 @@ def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[i
         torch_dtype=getattr(torch, options.dtype) if options.dtype else None,
         device=options.device,
     )
+    note(place(pipe))
 
     def make(texts: list[str], numbers: list[int]) -> Tensor:
         output = pipe(
@@ -243,7 +268,7 @@ def _size(options: Prepare, model: ModelConfigs) -> ClipSize:
         frames=size.frames or settings.num_frames,
         height=size.height or settings.height,
         width=size.width or settings.width,
-        fps=options.fps or settings.fps,
+        fps=settings.fps if options.fps is None else options.fps,
         clips_per_video=options.clips_per_video,
     )
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional
+from nearstep.cli.made import is_made
+from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable
+from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.output import growing_mp4, pixels
+from nearstep.stream.output import count_frames, growing_mp4, pixels
 from nearstep.stream.recording import Recording
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ SECONDS = 10  # of video, unless --chunks says otherwise
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Stream a video to a file, chunk after chunk; Ctrl-C ends it, and what was made is whole.
+    """Stream a video to a file, chunk after chunk: it can be watched as it grows, and what was made stays.
+
+    Ctrl-C ends it. A file that shows this stream already is skipped, any other is not touched without --overwrite.
 
     The prompt may change on the way: --at 8 "a small blue ring drifts up". --log keeps a recording; --replay
     makes it again, also under another plan: draft at 1, final at 4.
@@ -68,6 +72,8 @@ class Stream:
     """Keeps a recording, line by line."""
     replay: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
     """A recording to make again."""
+    overwrite: bool = False
+    """Replace files that are there already, whatever they show."""
     loading: FlatLoading = AS_IT_IS
     """Network, device, precision, decoder."""
 
@@ -81,22 +87,90 @@ def run(arguments: Sequence[str]) -> None:
 def stream(options: Stream) -> None:
     """Make what is options, after checking all of it."""
     _check(options)
+    options.loading.check()
     folder = ModelFolder.open(options.model)
     own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
-    pipe = options.loading.pipeline(options.loading.open(folder, network=own))
+    model = options.loading.open(folder, network=own)
+    recording = Recording.load(options.replay) if options.replay else None
+    count = _count(options, model, recording)
+    said = _said(options, model, recording, count)
+    if _is_made(options, model, said, count):
+        note(f"skipped, made by this request already: {options.output} (--overwrite makes it again)")
+        return
+    pipe = options.loading.pipeline(model)
     for _, prompt in options.at:
         pipe.prompt_encoder.tokens([prompt])  # unknown words are found now, not an hour into the stream
-    with _session(options, pipe) as session:
+    with _session(options, pipe, recording) as session:
+        note(place(pipe))
         if options.loading.compile:
             note("compiling; the stream begins when all that it needs is there")
             session.warm_up()
-        _write(options, pipe, session)
+        _write(options, pipe, session, count, said)
 
 
-def _session(options: Stream, pipe: CausalVideoPipeline) -> Session:
-    image = _picture(options.image) if options.image else None
-    if options.replay:
-        recording = Recording.load(options.replay)
+def _count(options: Stream, model: ModelConfigs, recording: Recording | None) -> int:
+    """Chunks to make; those that prompts change at are among them."""
+    if recording is not None:
+        there = len(recording.chunks)
+        if (options.chunks or 0) > there:
+            raise NearstepError(f"--chunks {options.chunks}: the recording has {there}, and a replay ends with it")
+        return options.chunks or there
+    frames = TEMPORAL_STRIDE * (model.transformer.get("chunk_frames") or 1)
+    count = options.chunks or max(1, round(SECONDS * model.settings.fps / frames))
+    if late := [chunk for chunk, _ in options.at if chunk >= count]:
+        raise NearstepError(f"--at {late[0]}: {count} chunks are made, 0 to {count - 1}; give more with --chunks")
+    return count
+
+
+def _said(options: Stream, model: ModelConfigs, recording: Recording | None, count: int) -> dict[str, Any]:
+    """What the file says of itself: all that was asked for."""
+    settings, size = model.settings, options.size
+    asked: dict[str, Any] = {
+        "prompt": options.prompt,
+        "seed": options.seed,
+        "height": size.height or settings.height,
+        "width": size.width or settings.width,
+        "given_window": options.window,
+        "given_sink": options.sink,
+        "no_relative_sink": options.no_relative_sink,
+    }
+    if recording is not None:
+        asked = {**asdict(recording.opening), "replay": recording.digest}
+    own_plan = recording.opening.plan if recording is not None else settings.default_plan
+    return {
+        **asked,
+        "plan": own_plan if options.plan is None else options.plan,
+        "chunks": count,
+        "changes": [[chunk, prompt] for chunk, prompt in sorted(options.at)],
+        "image": options.image and str(options.image),
+        "video": options.video and str(options.video),
+        "model": options.model,
+        **model.origin,
+    }
+
+
+def _is_made(options: Stream, model: ModelConfigs, said: dict[str, Any], count: int) -> bool:
+    """Whether all of it is there; a file that shows something else, or a part, is refused."""
+    if options.overwrite:
+        return False
+    if is_made(options.output, said, ignoring=("seed",) if options.seed is None and not options.replay else ()):
+        first = 0 if options.image or options.video else TEMPORAL_STRIDE - 1
+        frames = TEMPORAL_STRIDE * (model.transformer.get("chunk_frames") or 1) * count - first
+        if (there := count_frames(options.output)) == frames:
+            return True
+        raise NearstepError(
+            f"{options.output} is there with {there} of {frames} frames of this stream; --overwrite makes it again"
+        )
+    if options.log and options.log.exists():
+        raise NearstepError(f"--log {options.log} is there already; --overwrite replaces it, or name another file")
+    return False
+
+
+def _session(options: Stream, pipe: CausalVideoPipeline, recording: Recording | None) -> Session:
+    from nearstep.stream.opening import read_picture
+
+    image = read_picture(options.image) if options.image else None
+    if recording is not None:
         video = _context(options, pipe, recording.opening.height, recording.opening.width)
         return pipe.replay(recording, options.plan, image=image, video=video, prefetch=True)
     assert options.prompt is not None  # _check has seen to that
@@ -118,6 +192,8 @@ def _session(options: Stream, pipe: CausalVideoPipeline) -> Session:
 
 
 def _check(options: Stream) -> None:
+    from nearstep.stream.request import check_prompt
+
     if (options.prompt is None) == (options.replay is None):
         raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
     if options.image and options.video:
@@ -131,10 +207,18 @@ def _check(options: Stream) -> None:
         raise NearstepError(f"--chunks {options.chunks}: at least 1")
     if late := [chunk for chunk, _ in options.at if chunk < 1]:
         raise NearstepError(f"--at {late[0]}: the first chunk is 0, and has the prompt; give 1 or later")
+    if twice := [chunk for chunk, times in Counter(chunk for chunk, _ in options.at).items() if times > 1]:
+        raise NearstepError(f"--at {twice[0]} is given twice; a chunk has one prompt")
+    for prompt in (options.prompt, *(prompt for _, prompt in options.at)):
+        if prompt is not None:
+            check_prompt(prompt)
     if options.output.suffix.lower() != ".mp4":
         raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4")
     for path in filter(None, (options.output, options.log)):
         check_writable(path)
+    for name in ("log", "replay", "image", "video"):
+        if (path := getattr(options, name)) and path.resolve() == options.output.resolve():
+            raise NearstepError(f"--{name} {path} and -o are one file; give them two names")
 
 
 def _context(options: Stream, pipe: CausalVideoPipeline, height: int, width: int) -> Any:
@@ -159,29 +243,20 @@ def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> An
     return np.concatenate(frames[-(kept - (kept - 1) % TEMPORAL_STRIDE) :])
 
 
-def _picture(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise NearstepError(f"cannot read the picture {path}: {error}") from error
-
-
-def _write(options: Stream, pipe: CausalVideoPipeline, session: Session) -> None:
+def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: int, said: Mapping[str, Any]) -> None:
     from tqdm import tqdm
 
     opening, fps = session.recording.opening, pipe.settings.fps
     size = {"height": opening.height, "width": opening.width}
-    frames = TEMPORAL_STRIDE * pipe.chunk_frames
-    count = options.chunks if options.chunks or options.replay else round(SECONDS * fps / frames)
+    comment = json.dumps({**asdict(opening), **said, "seed": opening.seed})
     changes, made, pictures, began = dict(options.at), 0, 0, time.perf_counter()
+    ended: BaseException | None = None
     with (
-        growing_mp4(options.output, fps=fps, comment=json.dumps(asdict(opening)), **size) as grow,
+        growing_mp4(options.output, fps=fps, comment=comment, **size) as grow,
         tqdm(total=count, unit="chunk", disable=None, dynamic_ncols=True) as bar,
     ):
         try:
-            for index in itertools.count() if count is None else range(count):
+            for index in range(count):
                 if index in changes:
                     session.change(prompt=changes[index])
                 if (chunk := next(session, None)) is None:
@@ -191,9 +266,10 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session) -> None
                 rate = pictures / (time.perf_counter() - began)
                 bar.set_postfix_str(f"{chunk.steps} steps, {rate:.1f} frames/s")
                 bar.update()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit, NearstepError) as error:  # SystemExit: of SIGTERM
             if not made:
                 raise
+            ended = error
     seconds = time.perf_counter() - began
     print(options.output)
     tqdm.write(
@@ -201,3 +277,7 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session) -> None
         f"plan {session.plan}, seed {session.seed}",
         file=sys.stderr,
     )
+    if isinstance(ended, NearstepError):
+        raise NearstepError(f"{ended}; {options.output} keeps the {made} chunks before")
+    if isinstance(ended, SystemExit):
+        raise ended

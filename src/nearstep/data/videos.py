@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,7 +53,7 @@ class ClipSize:
     """At most; one after the other from the beginning."""
 
     def __post_init__(self) -> None:
-        if self.fps <= 0:
+        if not 0 < self.fps < inf:
             raise NearstepError(f"fps={self.fps:g}; a frame rate is greater than 0")
         if self.clips_per_video < 1:
             raise NearstepError(f"clips_per_video={self.clips_per_video}; at least 1")

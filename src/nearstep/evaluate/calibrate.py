@@ -23,6 +23,7 @@ from nearstep.flow.live_plan import agreements, ladder
 from nearstep.flow.plan import ADAPTIVE, ChunkPlan
 from nearstep.models.folder import INDEX, read_json, shift_of
 from nearstep.rollout.rollout import generate
+from nearstep.stream.finite import check_finite
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.stream.request import latent_shape
 
@@ -70,7 +71,11 @@ def measure_agreement(
         _watch(pipe, prompts[first : first + batch], range(first, min(first + batch, len(prompts))), chunks, seed)
         for first in range(0, len(prompts), batch)
     ]
-    return Agreements(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    agreement, closeness = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return Agreements(
+        check_finite(agreement, "how steps agree with those before"),
+        check_finite(closeness, "how close steps are to the last"),
+    )
 
 
 def _watch(
@@ -81,7 +86,14 @@ def _watch(
     schedule = ladder(shift=shift_of(pipe.scheduler.config), grid=pipe.settings.grid)
     plan = ChunkPlan(text=ADAPTIVE, lengths=(length,) * chunks, schedules=(schedule,) * chunks)
     watched = Watched(pipe.denoiser(conditioning))
-    generate(watched, plan, shape=shape.frame, seed=seed, samples=conditioning.samples)
+    generate(
+        watched,
+        plan,
+        shape=shape.frame,
+        seed=seed,
+        samples=conditioning.samples,
+        device=pipe.network_device,
+    )
     chunks_of_steps = watched.chunks()
     befores = [None, *(steps[-1] for steps in chunks_of_steps)]
     rows = [_measures(steps, before) for steps, before in zip(chunks_of_steps, befores, strict=False)]

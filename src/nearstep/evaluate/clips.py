@@ -33,7 +33,7 @@ from nearstep.evaluate.results import (
 from nearstep.evaluate.run import CAPTIONS_SEED, true_features
 from nearstep.evaluate.tables import table
 from nearstep.protocols import Verdict, World
-from nearstep.stream.output import safe_name
+from nearstep.stream.output import prompt_digest, safe_name
 
 _NAME = re.compile(r"(?P<prompt>.+)-\d+")
 _SHORTENED = re.compile(r"~[0-9a-f]{8}$")
@@ -167,7 +167,7 @@ def _prompt(path: Path, origin: Mapping[str, object]) -> str:
                 f"{path} has a shortened prompt in its name and none in its comment; name it by its prompt"
             )
         return name
-    if safe_name(prompt) != name:
+    if safe_name(prompt, path.name.removeprefix(name)) != name and not name.endswith(f"~{prompt_digest(prompt)}"):
         raise NearstepError(f"{path} is named otherwise than its comment, {prompt!r}; which of them does it show?")
     return prompt
 

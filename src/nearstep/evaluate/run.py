@@ -45,6 +45,7 @@ def evaluate(
     seed: int = 0,
     batch: int = 16,
     out: Path = Path("evaluation.json"),
+    device: str | None = None,
 ) -> str:
     """Measure a model folder and return the table of its results.
 
@@ -58,15 +59,16 @@ def evaluate(
         seed: names the noise.
         batch: clips made at once; does not change the results.
         out: where the results go; plans that it already holds are not measured again.
+        device: where the model runs, as for CausalVideoPipeline.from_pretrained.
     """
     from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
     from nearstep.stream.request import plan_clip
 
-    pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer)
+    pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer, device=device)
 
     def generate(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
         video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt").frames
-        return torch.as_tensor(video)
+        return torch.as_tensor(video).cpu()  # where the judge is
 
     def calls(plan: str) -> int:
         return plan_clip(pipe.configs, plan=plan).plan.calls

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import isfinite
 from typing import NamedTuple
 
 from nearstep.errors import NearstepError
@@ -35,8 +35,14 @@ GRAMMAR = (
     f'of streams also "{ADAPTIVE}", "{ADAPTIVE}:.95" and "{FRAME_RATE}:16"'
 )
 
-_STEPS = re.compile(r"\d+(,\d+)*x?")
-_LIVE = re.compile(r"(?P<kind>[a-z]+)(:(?P<number>\d*\.?\d+))?")
+MOST_STEPS = 1000
+"""Of a chunk; flow-matching teachers are trained on 1,000 times, and run with 50."""
+MOST_RATE = 1000
+"""Frames a second."""
+_SHOWN = 80  # characters of a plan in an error
+
+_STEPS = re.compile(r"[0-9]+(,[0-9]+)*x?")
+_LIVE = re.compile(r"(?P<kind>[a-z]+)(:(?P<number>[0-9]*\.?[0-9]+))?")
 
 
 class _Number(NamedTuple):
@@ -46,7 +52,7 @@ class _Number(NamedTuple):
     most: float
 
 
-_KINDS = {ADAPTIVE: _Number(needed=False, most=1.0), FRAME_RATE: _Number(needed=True, most=inf)}
+_KINDS = {ADAPTIVE: _Number(needed=False, most=1.0), FRAME_RATE: _Number(needed=True, most=MOST_RATE)}
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ def respaced(steps: int, *, shift: float, grid: int = GRID) -> Schedule:
     does not divide evenly the low times are kept: a list that ends low is better (docs/stream.md).
     """
     _positive(steps)
+    if grid < 1 or not (isfinite(shift) and shift > 0):
+        raise NearstepError(f"grid={grid}, shift={shift}: a grid has at least 1 step, and a shift is above 0")
     cells = [-(-k * grid // steps) / grid if steps <= grid else k / steps for k in range(steps)]
     return Schedule(tuple(shifted(1 - cell, shift) for cell in cells))
 
@@ -148,7 +156,11 @@ def parse(text: str) -> Steps | Live:
     """
     text = text.strip()
     if _STEPS.fullmatch(text):
-        entries = tuple(int(entry) for entry in text.removesuffix("x").split(","))
+        written = text.removesuffix("x").split(",")
+        # By their length first: numbers of thousands of digits are refused by int itself, in other words.
+        if any(len(entry.lstrip("0")) > len(str(MOST_STEPS)) or int(entry) > MOST_STEPS for entry in written):
+            raise refused(text, f"gives a chunk more than {MOST_STEPS:,} steps")
+        entries = tuple(map(int, written))
         if min(entries) < 1:
             raise refused(text, "gives a chunk 0 steps, and it needs at least 1 step")
         return Steps(entries, repeats=text.endswith("x") or len(entries) == 1)
@@ -167,7 +179,8 @@ def parse(text: str) -> Steps | Live:
 
 def refused(text: str, why: str) -> NearstepError:
     """The error for a plan that cannot be followed; it names every plan that can."""
-    return NearstepError(f"plan {text!r} {why}; {GRAMMAR}")
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return NearstepError(f"plan {shown!r} {why}; {GRAMMAR}")
 
 
 def parse_steps(text: str, chunks: int) -> tuple[int, ...]:
@@ -195,6 +208,8 @@ def chunk_lengths(frames: int, chunk_frames: int | None) -> tuple[int, ...]:
     """
     if chunk_frames is None:
         return (frames,)
+    if chunk_frames < 1:
+        raise NearstepError(f"chunk_frames={chunk_frames}; a chunk has at least 1 latent frame")
     if frames < 1 or frames % chunk_frames:
         less = max(1, frames // chunk_frames) * chunk_frames
         raise NearstepError(

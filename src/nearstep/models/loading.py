@@ -26,6 +26,7 @@ from nearstep.models.quantised import check_types
 from nearstep.models.student import Student
 from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
+from nearstep.nets.devices import find_device
 from nearstep.nets.text import text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
@@ -143,7 +144,7 @@ def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -
 
 def load_encoder(folder: ModelFolder, device: torch.device | str | None = None) -> Callable[[Tensor], Tensor]:
     """What encodes videos [B, T, 3, H, W] in [0, 1] as a model's latents [B, F, C, h, w], in float32."""
-    place = device or "cpu"
+    place = find_device(device or "cpu")
     codec = VideoCodec(load_codec(folder, torch_dtype=torch.float32)).to(place)
 
     @torch.no_grad()

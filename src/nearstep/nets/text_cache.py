@@ -26,7 +26,7 @@ from nearstep.files import replacing
 from nearstep.nets.devices import device_of
 from nearstep.nets.text import PromptEncoder, Tokens, cleaned, text_length, tokens
 
-_FEATURES = "features"
+_FEATURES, _DIGEST = "features", "digest"
 _BLOCK, _BLOCKS = 4096, 64  # bytes of a sample of a weight file, and how many
 
 
@@ -101,8 +101,14 @@ class CachedPromptEncoder:
             features = (
                 PromptEncoder(self.tokenizer, encoder, self.length)([prompt], tokens)[0, :count].cpu().contiguous()
             )
+        if not features.isfinite().all():
+            raise NearstepError(
+                f"the text encoder makes NaN or infinity of {prompt[:60]!r}; its weights are not finite"
+            )
         with replacing(path) as part:
-            save_file({_FEATURES: features}, part, {"prompt": prompt, "encoder": self.source})
+            save_file(
+                {_FEATURES: features}, part, {"prompt": prompt, "encoder": self.source, _DIGEST: _digest(features)}
+            )
         return features
 
 
@@ -158,7 +164,15 @@ def _read(path: Path, count: int) -> Tensor:
     with safe_open(path, "pt") as file:
         if list(file.keys()) != [_FEATURES]:
             raise ValueError(f"it holds {list(file.keys())}")
-        features = file.get_tensor(_FEATURES)
+        features, stated = file.get_tensor(_FEATURES), (file.metadata() or {}).get(_DIGEST)
     if features.ndim != 2 or len(features) != count:
         raise ValueError(f"it holds {list(features.shape)}, the prompt has {count} tokens")
+    if not features.isfinite().all():
+        raise ValueError("it holds NaN or infinity")
+    if stated is not None and stated != _digest(features):
+        raise ValueError("its numbers are not those that were written")
     return features
+
+
+def _digest(features: Tensor) -> str:
+    return hashlib.blake2b(features.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()

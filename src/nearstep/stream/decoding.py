@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nearstep.protocols import LatentStream
+from nearstep.stream.finite import check_finite
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class DecoderThread:
                 if self._cuda and ready:
                     self._cuda.wait_event(ready)
                 stream = before.result().stream.copy()  # a decoding that breaks off leaves no trace
-                video = stream.decode(latents).float()
+                video = check_finite(stream.decode(latents).float(), "a chunk's pixels")
                 if self._cuda:
                     self._cuda.synchronize()
             return Decoded(stream, video)

@@ -27,14 +27,15 @@ from nearstep.models.student import Student
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.devices import device_of
+from nearstep.nets.devices import device_of, find_device
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.request import Conditioning, prompts_of, samples_of, seed_of
+from nearstep.stream.finite import check_finite, check_weights
+from nearstep.stream.request import Conditioning, own_guidance, prompts_of, samples_of, seed_of
 
 Loaded = TypeVar("Loaded", bound="VideoModel")
 Loras = Given | Sequence[Given] | None
@@ -105,7 +106,8 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             lora: adapter files of any writer, or several, merged into the network's weights; ``"FILE:0.8"`` counts 0.8
                 times. Those that should come off again: ``load_lora_weights``.
             torch_dtype: of network and text encoder.
-            device: where to put it.
+            device: where to put it: ``"auto"`` is CUDA where it is here, then MPS, then the CPU; unless
+                this is said it stays on the CPU, as diffusers' pipelines do.
             text_device: where to put the text encoder, if elsewhere: ``"cpu"`` leaves the GPU to the network.
             text_cache: a folder for the features of prompts; the text encoder is loaded when a prompt is not there.
             vae_dtype: of the codec, or of the tiny decoder; as saved by default (float32 for Wan's).
@@ -114,8 +116,10 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
 
         Raises:
-            NearstepError: naming the file that is missing, damaged or of another kind.
+            NearstepError: naming the file that is missing, damaged or of another kind, or the device that is not here.
         """
+        device = None if device is None else find_device(device)
+        text_device = None if text_device is None else find_device(text_device)
         if not isinstance(name, ModelConfigs):
             model = ModelConfigs.open(name, transformer or "transformer", student, loras_of(lora))
         elif transformer is None and student is None and lora is None:
@@ -145,6 +149,9 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         for component, place in places.items():
             if place is not None and isinstance(module := pipe.components[component], nn.Module):
                 module.to(place)
+        source = model.student.path if model.student else model.folder.path / model.network
+        check_weights(cast(nn.Module, pipe.transformer), str(source))
+        check_weights(cast(nn.Module, pipe.vae), str(model.folder.path / "vae"))
         return pipe
 
     @classmethod
@@ -267,7 +274,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
     ) -> Conditioning:
         """What is to be shown, checked and tokenised, apart from size and plan; arguments as for :meth:`request`."""
         prompts, negative = prompts_of(prompt, negative_prompt)
-        own = 1.0 if self.transformer.config["chunk_frames"] is not None else self.settings.guidance_scale
+        own = own_guidance(self.configs)
         texts = tuple(dict.fromkeys((*prompts, *negative)))
         return Conditioning(
             prompts=prompts,
@@ -291,6 +298,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         """Texts [B] -> [B, L, D] where the network is; a text that is there more than once is encoded once."""
         different = tuple(dict.fromkeys(texts))
         features = self.prompt_encoder(different, conditioning.tokens_of(different)).to(self.network_device)
+        check_finite(features, f"the text encoder's features of {different[0][:60]!r}")
         return features if different == tuple(texts) else features[[different.index(text) for text in texts]]
 
     def live_plan(self, text: str) -> LivePlan:

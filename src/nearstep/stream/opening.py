@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.files import check_name
 from nearstep.models.configs import Configs
 from nearstep.reach import Reach
 from nearstep.shapes import latent_frames
 
-Picture = Image.Image | np.ndarray | Tensor
-"""A PIL image, an array [H, W, 3] (uint8, or floating in [0, 1]), or a tensor [3, H, W] in [0, 1]."""
+Picture = Image.Image | np.ndarray | Tensor | str | Path
+"""A file, a PIL image, an array [H, W, 3] (uint8, or floating in [0, 1]), or a tensor [3, H, W] in [0, 1]."""
 PixelClip = np.ndarray | Tensor | Sequence[Image.Image]
 """An array [T, H, W, 3], a tensor [T, 3, H, W] or PIL images, T = 4n + 1."""
+
+_BYTES_OF_16_BITS = 65535 / 255
 
 
 def context_video(image: Picture | None, video: PixelClip | None, *, height: int, width: int) -> Tensor | None:
@@ -32,7 +36,7 @@ def context_video(image: Picture | None, video: PixelClip | None, *, height: int
         raise NearstepError("give an image or a video to go on from, not both")
     if image is None and video is None:
         return None
-    frames = _frames([image] if image is not None else video)
+    frames = _frames([_opened(image)] if image is not None else video)
     if frames.shape[2:] != (height, width):
         what, (high, wide) = "image" if video is None else "video", frames.shape[2:]
         raise NearstepError(
@@ -40,6 +44,40 @@ def context_video(image: Picture | None, video: PixelClip | None, *, height: int
             f"resize it, or open the stream with height={high}, width={wide}"
         )
     return frames
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """A picture file as RGB, upright as cameras say it is.
+
+    Raises:
+        NearstepError: naming the file that is none, or cannot be read.
+    """
+    path = Path(path)
+    check_name(path)
+    if not path.is_file():
+        raise NearstepError(f"cannot read the picture {path}: there is no such file")
+    try:
+        with Image.open(path) as image:
+            return upright(image)
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise NearstepError(f"cannot read the picture {path}: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as RGB with 8 bits, turned as its EXIF orientation says; greys of 16 bits are scaled, not cut off."""
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I"):
+        grey = np.asarray(turned).astype(np.float64)
+        turned = Image.fromarray(np.clip(grey / _BYTES_OF_16_BITS, 0, 255).round().astype(np.uint8))
+    return turned.convert("RGB")
+
+
+def _opened(picture: Picture) -> Picture:
+    if isinstance(picture, str | Path):
+        return read_picture(picture)
+    if not isinstance(picture, Image.Image | np.ndarray | Tensor):
+        raise NearstepError(f"an image is a file, a PIL image, an array or a tensor, not {type(picture).__name__}")
+    return picture
 
 
 def stream_reach(
@@ -75,7 +113,7 @@ def _frames(pictures: Any) -> Tensor:
     if isinstance(pictures, Tensor | np.ndarray):
         parts = pictures
     else:
-        images: Any = [np.asarray(part.convert("RGB")) if isinstance(part, Image.Image) else part for part in pictures]
+        images: Any = [np.asarray(upright(part)) if isinstance(part, Image.Image) else part for part in pictures]
         parts = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
     frames = parts if isinstance(parts, Tensor) else torch.from_numpy(parts).movedim(-1, 1)
     if frames.ndim != 4 or frames.shape[1] != 3:

@@ -9,24 +9,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
-from nearstep.files import check_writable, replacing
+from nearstep.files import NAME_BYTES, check_writable, new_part, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 H264_OPTIONS = {"crf": "16", "preset": "medium"}  # visually lossless; the clips are small
 WEBP_QUALITY = 90
+MOST_FPS = 1000
 SHEET_COLUMNS = 9  # frames shown of a clip
 SHEET_TILE = 96  # smaller frames are enlarged by a whole factor to about this many pixels
 BESIDE_TILE = 192  # of a clip beside others in a video
 SHEET_GAP, SHEET_TEXT, SHEET_PAPER, SHEET_INK = 4, 14, (250, 250, 250), (30, 30, 30)
-NAME_BYTES = 160  # of a prompt, kept in a file name (file systems allow 255 in all)
+_DIGITS = 8  # of the digest in the name of a prompt that is no name itself
+_SHORTENED = re.compile(rf"~[0-9a-f]{{{_DIGITS}}}$")
 
 Pixels = np.ndarray
 """A clip as uint8 ``[T, H, W, 3]``."""
@@ -35,7 +37,13 @@ Grow = Callable[[Pixels], None]
 
 
 def pixels(video: Tensor) -> Pixels:
-    """A clip ``[T, 3, H, W]`` in [0, 1] -> uint8 ``[T, H, W, 3]``, rounded to nearest."""
+    """A clip ``[T, 3, H, W]`` in [0, 1] -> uint8 ``[T, H, W, 3]``, rounded to nearest.
+
+    Raises:
+        NearstepError: if not all of it is finite.
+    """
+    if not video.isfinite().all():
+        raise NearstepError("a video with NaN or infinity among its numbers is not finite and cannot be written")
     return (video.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
@@ -52,18 +60,45 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
         NearstepError: for an unknown suffix, or if the file cannot be written; nothing half-written stays.
     """
     path = Path(path)
+    check_fps(fps)
+    if not hasattr(video, "detach"):
+        raise NearstepError("write_video takes a tensor [T, 3, H, W]; export_to_video(frames, path, fps) takes all")
     encode, clip, comment = _encoder(path), pixels(video), json.dumps(dict(metadata or {}))
     with replacing(path) as part:
         encode(part, clip, fps, comment)
     return path
 
 
-def write_sheet(path: str | Path, clips: Sequence[Tensor], labels: Sequence[str] = ()) -> Path:
-    """Write :func:`contact_sheet` of the clips as a PNG, whole or not at all."""
+def write_sheet(
+    path: str | Path,
+    clips: Sequence[Tensor],
+    labels: Sequence[str] = (),
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write :func:`contact_sheet` of the clips as a PNG, whole or not at all, with ``metadata`` as its comment."""
     path, sheet = Path(path), contact_sheet(clips, labels)
     with replacing(path) as part:
-        sheet.save(part, format="PNG")
+        sheet.save(part, format="PNG", pnginfo=_png_text(json.dumps(dict(metadata or {}))))
     return path
+
+
+def check_fps(fps: float) -> None:
+    """Refuse a frame rate that no file can have.
+
+    Raises:
+        NearstepError: unless it is above 0 and no more than MOST_FPS.
+    """
+    if not 0 < fps <= MOST_FPS:
+        raise NearstepError(f"fps={fps}: frames a second, above 0 and at most {MOST_FPS}")
+
+
+def count_frames(path: Path) -> int:
+    """Frames of a video, by its packets: nothing is decoded."""
+    import av
+
+    with av.open(path) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
 
 
 def check_video_path(path: str | Path) -> None:
@@ -76,15 +111,41 @@ def check_video_path(path: str | Path) -> None:
     check_writable(Path(path))
 
 
-def safe_name(prompt: str) -> str:
-    """A prompt as a file name: the prompt itself (VBench's habit) where it is plain and short.
+def safe_name(prompt: str, ending: str = "-0.mp4") -> str:
+    """A prompt as a file name that ``ending`` follows: the prompt itself, as VBench looks it up, where it can be one.
 
-    Otherwise what can be kept of it and a digest, so that different prompts never share a name.
+    Otherwise (a slash, a control character, more bytes than file systems allow) what can be kept of it and a digest,
+    so that different prompts never share a name.
     """
-    plain = re.sub(r"[^\w ,.'!()&+-]", "", prompt).encode()[:NAME_BYTES].decode(errors="ignore").strip(" .")
-    if plain == prompt and prompt:
+    room = NAME_BYTES - len(ending.encode())
+    plain = re.sub(r"[/\x00-\x1f\x7f]", "", prompt).strip().lstrip(".")
+    if plain == prompt and prompt and len(prompt.encode()) <= room and not _SHORTENED.search(prompt):
         return prompt
-    return f"{plain or 'prompt'}~{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+    digest = f"~{prompt_digest(prompt)}"
+    kept = plain.encode()[: room - len(digest)].decode(errors="ignore").strip()
+    return f"{kept or 'prompt'}{digest}"
+
+
+def prompt_digest(prompt: str) -> str:
+    """What stands behind ~ in the name of a prompt that is no name itself."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:_DIGITS]
+
+
+def read_comment(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_video` or :func:`growing_mp4` was told about a clip; None where the file does not say."""
+    try:
+        if path.suffix.lower() == ".mp4":
+            import av
+
+            with av.open(path) as container:
+                comment: Any = container.metadata.get("comment")
+        else:
+            with Image.open(path) as image:
+                comment = image.info.get("comment") or image.info.get("xmp")
+        found = json.loads(comment)
+    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def side_by_side(clips: Sequence[Tensor], labels: Sequence[str], *, width: int = BESIDE_TILE) -> Tensor:
@@ -134,7 +195,10 @@ def _sheet(clips: Sequence[Pixels], labels: Sequence[str], columns: int) -> Imag
 
 @contextmanager
 def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
-    """A video written as it is made, whole at the end or not there at all; call what it gives with each part.
+    """A video that can be watched while it is made; call what it gives with each part.
+
+    With the first part it is at ``path``, in place of what was there, and it can be read up to the newest part whatever
+    ends the program; what was made stays when something goes wrong.
 
     Args:
         path: where to, ending in .mp4.
@@ -142,38 +206,73 @@ def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, commen
         width: pixels, even.
         fps: pixel frames per second.
         comment: kept in the file.
+
+    Raises:
+        NearstepError: if it cannot be written; it says whether a part is there.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise NearstepError(f"cannot write {path}: a video that grows as it is made ends in .mp4")
-    with replacing(path) as part, _writer(part, height, width, fps, comment) as grow:
-        yield grow
+    part, there = new_part(path), False
+    try:
+        with _writer(part, height, width, fps, comment, FRAGMENTS) as write:
+
+            def grow(clip: Pixels) -> None:
+                nonlocal there
+                write(clip)
+                if not there:
+                    part.replace(path.resolve())
+                    there = True
+
+            yield grow
+    except OSError as error:
+        left = "what was made before is in it" if there else "nothing was left behind"
+        raise NearstepError(f"cannot write {path}: {error.strerror}; {left}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
     _, height, width, _ = clip.shape
-    with _writer(path, height, width, fps, comment) as grow:
+    with _writer(path, height, width, fps, comment, WHOLE) as grow:
         grow(clip)
 
 
+class _Layout(NamedTuple):
+    """How an mp4 is laid out."""
+
+    container: dict[str, str]
+    encoder: dict[str, str]
+
+
+# faststart puts the index first, so that a page can play the file while it loads.
+WHOLE = _Layout({"movflags": "faststart"}, {})
+# No index but one for each frame, and no frame that waits for later ones: what was written can be read.
+FRAGMENTS = _Layout(
+    {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}, {"tune": "zerolatency"}
+)
+
+
 @contextmanager
-def _writer(path: Path, height: int, width: int, fps: float, comment: str) -> Iterator[Grow]:
+def _writer(path: Path, height: int, width: int, fps: float, comment: str, layout: _Layout) -> Iterator[Grow]:
     import av  # a tenth of a second that only this format needs
 
     if height % 2 or width % 2:
         raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
-    # faststart puts the index first, so that a page can play the file while it loads.
-    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(path, "w", format="mp4", options=layout.container) as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=H264_OPTIONS)
+        options = {**H264_OPTIONS, **layout.encoder}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
 
         def grow(clip: Pixels) -> None:
             for picture in clip:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 
-        yield grow
-        container.mux(stream.encode())
+        try:
+            yield grow
+        finally:  # what was made is finished, whatever ends it
+            container.mux(stream.encode())
 
 
 def _gif(path: Path, clip: Pixels, fps: float, comment: str) -> None:
@@ -190,9 +289,13 @@ def _animation(path: Path, clip: Pixels, fps: float, **options: Any) -> None:
 
 
 def _png(path: Path, clip: Pixels, _fps: float, comment: str) -> None:
+    _sheet([clip], (), SHEET_COLUMNS).save(path, format="PNG", pnginfo=_png_text(comment))
+
+
+def _png_text(comment: str) -> PngImagePlugin.PngInfo:
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", comment)
-    _sheet([clip], (), SHEET_COLUMNS).save(path, format="PNG", pnginfo=text)
+    return text
 
 
 Encoder = Callable[[Path, Pixels, float, str], None]

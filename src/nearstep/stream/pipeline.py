@@ -22,11 +22,13 @@ from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, LatentStream
+from nearstep.reach import Reach
 from nearstep.rollout.rollout import Chunk, rollout
+from nearstep.stream.finite import check_finite
 from nearstep.stream.model import VideoModel
 from nearstep.stream.opening import Picture, PixelClip, context_video, digest, stream_reach
 from nearstep.stream.recording import Opening, Recording
-from nearstep.stream.request import Conditioning, Request, latent_shape, plan_clip
+from nearstep.stream.request import Conditioning, Request, check_room, latent_shape, plan_clip
 from nearstep.stream.results import OUTPUT_TYPES, ChunkVideo, VideoOutput, formatted
 from nearstep.stream.session import Session
 from nearstep.stream.setup import Script, Setup
@@ -195,7 +197,7 @@ class CausalVideoPipeline(VideoModel):
         """
         stream, start = self.latent_stream() if stream is None else stream, 0
         for chunk in self._chunks(request, denoiser, fused=fused):
-            video = stream.decode(chunk.latents).float()
+            video = check_finite(stream.decode(chunk.latents).float(), f"the pixels of chunk {chunk.index}")
             yield ChunkVideo(index=chunk.index, start=start, video=video, latents=chunk.latents, steps=chunk.steps)
             start += video.shape[1]
         self.maybe_free_model_hooks()
@@ -204,14 +206,15 @@ class CausalVideoPipeline(VideoModel):
     def _decoded(self, chunks: Sequence[Tensor]) -> Tensor:
         """The chunks of a clip as [B, T, 3, H, W] in [0, 1], float32."""
         stream = self.latent_stream()
-        return torch.cat([stream.decode(chunk).float() for chunk in chunks], dim=1)
+        video = torch.cat([stream.decode(chunk).float() for chunk in chunks], dim=1)
+        return check_finite(video, "the pixels")
 
     @torch.no_grad()
     def _chunks(
         self, request: Request, denoiser: CausalDenoiser[KVCache] | None = None, *, fused: bool = True
     ) -> Iterator[Chunk]:
         clip = request.clip
-        yield from rollout(
+        for chunk in rollout(
             self.denoiser(request) if denoiser is None else denoiser,
             clip.plan,
             shape=clip.shape.frame,
@@ -220,7 +223,9 @@ class CausalVideoPipeline(VideoModel):
             renoise=clip.renoise,
             fused=fused,
             device=self.network_device,
-        )
+        ):
+            check_finite(chunk.latents, f"the latents of chunk {chunk.index}")
+            yield chunk
 
     # --- streams ---------------------------------------------------------------------------------------------------
 
@@ -255,7 +260,7 @@ class CausalVideoPipeline(VideoModel):
             guidance_scale: w in v = u + w (c - u); 1, none, by default.
             height: pixels.
             width: pixels.
-            image: a picture to go on from.
+            image: a picture to go on from, or its file.
             video: a clip to go on from, 4n + 1 frames.
             window: newest latent frames that a chunk sees, its own included.
             sink: first latent frames that it sees in addition.
@@ -276,7 +281,7 @@ class CausalVideoPipeline(VideoModel):
         opening = Opening(
             prompt=prompt,
             negative_prompt=negative_prompt,
-            plan=plan or self.settings.default_plan,
+            plan=self.settings.default_plan if plan is None else plan,
             seed=conditioning.seed,
             sample=sample,
             guidance=conditioning.guidance,
@@ -321,7 +326,7 @@ class CausalVideoPipeline(VideoModel):
             seed=was.seed,
             samples=[was.sample],
         )
-        opening = replace(was, plan=plan or was.plan)
+        opening = replace(was, plan=was.plan if plan is None else plan)
         setup = self._setup(opening, conditioning, image, video, undo_depth=undo_depth, prefetch=prefetch)
         if setup.opening.context != was.context:
             needed = "the picture or clip it went on from" if was.context else "no picture or clip"
@@ -343,6 +348,8 @@ class CausalVideoPipeline(VideoModel):
         """All of an opening checked, its picture or clip encoded, and what it is made on noted in it."""
         self.live_plan(opening.plan)
         shape = latent_shape(self.configs, height=opening.height, width=opening.width)
+        reach = Reach(window=opening.window, sink=opening.sink)
+        check_room(self.configs, replace(shape, frames=self.chunk_frames), reach, chunk=self.chunk_frames)
         frames, context = context_video(image, video, height=opening.height, width=opening.width), None
         if frames is not None:
             with torch.no_grad():

@@ -6,7 +6,10 @@ JSON lines: the opening, then a line per chunk with its times and with what chan
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -89,6 +92,11 @@ class Recording:
         for index in range(len(self.chunks)):
             yield self.line(index)
 
+    @property
+    def digest(self) -> str:
+        """A short name for all of it."""
+        return hashlib.blake2b("\n".join(self.lines()).encode(), digest_size=8).hexdigest()
+
     def line(self, chunk: int) -> str:
         """The line of one chunk."""
         entry = self.chunks[chunk]
@@ -99,6 +107,16 @@ class Recording:
         with replacing(Path(path)) as part:
             part.write_text("".join(f"{line}\n" for line in self.lines()), encoding="utf-8")
         return Path(path)
+
+    def append_last(self, path: Path) -> None:
+        """Write the line of the newest chunk behind those that are there: whole, or not at all."""
+        size = path.stat().st_size
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{self.line(len(self.chunks) - 1)}\n")
+        except OSError:
+            os.truncate(path, size)
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> Recording:
@@ -111,7 +129,12 @@ class Recording:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise NearstepError(f"cannot read the recording {path}: {error}") from error
-        rows = [_row(path, number, line) for number, line in enumerate(text.splitlines(), 1)]
+        *lines, torn = text.split("\n")
+        if torn and (len(lines) == 0 or _is_object(torn)):
+            lines.append(torn)  # whole, and without the end of its line
+        elif torn:
+            warnings.warn(f"{path} breaks off in its line {len(lines) + 1}, which is left out", stacklevel=2)
+        rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
         return cls(_opening(path, rows[0] if rows else {}), [_entry(path, *row) for row in enumerate(rows[1:])])
 
 
@@ -141,10 +164,17 @@ def _entry(path: str | Path, index: int, row: dict[str, Any]) -> ChunkEntry:
     return ChunkEntry(times=tuple(times), changes=Changes(**row))
 
 
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _row(path: str | Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise NearstepError(f"{path}, line {number} is no JSON object; a recording is one to a line")

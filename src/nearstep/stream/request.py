@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any
 
 import torch
@@ -14,10 +16,16 @@ from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.models.configs import Configs
 from nearstep.models.folder import shift_of
 from nearstep.nets.text import Tokens
+from nearstep.reach import EVERYTHING, Reach
 from nearstep.rollout.chunk import Renoise
-from nearstep.shapes import LatentShape, latent_frames, spatial_stride
+from nearstep.shapes import TEMPORAL_STRIDE, LatentShape, latent_frames, spatial_stride
 
 _SEED_BITS = 63
+MOST_GUIDANCE = 1000
+"""Weights beyond it overflow or burn every frame; teachers use 3 to 9."""
+MOST_BYTES = 2**38
+"""What no accelerator holds."""
+HALF_PRECISION, SINGLE_PRECISION = 2, 4  # bytes of a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,12 @@ class Conditioning:
     samples: tuple[int, ...]
     tokens: Tokens = field(repr=False, compare=False)
     """Those of :attr:`texts`."""
+
+    def __post_init__(self) -> None:
+        check_guidance(self.guidance)
+        check_negative(self.negative, self.guidance)
+        if strange := [sample for sample in self.samples if isinstance(sample, bool) or not isinstance(sample, int)]:
+            raise NearstepError(f"sample {strange[0]!r} is not a whole number")
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -76,16 +90,112 @@ class Request(Conditioning):
 
     def metadata(self, row: int) -> dict[str, Any]:
         """What to keep beside the clip of one prompt, so that it can be made again."""
-        return {
-            "prompt": self.prompts[row],
-            "negative_prompt": self.negative[row],
-            "plan": str(self.clip.plan),
-            "steps": self.clip.plan.steps,
-            "commits": self.clip.plan.commits,
-            "guidance": self.guidance,
-            "seed": self.seed,
-            "sample": self.samples[row],
-        }
+        return clip_metadata(
+            self.clip,
+            prompt=self.prompts[row],
+            negative=self.negative[row],
+            guidance=self.guidance,
+            seed=self.seed,
+            sample=self.samples[row],
+        )
+
+
+def clip_metadata(
+    clip: Clip, *, prompt: str, negative: str, guidance: float, seed: int | None, sample: int
+) -> dict[str, Any]:
+    """What a clip says of itself: enough to make it again, and to tell whether another was asked for."""
+    return {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "latents": [clip.shape.frames, clip.shape.height, clip.shape.width],
+        "plan": str(clip.plan),
+        "steps": clip.plan.steps,
+        "commits": clip.plan.commits,
+        "guidance": guidance,
+        "seed": seed,
+        "sample": sample,
+    }
+
+
+def own_guidance(model: Configs) -> float:
+    """The guidance of a model that is not told another: a student's is 1, none."""
+    return 1.0 if model.transformer.get("chunk_frames") is not None else model.settings.guidance_scale
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that says nothing, or is no text.
+
+    Raises:
+        NearstepError: for what is empty, blank, or holds half a character.
+    """
+    if not isinstance(prompt, str):
+        raise NearstepError(f"a prompt is a string, not {prompt!r}")
+    if not prompt.strip():
+        raise NearstepError("a prompt is empty; say what the clip shows")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise NearstepError(f"the prompt {prompt[:60]!r} is no text in UTF-8: it holds half a character") from None
+
+
+def check_negative(negative: Sequence[str], guidance: float) -> None:
+    """Refuse a negative prompt that nothing would come of.
+
+    Raises:
+        NearstepError: if there is one, and no guidance that leads away from it.
+    """
+    if guidance == 1 and (told := [text for text in negative if text]):
+        raise NearstepError(
+            f"the negative prompt {told[0][:60]!r} acts through guidance, and there is none (1); give a guidance above "
+            f"1, or leave it out"
+        )
+
+
+def check_guidance(weight: float) -> None:
+    """Refuse a guidance that no clip can be made with.
+
+    Raises:
+        NearstepError: for one that is not finite, below 0 or absurd.
+    """
+    if not 0 <= weight <= MOST_GUIDANCE:
+        raise NearstepError(f"guidance {weight}: give a number from 0 to {MOST_GUIDANCE}; 1 is none")
+
+
+def check_room(model: Configs, shape: LatentShape, reach: Reach, *, chunk: int) -> None:
+    """Refuse by arithmetic what fits no accelerator: sizes, lengths and windows that are absurd.
+
+    Args:
+        model: its configurations.
+        shape: of the clip, or of a stream's chunk.
+        reach: how far back chunks look.
+        chunk: latent frames of one.
+
+    Raises:
+        NearstepError: naming the memory that keys and values alone would need.
+    """
+    config, limit = model.transformer, model.transformer["rope_max_seq_len"]
+    frames = shape.frames if reach.window is None else reach.window + reach.sink
+    if frames > limit:
+        raise NearstepError(f"window {reach.window} and sink {reach.sink}: this model has positions for {limit} frames")
+    seen, pixels = max(frames, chunk), spatial_stride(model.vae) ** 2 * shape.height * shape.width
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    tokens = seen * shape.height * shape.width // prod(config["patch_size"])
+    kept = 2 * config["num_layers"] * tokens * width * HALF_PRECISION
+    made = TEMPORAL_STRIDE * shape.frames * pixels * 3 * SINGLE_PRECISION
+    for what, needed, most in (("keys and values", kept, MOST_BYTES), ("pixels", made, min(MOST_BYTES, _memory()))):
+        if needed > most:
+            raise NearstepError(
+                f"{seen} latent frames of {shape.height} x {shape.width} need {needed / 2**30:,.0f} GiB for {what} "
+                f"({most / 2**30:,.0f} at most); ask for a smaller height, width or window, or fewer frames"
+            )
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine, where it says so."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return MOST_BYTES
 
 
 def plan_clip(
@@ -108,8 +218,10 @@ def plan_clip(
     if num_inference_steps is not None:
         plan = str(num_inference_steps)
     shape = latent_shape(model, num_frames=num_frames, height=height, width=width)
+    check_room(model, shape, EVERYTHING, chunk=chunk_frames or shape.frames)
+    own = model.settings.default_plan if chunk_frames else model.settings.teacher_plan
     made = make_plan(
-        plan or (model.settings.default_plan if chunk_frames else model.settings.teacher_plan),
+        own if plan is None else plan,
         frames=shape.frames,
         chunk_frames=chunk_frames,
         shift=shift_of(model.scheduler),
@@ -131,11 +243,14 @@ def latent_shape(
     height = settings.height if height is None else height
     width = settings.width if width is None else width
     stride, (_, *patch) = spatial_stride(model.vae), transformer["patch_size"]
+    limit = transformer["rope_max_seq_len"]
     for name, side, multiple in zip(("height", "width"), (height, width), (stride * p for p in patch), strict=True):
         if side < multiple or side % multiple:
             near = max(1, round(side / multiple)) * multiple
             raise NearstepError(f"{name}={side} must be a multiple of {multiple} for this model; {near} is the nearest")
-    latent, limit = latent_frames(frames), transformer["rope_max_seq_len"]
+        if side > limit * multiple:
+            raise NearstepError(f"{name}={side}; this model has positions for {limit * multiple} pixels")
+    latent = latent_frames(frames)
     if latent > limit:
         raise NearstepError(f"num_frames={frames} is {latent} latent frames; this model has positions for {limit}")
     return LatentShape(frames=latent, channels=model.vae["z_dim"], height=height // stride, width=width // stride)
@@ -149,8 +264,10 @@ def prompts_of(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tu
         raise NearstepError("no prompt was given; give a string or a list of strings")
     if len(negatives) != len(prompts):
         raise NearstepError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
-    if strange := [text for text in prompts + negatives if not isinstance(text, str)]:
-        raise NearstepError(f"a prompt is a string, not {strange[0]!r}")
+    for prompt in prompts:
+        check_prompt(prompt)
+    if strange := [text for text in negatives if not isinstance(text, str)]:
+        raise NearstepError(f"a negative prompt is a string, not {strange[0]!r}")
     return prompts, negatives
 
 

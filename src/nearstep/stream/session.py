@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from nearstep.flow.live_plan import ChunkSteps
 from nearstep.flow.plan import Schedule
 from nearstep.rollout.rollout import Chunk, PlannedChunk, unroll
 from nearstep.stream.decoding import DecoderThread
+from nearstep.stream.finite import check_finite
 from nearstep.stream.recording import Changes, ChunkEntry, Recording
 from nearstep.stream.request import seed_of
 from nearstep.stream.results import ChunkVideo
@@ -65,7 +67,8 @@ class Session:
         self._waiting = deque(waiting)
         self.recording = recording or Recording(setup.opening)
         self._go_on_from(state or self._beginning())
-        self._write()
+        if log is not None:
+            self.recording.save(log)
 
     # --- what there is to see --------------------------------------------------------------------------------------
 
@@ -143,6 +146,7 @@ class Session:
         """
         state, began = self._state, self._now()
         chunk = self._denoised(PlannedChunk(self._model.chunk_frames, *steps))
+        check_finite(chunk.latents, f"the latents of chunk {chunk.index}")
         seconds = self._now() - began
         decoded = self._decoder.start(state.decoded, chunk.latents)
         # The times that were run, not those that were planned: a replay need not know why a chunk stopped.
@@ -212,7 +216,7 @@ class Session:
             replace(
                 state,
                 conditioning=conditioning,
-                plan_text=changes.plan or state.plan_text,
+                plan_text=state.plan_text if changes.plan is None else changes.plan,
                 denoiser=denoiser,
                 plan=plan,
                 changes=state.changes.then(changes),
@@ -347,8 +351,11 @@ class Session:
         """Bring the log up to date: one more line, or all of them."""
         if self._log is None:
             return
-        if not last:
-            self.recording.save(self._log)
-            return
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(f"{self.recording.line(self.index - 1)}\n")
+        try:
+            if not last:
+                self.recording.save(self._log)
+            else:
+                self.recording.append_last(self._log)
+        except (OSError, NearstepError) as error:  # a full disk stops the log, and not what is watched
+            warnings.warn(f"the log {self._log} ends at chunk {self.index - last}: {error}", stacklevel=2)
+            self._log = None

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nearstep.errors import NearstepError
 from nearstep.flow.live_plan import LivePlan
 from nearstep.nets.cache import KVCache
 from nearstep.protocols import CausalDenoiser, LatentStream
@@ -82,6 +83,10 @@ class Setup:
     prefetch: bool = False
     """Make the next chunk while one is decoded, from the second on. The frames are the same and come faster; a change
     acts one chunk later."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.undo_depth, bool) or not isinstance(self.undo_depth, int) or self.undo_depth < 0:
+            raise NearstepError(f"undo_depth={self.undo_depth!r}; give 0 (none) or how many chunks can be taken back")
 
     @property
     def reach(self) -> Reach:
