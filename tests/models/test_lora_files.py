@@ -229,6 +229,11 @@ REFUSED: dict[str, tuple[State, str]] = {
     "whole weights": ({**PAIR, "proj_out.modules_to_save.weight": A}, "whole weights beside the LoRA"),
     "two adapters": ({**PAIR, f"transformer.{Q}.lora_A.b.weight": A}, "twice"),
     "no product": ({f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": A}, "which have no product"),
+    "no rank": ({f"{Q}.lora_A.weight": torch.ones(0, 32), f"{Q}.lora_B.weight": torch.ones(32, 0)}, "no product"),
+    "flat pair": ({f"{Q}.lora_A.weight": torch.ones(4), f"{Q}.lora_B.weight": torch.ones(32, 4)}, "no product"),
+    "alphas": ({**PAIR, f"{Q}.alpha": torch.ones(3)}, r"an alpha of \[3\]; it is one number"),
+    "flat LoKr": ({f"{Q}.lokr_w1": torch.ones(3), f"{Q}.lokr_w2": A}, r"factors of \[3\] and .*; matrices are needed"),
+    "LoHa": ({**FACTORS, f"{Q}.hada_w1_b": torch.ones(5, 32)}, "which have no product"),
     "quantised": ({f"{Q}.lora_A.weight": A.to(torch.int8), f"{Q}.lora_B.weight": B}, "quantised"),
     "NaN": ({f"{Q}.lora_A.weight": A * float("nan"), f"{Q}.lora_B.weight": B}, "NaN or inf"),
     "a network": ({W: A}, r"no part of a known kind"),
@@ -240,6 +245,13 @@ def test_what_cannot_be_applied_is_named(name: str) -> None:
     state, message = REFUSED[name]
     with pytest.raises(NearstepError, match=message):
         changes_in(state)
+
+
+@pytest.mark.parametrize("size", [(), (5,), (5, 1), (1, 5), (WIDTH, WIDTH)])
+def test_a_magnitude_of_another_size_is_named(size: tuple[int, ...], tmp_path: Path, plain: State) -> None:
+    save_file({**PAIR, f"{Q}.dora_scale": torch.ones(size)}, tmp_path / "a.safetensors")
+    with pytest.raises(NearstepError, match=r"does not fit: it changes blocks\.1\.attn1\.to_q\.weight"):
+        open_loras(loras_of(tmp_path), {name: value.shape for name, value in plain.items()})
 
 
 def test_an_adapter_of_another_size_is_named(plain: State, tmp_path: Path) -> None:

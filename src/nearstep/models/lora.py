@@ -203,8 +203,8 @@ def flattened(shape: Sequence[int]) -> Shape:
 
 
 def flattened_or_own(shape: Sequence[int]) -> Shape:
-    """[n] stays; all else becomes [out, inputs]."""
-    return tuple(shape) if len(shape) == 1 else flattened(shape)
+    """[n] and a single number stay; all else becomes [out, inputs]."""
+    return tuple(shape) if len(shape) < 2 else flattened(shape)
 
 
 def _sides(shape: Sequence[int]) -> Shape:

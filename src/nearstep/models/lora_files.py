@@ -89,9 +89,9 @@ def open_lora(file: LoraFile) -> dict[str, Change]:
     Raises:
         NearstepError: one line that names the file and the key or kind that cannot be applied.
     """
-    weights = _weights(file.path)
+    weights, scaling = _weights(file.path), _scaling(file)
     try:
-        return strengthened(changes_in(weights, _scaling(file)), file.strength)
+        return strengthened(changes_in(weights, scaling), file.strength)
     except NearstepError as error:
         raise NearstepError(f"{file.path}: {error}") from None
 
@@ -175,7 +175,8 @@ def ranks_in(path: Path) -> set[int]:
 def stated_alpha(file: LoraFile) -> float | None:
     """The alpha that a file itself states, the first where layers differ."""
     weights, scaling = _weights(file.path), _scaling(file)
-    inside = [float(weights[name]) for name in weights if name.endswith((".alpha", "_alpha"))]
+    alphas = [name for name in weights if name.endswith((".alpha", "_alpha")) and weights.shapes[name] in ((), (1,))]
+    inside = [float(weights[name]) for name in alphas]
     return next(iter([*inside, *scaling.patterns.values()]), scaling.alpha)
 
 
@@ -184,6 +185,8 @@ def stated_alpha(file: LoraFile) -> float | None:
 
 def _of_layer(layer: str, parts: dict[str, Tensor], scaling: Scaling, spellings: Sequence[str]) -> dict[str, Change]:
     weight = layer if layer.endswith("scale_shift_table") else f"{layer}.weight"
+    if ALPHA in parts and parts[ALPHA].numel() != 1:
+        raise NearstepError(f"{layer} has an alpha of {[*parts[ALPHA].shape]}; it is one number")
     alpha = float(parts.pop(ALPHA)) if ALPHA in parts else None
     scale_of = partial(scaling.of, spellings, tensor=alpha)
     found: list[tuple[str, Change]] = []
@@ -209,7 +212,7 @@ def _product(layer: str, parts: dict[str, Tensor], scale_of: Any) -> Change | No
     """The low-rank, Kronecker or Hadamard product of a layer, its parts taken out."""
     if DOWN in parts and UP in parts:
         down, up = parts.pop(DOWN), parts.pop(UP)
-        if down.ndim < 2 or up.ndim < 2 or up.flatten(1).shape[1] != down.shape[0]:
+        if down.ndim < 2 or up.ndim < 2 or up.flatten(1).shape[1] != down.shape[0] or not down.shape[0]:
             raise NearstepError(f"{layer} has A of {[*down.shape]} and B of {[*up.shape]}, which have no product")
         return Update(down=down, up=up, scale=scale_of(rank=down.shape[0]))
     hadamard = [f"hada_{which}" for which in ("w1_a", "w1_b", "w2_a", "w2_b")]
@@ -222,6 +225,8 @@ def _product(layer: str, parts: dict[str, Tensor], scale_of: Any) -> Change | No
             if value is not None:
                 parts[name] = value[0]  # which the caller names as left over
         return None
+    if small[0].ndim != 2 or large[0].ndim < 2:
+        raise NearstepError(f"{layer} has factors of {[*small[0].shape]} and {[*large[0].shape]}; matrices are needed")
     rank = small[1] or large[1]
     return Kronecker(small=small[0], large=large[0], scale=scale_of(rank=rank))
 
