@@ -63,7 +63,7 @@ def test_streams_stop_where_the_measure_says(pipe: CausalVideoPipeline) -> None:
     measured = measure_agreement(pipe, prompts, chunks=1)
     limit = measured.agreement[:, 0, 1].median().item() - 1e-4
     asked, settings = [], pipe.settings
-    pipe.settings = replace(settings, agreement=[[NEVER, limit]])
+    pipe.settings = replace(settings, agreement=((NEVER, limit),))
     try:
         for sample, prompt in enumerate(prompts):
             with pipe.open(prompt, "adaptive", seed=0, sample=sample) as session:
