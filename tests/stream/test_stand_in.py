@@ -61,7 +61,7 @@ class StandIn:
     def conditioning(self, prompt, *, negative_prompt="", guidance_scale=None, seed=None, samples=None):
         tokens = Tokens(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.long))
         return Conditioning(
-            prompts=(prompt,), negative=(prompt,), guidance=1.0, seed=seed, samples=tuple(samples), tokens=tokens
+            prompts=(prompt,), negative=("",), guidance=1.0, seed=seed, samples=tuple(samples), tokens=tokens
         )
 
     def denoiser(self, conditioning):

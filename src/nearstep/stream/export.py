@@ -63,10 +63,11 @@ def clip_of(frames: Frames) -> Tensor:
         raise NearstepError(f"a clip is an array, a tensor or pictures, not {type(frames).__name__}")
     if clip.ndim == 5:
         return clip_of(_only(frames))
+    given = tuple(clip.shape)
     if clip.ndim == 4 and isinstance(frames, np.ndarray):
         clip = clip.movedim(-1, 1)
     if clip.ndim != 4 or clip.shape[1] != 3 or not len(clip):
-        raise NearstepError(f"no clip has the shape {tuple(frames.shape)}; use [T, H, W, 3], or tensors [T, 3, H, W]")
+        raise NearstepError(f"no clip has the shape {given}; use [T, H, W, 3], or tensors [T, 3, H, W]")
     clip = clip.float() / 255 if clip.dtype == torch.uint8 else clip.detach().float()
     if clip.isfinite().all() and not 0 <= clip.min() <= clip.max() <= 1:
         raise NearstepError("a clip is bytes, or numbers from 0 to 1; these go beyond (of output_type='latent'?)")
@@ -82,7 +83,8 @@ def _joined(frames: Sequence[Any]) -> Tensor:
         raise NearstepError("the frames of a clip are of one kind and one size")
     if parts[0].ndim == 4:  # each of them a clip
         return clip_of(_only(parts))
-    return clip_of(torch.stack(parts) if isinstance(parts[0], Tensor) else np.stack(parts))
+    stack: Any = torch.stack if isinstance(parts[0], Tensor) else np.stack
+    return clip_of(stack(parts))
 
 
 def _only(clips: Any) -> Any:
