@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -
     """
     _check_finite(state, here)
     target = folder / f"{_NAME}{state.step:07d}"
-    part = folder / part_name(target.name, here.agreed(os.getpid()), here.agreed(host_number()))
+    part = new_part(target, here)
     try:
         with _quiet():
             dcp.save(state.tensors(), checkpoint_id=part, no_dist=here.count == 1)
@@ -93,6 +94,26 @@ def save(state: TrainState, recipe: dict[str, Any], folder: Path, here: Ranks) -
         if here.main:
             shutil.rmtree(part, ignore_errors=True)
     here.wait()
+
+
+def new_part(target: Path, here: Ranks) -> Path:
+    """An empty folder beside ``target`` under a name that nobody can foresee, the same for all processes.
+
+    Raises:
+        NearstepError: if it cannot be made.
+    """
+    name = f"{here.agreed(secrets.randbits(60)):x}.{target.name}"
+    part = target.with_name(part_name(name, here.agreed(os.getpid()), here.agreed(host_number())))
+    try:
+        if here.main:
+            part.mkdir(parents=True)
+    except OSError as error:
+        raise NearstepError(
+            f"cannot write {target}: {error.strerror}; the checkpoint before it is whole, and the same command goes on "
+            "from that once there is room"
+        ) from error
+    here.wait()
+    return part
 
 
 def load(state: TrainState, recipe: dict[str, Any], path: Path, here: Ranks) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.files import host_number, part_name, swap_folder, sweep, write_json
+from nearstep.files import swap_folder, sweep, write_json
 from nearstep.ranges import check_count, check_number
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
@@ -184,8 +184,7 @@ def _previewed(config: LoopConfig, done: int) -> bool:
 
 def _export(stage: Stage, target: Path, here: Ranks) -> None:
     """Write the stage's result, which gets its name when it is whole."""
-    process, host = here.agreed(os.getpid()), here.agreed(host_number())
-    part = target.with_name(part_name(target.name, process, host))
+    part = checkpoint.new_part(target, here)
     try:
         stage.export(part)
         if here.main:
