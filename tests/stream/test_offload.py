@@ -107,16 +107,16 @@ def test_a_text_encoder_that_comes_late_is_offloaded_too(model_folder: Path, awa
 
 def test_a_text_encoder_may_stay_elsewhere(model_folder: Path) -> None:
     """Everything but the text encoder on meta: what it makes must follow the network there."""
-    pipe = CausalVideoPipeline.from_pretrained(model_folder, device="meta", text_device="cpu")
+    pipe = CausalVideoPipeline.from_pretrained(model_folder, device=torch.device("meta"), text_device="cpu")
     assert pipe.text_encoder.device.type == "cpu" and pipe.vae.device.type == "meta"
     request = pipe.request(PROMPTS[0], seed=1, guidance_scale=2.0)
     assert pipe.prompt_encoder(PROMPTS).device.type == "cpu"
     assert pipe.denoiser(request).both.text.layers[0][0].device.type == "meta"
-    alone = CausalVideoPipeline.from_pretrained(model_folder, text_device="meta")
+    alone = CausalVideoPipeline.from_pretrained(model_folder, text_device=torch.device("meta"))
     assert alone.text_encoder.device.type == "meta" and alone.transformer.device.type == "cpu"
 
 
 def test_a_tiny_decoder_follows_the_network(model_folder: Path) -> None:
-    pipe = CausalVideoPipeline.from_pretrained(model_folder, device="meta", text_device="cpu")
+    pipe = CausalVideoPipeline.from_pretrained(model_folder, device=torch.device("meta"), text_device="cpu")
     pipe.tiny_decoder = TinyDecoder(channels=4, widths=(8, 8, 8, 8))
     assert next(pipe.decoder.parameters()).device.type == "meta"

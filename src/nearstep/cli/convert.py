@@ -111,7 +111,7 @@ def convert(options: Convert) -> None:
 
 
 def _as_published(options: Convert) -> tuple[Convert, str | None]:
-    """Of NAME=FILE: the options with that student's values where none is asked for, and its usual role."""
+    """The options of NAME=FILE with that student's values where none is asked for, and its usual role."""
     preset, path = preset_of(options.source)
     if preset is None:
         return options, None

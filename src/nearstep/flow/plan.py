@@ -36,7 +36,7 @@ GRAMMAR = (
 )
 
 MOST_STEPS = 1000
-"""Of a chunk; flow-matching teachers are trained on 1,000 times, and run with 50."""
+"""Most steps of a chunk; flow-matching teachers are trained on 1,000 times, and run with 50."""
 MOST_RATE = 1000
 """Frames a second."""
 _SHOWN = 80  # characters of a plan in an error

@@ -31,7 +31,7 @@ class Preset:
     window_frames: int | None = None
     sink_frames: int = 0
     licence: str = "apache-2.0"
-    """Of the repository."""
+    """The licence of the repository."""
     source: str
     """Repository and file that say so."""
 

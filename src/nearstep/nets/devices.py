@@ -19,9 +19,13 @@ AUTO = "auto"
 def find_device(name: torch.device | str) -> torch.device:
     """The device that a name means, which is here; :data:`AUTO` is the fastest.
 
+    Torch's meta device, where nothing is computed, is taken as an object and not by its name.
+
     Raises:
         NearstepError: for a device that is not here, or no device's name; it lists those that are.
     """
+    if isinstance(name, torch.device) and name.type == "meta":
+        return name
     here = _here()
     if name == AUTO:
         return torch.device(here[0])

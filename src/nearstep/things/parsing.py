@@ -54,7 +54,7 @@ class Stated:
     """One or two."""
     place: str | None
     relation: str | None
-    """Of the first subject to the second."""
+    """How the first subject lies to the second."""
 
 
 def tokens(text: str) -> list[str]:

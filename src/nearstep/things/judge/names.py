@@ -60,7 +60,7 @@ class Found:
     things: tuple[FoundThing, ...]
     place: str | None
     relations: frozenset[str]
-    """Of the first thing to the second."""
+    """How the first thing lies to the second."""
     more: bool
     """Something is there that these things do not explain."""
 

@@ -220,7 +220,13 @@ def _cropped(video: Tensor, focus: Tensor, side: int, draw: torch.Generator) -> 
     return torch.stack([clip[..., y : y + side, x : x + side] for clip, (x, y) in zip(video, corners, strict=True)])
 
 
-def difference_error(decoded: Tensor, video: Tensor, weight: Tensor) -> Tensor:
-    """Mean absolute first differences of the weighted error along time, rows and columns, summed over all there are."""
-    error = (decoded - video) * weight
+def difference_error(decoded: Tensor, video: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean absolute first differences of the error along time, rows and columns, summed over all there are.
+
+    Args:
+        decoded: [B, T, 3, H, W].
+        video: what it should be.
+        weight: of each pixel [B, T, 1, H, W]; all alike by default.
+    """
+    error = decoded - video if weight is None else (decoded - video) * weight
     return torch.stack([error.diff(dim=dim).abs().mean() for dim in (1, 3, 4) if error.shape[dim] > 1]).sum()
