@@ -13,7 +13,7 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     Raises:
         NearstepError: that ``what`` holds NaN or infinity, and where that comes from.
     """
-    if not values.isfinite().all():
+    if not _finite(values):
         raise NearstepError(
             f"{what}: NaN or infinity among the numbers, which are not finite; the weights hold such, or overflow in "
             f"half precision (then load them as float32), or the guidance is too high"
@@ -28,5 +28,10 @@ def check_weights(network: nn.Module, source: str) -> None:
         NearstepError: naming the ``source`` and the first such tensor.
     """
     for name, weight in network.named_parameters():
-        if not weight.is_meta and not weight.isfinite().all():  # on meta there are no numbers
+        if not _finite(weight):
             raise NearstepError(f"{source}: {name} holds NaN or infinity, which are not finite; it is damaged")
+
+
+def _finite(values: Tensor) -> bool:
+    # On meta there are no numbers, and so none that are wrong.
+    return values.is_meta or bool(values.isfinite().all())
