@@ -68,3 +68,9 @@ def pixel_frames(latent_frames: int, stride: int = TEMPORAL_STRIDE) -> int:
 def spatial_stride(config: Mapping[str, Any]) -> int:
     """Pixels per latent along height and width, from a codec's config: a halving between levels, times the patch."""
     return 2 ** (len(config["dim_mult"]) - 1) * (config.get("patch_size") or 1)
+
+
+def chunk_frames(frames: int, latent: int, stride: int = TEMPORAL_STRIDE) -> tuple[int, ...]:
+    """Pixel frames of each chunk of ``latent`` latent frames in a clip of ``frames``; the last may be shorter."""
+    ends = [*range(stride * (latent - 1) + 1, frames, stride * latent), frames]
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))

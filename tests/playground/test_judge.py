@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.playground.judge.judge import ATTRIBUTES, Verdict, chunk_frames, judge
+from nearstep.playground.judge.judge import ATTRIBUTES, Verdict, judge
 from nearstep.playground.judge.quality import FIGURES
 from nearstep.playground.world import COLOURS, SHAPES, SIZE, background, positions, render, shape_mask
 from nearstep.rng import generator
+from nearstep.shapes import chunk_frames
 
 HALF = 17
 

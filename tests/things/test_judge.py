@@ -10,10 +10,11 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.rng import generator
+from nearstep.shapes import chunk_frames
 from nearstep.things.breaks import BREAKS, blurred, noised, spoiled
 from nearstep.things.captions import caption
 from nearstep.things.judge.agreement import compare
-from nearstep.things.judge.judge import Verdict, chunk_frames, describe, judge
+from nearstep.things.judge.judge import Verdict, describe, judge
 from nearstep.things.judge.names import Found, FoundThing
 from nearstep.things.judge.quality import FIGURES
 from nearstep.things.judge.variety import variety

@@ -22,7 +22,7 @@ from nearstep.playground.judge.redraw import redraw
 from nearstep.playground.judge.segment import Sight, look
 from nearstep.playground.judge.shapes import NAMES, Fit, fit
 from nearstep.playground.world import BACKGROUNDS, COLOURS, SIZE, SIZES, SPEEDS, background
-from nearstep.shapes import TEMPORAL_STRIDE
+from nearstep.shapes import chunk_frames
 
 ATTRIBUTES = ("count", "shape", "colour", "size", "motion", "direction", "speed", "background")
 """What is compared. Every caption speaks of one object, so ``count`` is always stated."""
@@ -81,13 +81,6 @@ class Verdict:
     def total(self) -> float:
         """(4 quality + semantic) / 5."""
         return (4 * self.quality + self.semantic) / 5
-
-
-def chunk_frames(frames: int, latent: int) -> tuple[int, ...]:
-    """Pixel frames of each chunk of ``latent`` latent frames; the last may be shorter."""
-    stride = TEMPORAL_STRIDE
-    ends = [*range(stride * (latent - 1) + 1, frames, stride * latent), frames]
-    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.shapes import chunk_frames
 from nearstep.things.judge.agreement import Agreement, compare
 from nearstep.things.judge.find import look
 from nearstep.things.judge.names import Found, Tracks, name, track
@@ -74,12 +75,6 @@ class Verdict:
     def dynamic(self) -> bool:
         """Whether anything moves; its mean over clips is their dynamic degree."""
         return self.movement >= _DYNAMIC
-
-
-def chunk_frames(frames: int, latent: int, stride: int = 4) -> tuple[int, ...]:
-    """Pixel frames of each chunk of ``latent`` latent frames; the last may be shorter."""
-    ends = [*range(stride * (latent - 1) + 1, frames, stride * latent), frames]
-    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
 @torch.no_grad()
