@@ -61,6 +61,18 @@ def test_encode_agrees_with_diffusers_and_is_normalised(codec: VideoCodec) -> No
     torch.testing.assert_close(codec.denormalise(latents), raw, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("frames", [1, 9])
+def test_its_faster_first_frame_is_what_an_untouched_network_makes(codec: VideoCodec, frames: int) -> None:
+    untouched = AutoencoderKLWan.from_config(codec.vae.config)
+    untouched.load_state_dict(codec.vae.state_dict())
+    video = torch.rand(1, frames, 3, 16, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    with torch.no_grad():
+        latents = untouched.encode(video.transpose(1, 2)).latent_dist.mode()
+        pixels = untouched.decode(latents).sample
+        torch.testing.assert_close(codec.vae.encode(video.transpose(1, 2)).latent_dist.mode(), latents)
+        torch.testing.assert_close(codec.vae.decode(latents).sample, pixels, atol=2e-6, rtol=0)
+
+
 def test_causal_in_time(codec: VideoCodec) -> None:
     latents = latents_of(codec)
     changed = latents.clone()

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d, patchify, unpatchify
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nearstep.errors import NearstepError
 from nearstep.nets.devices import device_of, wake
@@ -42,6 +43,9 @@ class VideoCodec(nn.Module):
                 f"AutoencoderKLWan can only run with {TEMPORAL_STRIDE}, that is two entries that are true"
             )
         self.vae = vae
+        for module in vae.modules():
+            if type(module) is WanCausalConv3d:
+                module.__class__ = _CausalConv3d  # the same weights under the same names, another forward
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> VideoCodec:
@@ -138,6 +142,18 @@ class VideoCodec(nn.Module):
             for values in (config["latents_mean"], config["latents_std"])
         )
         return mean, std
+
+
+class _CausalConv3d(WanCausalConv3d):
+    """diffusers' causal convolution without the products with zeros that a clip's first frame has for a past."""
+
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        left, _, top, _, past, _ = self._padding
+        if cache_x is not None or x.shape[2] != 1 or past != self.kernel_size[0] - 1:
+            return super().forward(x, cache_x)
+        # Of the kernel's taps in time only the last meets the frame: a convolution of the picture, a third of the work.
+        height_width = self.stride[1:]
+        return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, height_width, (top, left)).unsqueeze(2)
 
 
 class _Tiles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -90,8 +91,13 @@ class Things:
         """The closed vocabulary of things/words.py, as things/parsing.py reads it."""
         return parsing.vocabulary()
 
-    def _scenes(self, seed: int, indices: Sequence[int]) -> list[Scene]:
-        return world.sample_scenes(self.config, seed, indices)
+    def _scenes(self, seed: int, indices: Sequence[int]) -> tuple[Scene, ...]:
+        return _sampled(self.config, seed, tuple(indices))
+
+
+@lru_cache(maxsize=4)  # one batch is asked for its clips, their focus and their foreground
+def _sampled(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tuple[Scene, ...]:
+    return tuple(world.sample_scenes(config, seed, indices))
 
 
 THINGS_WORLD = Things()
