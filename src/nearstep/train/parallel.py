@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from torch.distributed.tensor import DTensor
 
 from nearstep.errors import NearstepError
 from nearstep.nets.transformer import VideoTransformer
+
+_LETTING_GO = 0.5
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,15 @@ def ranks() -> Ranks:
     if count == 1:
         return Ranks(0, 1, device)
     dist.init_process_group("nccl" if gpu else "gloo")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
     return Ranks(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
+
+
+def _leave() -> None:
+    # A worker thread of gloo lets go of its last tensors a moment after their collective has returned, and needs the
+    # interpreter for that: where it is being torn down by then, the thread aborts the process. Sleeping hands it over.
+    dist.destroy_process_group()
+    time.sleep(_LETTING_GO)
 
 
 def check_alone(what: str) -> None:
