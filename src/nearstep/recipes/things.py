@@ -1,18 +1,41 @@
 """The world of things: its runs, in order; each starts from the result of the one before, and any can be resumed.
 
 nearstep train things.codec
+nearstep train things.teacher
+nearstep train things.forcing
+nearstep train things.self_forcing
+
+The last is distribution matching alone, from which a student's margin over one step is seen before anything longer.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from nearstep.data.latents import LatentsConfig
+from nearstep.models.folder import Settings
+from nearstep.recipes import playground
 from nearstep.things import THINGS_WORLD
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
+from nearstep.train.phases import Phase
+from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
+_LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=THINGS_WORLD)
+_SETTINGS = Settings(
+    fps=THINGS_WORLD.fps,
+    num_frames=THINGS_WORLD.frames,
+    height=THINGS_WORLD.size,
+    width=THINGS_WORLD.size,
+    default_plan="4",
+    teacher_plan="20",
+    guidance_scale=2.0,
+)
 
 
 def codec() -> CodecConfig:
@@ -40,4 +63,33 @@ def codec() -> CodecConfig:
         world=THINGS_WORLD,
         first_weight=4.0,
         foreground_weight=3.0,
+    )
+
+
+def teacher() -> TeacherConfig:
+    """Stage 2: text encoder and bidirectional teacher; encodes the clips first."""
+    return replace(
+        playground.teacher(),
+        loop=LoopConfig(folder=_RUNS / "teacher", steps=10_500),
+        phases=(Phase(3_000, 1, 256), Phase(2_500, 9, 96), Phase(5_000, 33, 32)),
+        network=NetworkSize(num_attention_heads=6, attention_head_dim=32, ffn_dim=576, num_layers=5),
+        text=TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32),
+        latents=_LATENTS,
+        settings=_SETTINGS,
+    )
+
+
+def forcing() -> CausalConfig:
+    """Stage 3: the causal many-step network, by teacher forcing from the teacher's weights."""
+    return replace(playground.forcing(), latents=_LATENTS, settings=_SETTINGS)
+
+
+def self_forcing() -> DistillConfig:
+    """Distribution matching alone, n drawn from 1 to 4 (Self Forcing)."""
+    return replace(
+        playground.self_forcing(),
+        model=_RUNS / "forcing" / "model",
+        source="transformer",
+        latents=replace(_LATENTS, clips=4_096),
+        settings=_SETTINGS,
     )
