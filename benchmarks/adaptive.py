@@ -23,8 +23,8 @@ from tqdm import tqdm
 from nearstep import CausalVideoPipeline
 from nearstep.evaluate import calibrate
 from nearstep.evaluate.calibrate import Agreements, levels, measure_agreement, thresholds
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.results import SUMS, summarise
-from nearstep.evaluate.run import CAPTIONS_SEED
 from nearstep.evaluate.statistics import difference, rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.plan import ADAPTIVE, chunk_lengths

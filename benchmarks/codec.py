@@ -13,7 +13,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from nearstep.evaluate.run import CAPTIONS_SEED, measure
+from nearstep.evaluate.distances import CAPTIONS_SEED
+from nearstep.evaluate.run import measure
 from nearstep.evaluate.tables import details, table
 from nearstep.recipes.worlds import find_world
 from nearstep.stream.pipeline import CausalVideoPipeline

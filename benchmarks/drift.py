@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline
 from nearstep.errors import NearstepError
-from nearstep.evaluate.run import CAPTIONS_SEED
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.statistics import difference, pooled
 from nearstep.files import replacing
 from nearstep.playground import PLAYGROUND

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline, rng
 from nearstep.errors import NearstepError
-from nearstep.evaluate.run import CAPTIONS_SEED
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.statistics import pooled, rank_correlation
 from nearstep.files import replacing
 from nearstep.flow.path import noised

@@ -14,8 +14,9 @@ from worlds import Shades
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
 from nearstep.evaluate.clips import measure_clips
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.results import SUMS, Results
-from nearstep.evaluate.run import CAPTIONS_SEED, measure
+from nearstep.evaluate.run import measure
 from nearstep.evaluate.tables import compare
 from nearstep.playground import PLAYGROUND
 from nearstep.protocols import World

@@ -9,7 +9,8 @@ from worlds import Shades
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate import tables as report
-from nearstep.evaluate.run import CAPTIONS_SEED, measure
+from nearstep.evaluate.distances import CAPTIONS_SEED
+from nearstep.evaluate.run import measure
 from nearstep.playground import PLAYGROUND
 from nearstep.protocols import World
 

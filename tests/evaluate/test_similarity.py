@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from nearstep import CausalVideoPipeline
-from nearstep.evaluate.run import CAPTIONS_SEED
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.similarity import cosines, draw_similarity, step_similarity
 from nearstep.playground import PLAYGROUND
 

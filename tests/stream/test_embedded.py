@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nearstep import CausalVideoPipeline
-from nearstep.evaluate.run import CAPTIONS_SEED
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.playground import PLAYGROUND
 
 ASSETS = Path(str(resources.files("nearstep"))) / "assets"

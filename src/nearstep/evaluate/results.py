@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
 import torch
-from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
-from nearstep.evaluate.frechet import gaussian, gaussian_distance
 from nearstep.evaluate.statistics import Interval
 from nearstep.files import write_json
 from nearstep.protocols import Verdict
@@ -60,6 +58,9 @@ class PlanResults(Summary):
     """What is known of the clips of one plan."""
 
     frechet: Bounds
+    """On the world's own features."""
+    perceptual: NotRequired[Bounds]
+    """The same distance on VGG16's (evaluate/vgg.py), where they were asked for."""
     calls: int | None
     """Network calls of a clip, commits included; None where nothing says so."""
     seconds_per_clip: NotRequired[float]
@@ -88,12 +89,10 @@ def summarise(verdicts: Sequence[Verdict]) -> Summary:
     }
 
 
-def plan_results(
-    verdicts: Sequence[Verdict], features: Tensor, real: tuple[Tensor, Tensor], *, calls: int | None
-) -> PlanResults:
-    """The summary of clips, and their Fréchet distance to ``real`` ones, the mean and covariance of their features."""
-    distance = statistics.statistic(features, lambda rows: gaussian_distance(*gaussian(rows), *real))
-    return {"calls": calls, **summarise(verdicts), "frechet": bounds(distance)}
+def plan_results(verdicts: Sequence[Verdict], distances: Mapping[str, Interval], *, calls: int | None) -> PlanResults:
+    """The summary of clips, and their Fréchet distances to real ones, by name."""
+    found = {name: bounds(distance) for name, distance in distances.items()}
+    return {"calls": calls, **summarise(verdicts), **found}  # pyright: ignore[reportReturnType]
 
 
 def bounds(interval: Interval) -> Bounds:

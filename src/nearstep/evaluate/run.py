@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nearstep.evaluate.frechet import gaussian
+from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_of
 from nearstep.evaluate.results import PlanResults, Results, open_results, plan_results, write_results
 from nearstep.evaluate.tables import table
 from nearstep.protocols import Verdict, World
 
-CAPTIONS_SEED = 7_000_000
-"""Stream of the captions to evaluate with; no training ever draws from it."""
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
 
 
@@ -46,6 +44,7 @@ def evaluate(
     batch: int = 16,
     out: Path = Path("evaluation.json"),
     device: str | None = None,
+    vgg: Path | None = None,
 ) -> str:
     """Measure a model folder and return the table of its results.
 
@@ -60,7 +59,9 @@ def evaluate(
         batch: clips made at once; does not change the results.
         out: where the results go; plans that it already holds are not measured again.
         device: where the model runs, as for CausalVideoPipeline.from_pretrained.
+        vgg: file of VGG16's weights, for a second Fréchet distance (evaluate/vgg.py).
     """
+    looks = looks_of(world, vgg)  # a file that cannot be read is found before any work
     from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
     from nearstep.stream.request import plan_clip
 
@@ -75,7 +76,7 @@ def evaluate(
 
     name = f"{model} ({transformer}" + (")" if guidance is None else f", guidance {guidance:g})")
     results = measure(
-        world, generate, plans, calls=calls, name=name, captions=captions, seed=seed, batch=batch, out=out
+        world, generate, plans, calls=calls, name=name, captions=captions, seed=seed, batch=batch, out=out, looks=looks
     )
     return table(results)
 
@@ -91,6 +92,7 @@ def measure(
     captions: int = 512,
     seed: int = 0,
     batch: int = 16,
+    looks: Looks | None = None,
 ) -> Results:
     """Measure what ``generate`` makes with each plan, and write it to ``out``.
 
@@ -104,6 +106,7 @@ def measure(
         captions: held-out captions, one clip each.
         seed: names the noise.
         batch: clips made at once.
+        looks: features of the Fréchet distances; the world's own by default.
 
     Returns:
         What the file holds.
@@ -113,19 +116,14 @@ def measure(
     wanted = {plan: calls(plan) for plan in plans}  # a plan that does not parse is found before any work
     missing = [plan for plan in wanted if plan not in results["plans"]]
     if missing:
-        prompts, real = world.prompts(CAPTIONS_SEED, range(captions)), true_features(world, captions, batch)
+        prompts = world.prompts(CAPTIONS_SEED, range(captions))
+        distances = Distances(world, looks or looks_of(world), count=captions, batch=batch)
         for plan in missing:
             results["plans"][plan] = _measure_plan(
-                world, generate, plan, prompts, real, calls=wanted[plan], seed=seed, batch=batch
+                world, generate, plan, prompts, distances, calls=wanted[plan], seed=seed, batch=batch
             )
             write_results(out, results)
     return results
-
-
-def true_features(world: World, count: int, batch: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the features of the first held-out clips, drawn ``batch`` at a time."""
-    parts = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
-    return gaussian(torch.cat([world.features(world.clips(CAPTIONS_SEED, part)) for part in parts]))
 
 
 def _measure_plan(
@@ -133,14 +131,14 @@ def _measure_plan(
     generate: Generate,
     plan: str,
     captions: Sequence[str],
-    real: tuple[Tensor, Tensor],
+    distances: Distances,
     *,
     calls: int,
     seed: int,
     batch: int,
 ) -> PlanResults:
     verdicts: list[Verdict] = []
-    features: list[Tensor] = []
+    seen: list[dict[str, Tensor]] = []
     seconds = 0.0
     for first in tqdm(range(0, len(captions), batch), desc=f"plan {plan}", unit="batch"):
         prompts = list(captions[first : first + batch])
@@ -148,6 +146,6 @@ def _measure_plan(
         video = generate(prompts, plan, seed, list(range(first, first + len(prompts)))).float().cpu()
         seconds += time.monotonic() - began
         verdicts += world.judge(video, prompts)
-        features.append(world.features(video))
-    found = plan_results(verdicts, torch.cat(features), real, calls=calls)
+        seen.append(distances.look(video))
+    found = plan_results(verdicts, distances.intervals(seen), calls=calls)
     return {**found, "seconds_per_clip": round(seconds / len(captions), 4)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate.results import SUMS, Bounds, Head, Results, settings_of
 from nearstep.evaluate.statistics import Interval, difference, paired, pooled
 
+_DISTANCES: dict[Literal["frechet", "perceptual"], str] = {"frechet": "Fréchet", "perceptual": "Fréchet on VGG16"}
 HEADS: tuple[Head, ...] = ("total", "quality", "semantic")
 _SAME = ("world", "captions", "captions_seed", "prompts")
 """What two results must have in common for their clips to be paired."""
@@ -18,16 +20,18 @@ _SAME = ("world", "captions", "captions_seed", "prompts")
 
 def table(results: Results) -> str:
     """One row a plan: the sums, with the half width of their 95 % intervals."""
+    distances = [name for name in _DISTANCES if any(name in found for found in results["plans"].values())]
     rows = [
         [
             plan,
             "-" if found["calls"] is None else found["calls"],
             *(_value(found[name], 100) for name in SUMS),
-            _value(found["frechet"], 1),
+            *(_value(found[name], 1) if name in found else "-" for name in distances),
         ]
         for plan, found in results["plans"].items()
     ]
-    return markdown(["plan", "calls", "total", "quality", "semantic", "all correct", "Fréchet"], rows)
+    heads = [head for name, head in _DISTANCES.items() if name in distances]
+    return markdown(["plan", "calls", "total", "quality", "semantic", "all correct", *heads], rows)
 
 
 def details(results: Results) -> str:

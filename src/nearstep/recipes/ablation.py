@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.figures import draw_totals
-from nearstep.evaluate.run import CAPTIONS_SEED, evaluate
+from nearstep.evaluate.run import evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
 from nearstep.files import write_json
 from nearstep.models.folder import EMBEDDED, ModelFolder
