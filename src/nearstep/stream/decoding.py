@@ -25,17 +25,18 @@ class Deferred(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], T], beside: Executor | None = None) -> None:
-        self._lock, self._make = threading.Lock(), make
+        self._lock = threading.Lock()
+        self._make: Callable[[], T] | None = make
         self._started: Future[T] | None = beside.submit(make) if beside else None
         self._value: list[T] = []
 
     def result(self) -> T:
         """The value, once it is there."""
         with self._lock:
-            if not self._value:
+            if self._make is not None and not self._value:
                 started, self._started = self._started, None
-                self._value.append(started.result() if started else self._make())
-                del self._make  # and with it all that the value was made of
+                self._value.append(self._make() if started is None or started.cancel() else started.result())
+            self._make = None  # and with it all that the value was made of
             return self._value[0]
 
 
