@@ -4,8 +4,8 @@ The cache is an object that the caller owns and passes in. A read never changes 
 detached, so that no gradient of a later chunk reaches an earlier one. Positions travel with the keys, and what a chunk
 may read follows from positions by the rule of masks.py, so a cached call sees what the masked call sees.
 
-A chunk that may break off is made on a branch, which shares the memory and writes behind what the cache holds: until the
-next branch, the cache it was made from is as good as new. No keys or values are copied for that.
+A chunk that may break off is made on a branch, which shares the memory and writes behind what the cache holds: until
+the next branch, the cache it was made from is as good as new. No keys or values are copied for that.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ class KVCache:
     def branch(self) -> KVCache:
         """Another cache that holds the same, in the same memory; what is committed to it does not show here.
 
-        This one may be read, and branched again, until a branch of it is branched or cleared. A branch forgets only when
-        it is branched in its turn.
+        This one may be read, and branched again, until a branch of it is branched or cleared. A branch forgets only
+        when it is branched in its turn.
         """
         self._forget(0)
         branch = copy.copy(self)
