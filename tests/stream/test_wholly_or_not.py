@@ -338,5 +338,5 @@ def test_what_breaks_off_has_not_happened(pipe: CausalVideoPipeline, tmp_path: P
 @pytest.mark.slow
 def test_what_breaks_off_has_not_happened_in_two_thousand_operations(pipe: CausalVideoPipeline, tmp_path: Path) -> None:
     done = run(pipe, tmp_path, examples=150)
-    print(f"{done.operations} operations, {done.broken_off} broken off")
+    sys.stdout.write(f"{done.operations} operations, {done.broken_off} broken off\n")
     assert done.operations >= 2000 and done.broken_off > 200
