@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from jaxtyping import config
 from torch.overrides import TorchFunctionMode
 
 from nearstep.stream.pipeline import CausalVideoPipeline
@@ -59,7 +60,7 @@ class TorchFault(TorchFunctionMode):
 def signal_fault(number: int) -> Iterator[None]:
     """Ctrl-C where Python looks for signals: when a function begins, and when one of C's has returned.
 
-    The functions that check types in tests are passed over: users do not have them.
+    The functions around ours that check types in tests are passed over: users do not have them.
     """
     left = number
 
@@ -320,6 +321,15 @@ def run(pipe: CausalVideoPipeline, folder: Path, *, examples: int) -> type[Sessi
         ),
     )
     return Machine
+
+
+@pytest.fixture(autouse=True)
+def _unchecked() -> Iterator[None]:
+    """Types go unchecked: a check that breaks off blames the type."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="module")
