@@ -178,7 +178,9 @@ class KVCache:
 
     def copy(self) -> KVCache:
         """Another cache that holds the same, and shares nothing with this one."""
-        return copy.deepcopy(self)
+        other = copy.deepcopy(self)
+        other._branched = False
+        return other
 
     def _forget(self, frames: int) -> None:
         """Drop what no chunk after the next `frames` sees, and close the gap, so that a read is a view.
