@@ -184,9 +184,8 @@ def load_component(
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
         with LOADING:
-            model, report = kind.from_pretrained(  # type: ignore[attr-defined]
-                path, output_loading_info=True, **{option: dtype}
-            )
+            whole: Any = kind  # of either library, with options of its own
+            model, report = whole.from_pretrained(path, output_loading_info=True, **{option: dtype})
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):
