@@ -167,8 +167,8 @@ def workers_of(session: int) -> list[str]:
         (["--from-teacher", "--clips-per-video", "2"], "--clips-per-video 2: it is about videos"),
         (["--workers", "-1"], "--workers -1; at least 0"),
         (["--batch", "0"], "--batch 0; at least 1"),
-        (["--fps", "0"], "fps=0; a frame rate is greater than 0"),
-        (["--fps", "nan"], "fps=nan; a frame rate is greater than 0"),
+        (["--fps", "0"], "fps=0.0; give a number above 0"),
+        (["--fps", "nan"], "fps=nan; give a number above 0"),
         (["--device", "warp"], "device 'warp' is not here"),
     ],
 )

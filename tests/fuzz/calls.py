@@ -57,15 +57,16 @@ def api(draw: Random, kit: Kit, folder: Path) -> Case:
         ),
         "open": (
             lambda **given: _chunk(kit.pipe.open(**given)),
-            dict(prompt=PROMPT, plan="1", seed=1, sample=0, negative_prompt="", guidance_scale=None, height=32, width=32,
-                 image=None, video=None, window=None, sink=None, relative_sink=None, undo_depth=0, prefetch=False),
+            dict(prompt=PROMPT, plan="1", seed=1, sample=0, negative_prompt="", guidance_scale=None, height=32,
+                 width=32, image=None, video=None, window=None, sink=None, relative_sink=None, undo_depth=0,
+                 prefetch=False),
         ),
         "rewind": (lambda chunk: _session(kit, "rewind", chunk), dict(chunk=1)),
         "change": (
             lambda **given: _session(kit, "change", **given), dict(prompt="a large blue ball", plan="1", seed=3),
         ),
         "replay": (lambda recording, plan: kit.pipe.replay(recording, plan), dict(recording=kit.take, plan="1")),
-        "from_pretrained": (nearstep.CausalVideoPipeline.from_pretrained, _loading(kit)),
+        "from_pretrained": (_loaded, _loading(kit)),
         "write_video": (
             lambda **given: nearstep.write_video(**given), dict(path="x.mp4", video=clip, fps=12, metadata={"a": 1}),
         ),
@@ -85,8 +86,14 @@ def api(draw: Random, kit: Kit, folder: Path) -> Case:
 
 
 def _loading(kit: Kit) -> dict[str, Any]:
-    return dict(pretrained_model_name_or_path=kit.model, torch_dtype=None, device="cpu", text_device=None, vae_tile=None,
+    return dict(model=kit.model, torch_dtype=None, device="cpu", text_device=None, vae_tile=None,
                 text_cache=None, tiny_decoder=None, transformer="transformer", vae_dtype=None)  # fmt: skip
+
+
+def _loaded(model: Any, **given: Any) -> Any:
+    from nearstep.stream.pipeline import CausalVideoPipeline
+
+    return CausalVideoPipeline.from_pretrained(model, **given).transformer.dtype
 
 
 def _chunk(session: Any) -> Any:
@@ -148,7 +155,27 @@ def plans(draw: Random, kit: Kit, folder: Path) -> Case:
 
 
 def _plan_text(draw: Random) -> str:
-    pieces = ("1", "2", "4", "16", ",", ",", "x", "0", "-", " ", "adaptive", "fps", ":", ".9", "16", "*", "\n", "٤", "1e3")
+    pieces = (
+        "1",
+        "2",
+        "4",
+        "16",
+        ",",
+        ",",
+        "x",
+        "0",
+        "-",
+        " ",
+        "adaptive",
+        "fps",
+        ":",
+        ".9",
+        "16",
+        "*",
+        "\n",
+        "٤",
+        "1e3",
+    )
     way = draw.random()
     if way < 0.6:
         return "".join(draw.choice(pieces) for _ in range(draw.randrange(1, 8)))
@@ -200,5 +227,3 @@ def numbers(draw: Random, kit: Kit, folder: Path) -> Case:
 
     given = {**kinds[kind], name: value}
     return Case(what=f"{kind.__name__}({name}={value!r:.60})", act=lambda: kind(**given), judge=judge)
-
-

@@ -16,7 +16,16 @@ from tests.tiny import PROMPT
 
 Line = Callable[[Kit, Path], list[object]]
 
-WORK = ("--chunks", "--samples", "--repeats", "--captions", "--loop.steps", "--steps", "--loop.minutes", "--clips-per-video")
+WORK = (
+    "--chunks",
+    "--samples",
+    "--repeats",
+    "--captions",
+    "--loop.steps",
+    "--steps",
+    "--loop.minutes",
+    "--clips-per-video",
+)
 """Options of which a large number is honest work, and not a mistake."""
 MINUTES = ("--compile", "--help", "--no-compile", "--workers", "--list-captions", "--cells", "--runs", "--seeds")
 """What takes minutes, or processes of its own, when it is right."""
@@ -117,7 +126,12 @@ PLACES: dict[str, Line] = {
     "train --model": lambda *_: ["train", "playground.forcing", "--loop.folder", "run", "--model"],
     "train --latents.folder": lambda kit, folder: [*kit.training(folder / "run", steps=1), "--latents.folder"],
     "train --loop.folder": lambda kit, folder: [*kit.training(folder / "run", steps=1), "--loop.folder"],
-    "train --lora-start": lambda kit, folder: [*kit.training(folder / "run", steps=1), "--lora-rank", 1, "--lora-start"],
+    "train --lora-start": lambda kit, folder: [
+        *kit.training(folder / "run", steps=1),
+        "--lora-rank",
+        1,
+        "--lora-start",
+    ],
     "bench --json": lambda kit, _: ["bench", kit.model, "--plans", "x", "--json"],
 }
 """Lines that end before a path."""
@@ -143,7 +157,9 @@ def paths(draw: Random, kit: Kit, folder: Path) -> Case:
         things[thing]()
         place = draw.choice((thing, thing, f"{thing}/", f"{thing}/x", f"./{thing}/../x.mp4"))
     else:
-        place = draw.choice((*WORDS, "owner/name", "a/b/c", f"{'x' * 200}.mp4", "\udc80.png", "x\n.png", "/nowhere/at/all"))
+        place = draw.choice(
+            (*WORDS, "owner/name", "a/b/c", f"{'x' * 200}.mp4", "\udc80.png", "x\n.png", "/nowhere/at/all")
+        )
     line = PLACES[name](kit, folder)
     return Case(what=f"{name} {place!r}"[:200], act=lambda: command(*line, place), judge=nothing_odd_left)
 

@@ -20,13 +20,70 @@ ABSURD = (
 )
 """Numbers that no option means, as they are written."""
 WORDS = (
-    *("", " ", "\t", "x", "a b", "a\nb", "a\0b", "\x1b[31mred", "\udc80", "名前", "é", "\u202e", "🎈", "%s", "{}", "{0}", "$HOME"),
-    *("*", "?", "'", '"', "\\", "-", "--", "~", "~nobody/x", ".", "..", "../x", "a/../b", "a//b", "nul", "NaN", "[]", "{"),
+    *(
+        "",
+        " ",
+        "\t",
+        "x",
+        "a b",
+        "a\nb",
+        "a\0b",
+        "\x1b[31mred",
+        "\udc80",
+        "名前",
+        "é",
+        "\u202e",
+        "🎈",
+        "%s",
+        "{}",
+        "{0}",
+        "$HOME",
+    ),
+    *(
+        "*",
+        "?",
+        "'",
+        '"',
+        "\\",
+        "-",
+        "--",
+        "~",
+        "~nobody/x",
+        ".",
+        "..",
+        "../x",
+        "a/../b",
+        "a//b",
+        "nul",
+        "NaN",
+        "[]",
+        "{",
+    ),
     *("a" * 255, "a" * 300, "a/" * 2100, "é" * 200, "<b>", "&amp;", ":", "x:nan", "=", "x=y", "4,1x", "playground"),
 )
 """Strings that come out of scripts gone wrong."""
 DEEP = "[" * 100_000
-KINDS: tuple[Any, ...] = (None, True, False, 0, -1, 1, 3, 10**30, 0.5, -2.5, 1e308, nan, inf, -inf, "", "x", "nan", "3", "\udc80")
+KINDS: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3,
+    10**30,
+    0.5,
+    -2.5,
+    1e308,
+    nan,
+    inf,
+    -inf,
+    "",
+    "x",
+    "nan",
+    "3",
+    "\udc80",
+)
 NESTED: tuple[Any, ...] = ([], {}, [[]], [None], {"a": None}, [1, 2, 3], ["x"], [[1.0]], {"": ""}, [{}], [nan])
 
 

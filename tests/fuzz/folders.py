@@ -43,7 +43,9 @@ def config(name: str) -> Callable[[Random, Kit, Path], Case]:
         damage = json_gone_wrong(draw, file.read_bytes())
         put(file, damage)
         if draw.random() < 0.25:
-            other = draw.choice((["info", model], ["convert", model, "out"], ["convert", model, "o", "--to", "official"]))
+            other = draw.choice(
+                (["info", model], ["convert", model, "out"], ["convert", model, "o", "--to", "official"])
+            )
             return Case(what=f"{other[0]}: {damage.what}", act=lambda: command(*other))
         return _same_picture(kit, damage, lambda: kit.generate(folder, model=model))
 
@@ -54,9 +56,7 @@ def _same_picture(kit: Kit, damage: Damage, act: Callable[[], bytes], whole: byt
     return Case(
         what=damage.what,
         act=act,
-        judge=lambda made: (
-            "another picture came of it" if damage.never and made != (whole or kit.picture) else None
-        ),
+        judge=lambda made: "another picture came of it" if damage.never and made != (whole or kit.picture) else None,
     )
 
 
@@ -141,7 +141,10 @@ def pickles(draw: Random, kit: Kit, folder: Path) -> Case:
     from safetensors.torch import load_file
 
     state = load_file(kit.model / WEIGHTS[0])
-    suffix, option = draw.choice((".pt", ".pth", ".bin", ".ckpt")), draw.choice(("--student", "--tiny-decoder", "--lora"))
+    suffix, option = (
+        draw.choice((".pt", ".pth", ".bin", ".ckpt")),
+        draw.choice(("--student", "--tiny-decoder", "--lora")),
+    )
     file = folder / f"file{suffix}"
     if draw.random() < 0.6:
         damage = payload(draw, folder, state)

@@ -14,7 +14,8 @@ from PIL import Image
 from tests.fuzz.cases import Case, command
 from tests.fuzz.damage import DEEP, WORDS, Damage, bytes_gone_wrong, odd_value
 from tests.fuzz.kit import Kit, put
-from tests.tiny import PROMPT, WORDS as KNOWN
+from tests.tiny import PROMPT
+from tests.tiny import WORDS as KNOWN
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "gbk", "shift-jis", "koi8-r")
 SUFFIXES = (".txt", ".jsonl", ".csv", ".json", ".tsv", "", ".TXT", ".pdf")
@@ -27,7 +28,20 @@ def prompt_files(draw: Random, kit: Kit, folder: Path) -> Case:
     put(file, damage)
     line = draw.choice(
         (
-            ["generate", "--prompts-file", file, "--model", kit.model, "--plan", 1, "--frames", 5, "-o", "c/", "--dry-run"],
+            [
+                "generate",
+                "--prompts-file",
+                file,
+                "--model",
+                kit.model,
+                "--plan",
+                1,
+                "--frames",
+                5,
+                "-o",
+                "c/",
+                "--dry-run",
+            ],
             ["prepare", file, "lat", "--model", kit.model, "--from-teacher", "--dry-run"],
             ["calibrate", kit.model, "--prompts-file", file, "--chunks", 1, "--captions", 0],
         )
@@ -72,7 +86,9 @@ def captions(draw: Random, kit: Kit, folder: Path) -> Case:
         damage = Damage("", text.encode(draw.choice(ENCODINGS), errors="replace"), never=False)
         damage = bytes_gone_wrong(draw, damage.data) if draw.random() < 0.3 else damage
     else:
-        file = source / draw.choice(("metadata.csv", "metadata.jsonl", "metadata.json", "captions.tsv", "videos2caption.json"))
+        file = source / draw.choice(
+            ("metadata.csv", "metadata.jsonl", "metadata.json", "captions.tsv", "videos2caption.json")
+        )
         column = draw.choice(("file_name", "video", "path", "video_path", "File_Name"))
         damage = _table(draw, draw.choice(("caption", "text", "Caption", "cap")), column)
     put(file, damage)
@@ -93,10 +109,17 @@ def captions(draw: Random, kit: Kit, folder: Path) -> Case:
 
 def pictures(draw: Random, kit: Kit, folder: Path) -> Case:
     """A picture that a stream goes on from."""
-    kind, mode = draw.choice(("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")), draw.choice(("RGB", "L", "RGBA", "P", "1", "I;16"))
+    kind, mode = (
+        draw.choice(("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")),
+        draw.choice(("RGB", "L", "RGBA", "P", "1", "I;16")),
+    )
     size = draw.choice(((32, 32), (33, 31), (1, 1), (64, 16), (1, 4000), (200, 300)))
     stream = io.BytesIO()
-    picture = Image.new("I;16" if mode == "I;16" else "RGB", size).convert(mode) if mode != "I;16" else Image.new("I;16", size, 9)
+    picture = (
+        Image.new("I;16" if mode == "I;16" else "RGB", size).convert(mode)
+        if mode != "I;16"
+        else Image.new("I;16", size, 9)
+    )
     try:
         picture.save(stream, kind)
     except OSError:
@@ -175,6 +198,8 @@ def parsing(draw: Random, kit: Kit, folder: Path) -> Case:
 
     parser = draw.choice((playground, things))
     known = parser.vocabulary()
-    words = [draw.choice((*known, *known, *random.Random(draw.random()).sample(WORDS, 3))) for _ in range(draw.randrange(14))]
+    words = [
+        draw.choice((*known, *known, *random.Random(draw.random()).sample(WORDS, 3))) for _ in range(draw.randrange(14))
+    ]
     text = draw.choice((" ", " ", " ", ", ", "-", "\n")).join(words)
     return Case(what=f"{parser.__name__}: {text!r:.150}", act=lambda: parser.parse(text))

@@ -69,7 +69,10 @@ def latents(draw: Random, kit: Kit, folder: Path) -> Case:
         damage = bytes_gone_wrong(draw, whole)
     put(file, damage)
     if draw.random() < 0.03:
-        return Case(what=f"train: {name}: {damage.what}", act=lambda: command(*kit.training(folder / "r", steps=1, latents=copy)))
+        return Case(
+            what=f"train: {name}: {damage.what}",
+            act=lambda: command(*kit.training(folder / "r", steps=1, latents=copy)),
+        )
 
     def judge(found: tuple[bytes, list[str]]) -> str | None:
         rows, captions = whole_latents(kit)
@@ -202,7 +205,9 @@ def metrics(draw: Random, kit: Kit, folder: Path) -> Case:
     """The metrics that ``nearstep report`` draws, its previews, and what is drawn behind."""
     run = folder / "run"
     (run / "previews").mkdir(parents=True)
-    rows = [{"step": step, "loss": 1 / step, "grad_norm": 1.0, "gamma": 1.0, "r1": 0.1, "r2": 0.1} for step in (1, 2, 3)]
+    rows = [
+        {"step": step, "loss": 1 / step, "grad_norm": 1.0, "gamma": 1.0, "r1": 0.1, "r2": 0.1} for step in (1, 2, 3)
+    ]
     rows = [{**row, "discriminator": 2.0, "assistant": 1.0, "std_data": 1.0, "std_1": 1.0, "lr": 1e-4} for row in rows]
     whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
     damage = lines_gone_wrong(draw, whole)
@@ -256,7 +261,11 @@ def comments(draw: Random, kit: Kit, folder: Path) -> Case:
     clip = torch.rand(5, 3, 32, 32)
     if draw.random() < 0.5:
         write_video(made, clip, fps=12, metadata=said)
-        damage = bytes_gone_wrong(draw, made.read_bytes()) if draw.random() < 0.5 else Damage("odd", made.read_bytes(), False)
+        damage = (
+            bytes_gone_wrong(draw, made.read_bytes())
+            if draw.random() < 0.5
+            else Damage("odd", made.read_bytes(), False)
+        )
     else:
         damage = bytes_gone_wrong(draw, shutil.copy(kit.clip, made).read_bytes())
     put(made, damage)

@@ -12,6 +12,7 @@ import tyro
 from nearstep.cli.options import AS_IT_IS, FlatLoading, optional, place
 from nearstep.cli.text import note, table
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 from nearstep.models.folder import INDEX
 from nearstep.shapes import latent_frames
 
@@ -64,7 +65,7 @@ def calibrate(options: Calibrate) -> None:
     measured = measure_agreement(pipe, prompts, chunks=chunks, seed=options.seed, batch=options.batch)
     found = levels(measured, options.closeness)
     print("\n".join(_lines(found)))
-    if Path(options.model).expanduser().is_dir():
+    if path_of(options.model).is_dir():
         write_agreement(model.folder.path, found)
         print(f"written to {model.folder.path / INDEX}: plan adaptive uses them")
     else:

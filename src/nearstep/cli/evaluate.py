@@ -11,6 +11,7 @@ import tyro
 
 from nearstep.cli.options import AUTO, check_device, optional
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 from nearstep.models.folder import EMBEDDED, INDEX
 
 CAPTIONS, BATCH = 512, 16
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str]) -> None:
         from nearstep.evaluate.run import CAPTIONS_SEED
 
         print("\n".join(world.prompts(CAPTIONS_SEED, range(captions))))
-    elif (folder := Path(asked.source).expanduser()).is_dir() and not (folder / INDEX).is_file():
+    elif (folder := path_of(asked.source)).is_dir() and not (folder / INDEX).is_file():
         from nearstep.evaluate.clips import evaluate_clips
 
         _refuse_options_of_a_model(asked)

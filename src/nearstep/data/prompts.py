@@ -21,6 +21,7 @@ from typing import Any
 
 from nearstep.data.order import rows_after
 from nearstep.errors import NearstepError
+from nearstep.files import check_regular
 from nearstep.ranges import check_count
 
 CAPTION_COLUMNS = ("caption", "text", "prompt")
@@ -129,6 +130,7 @@ def read_text(file: Path) -> str:
     Raises:
         NearstepError: if it cannot be read, or is no text.
     """
+    check_regular(file)
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -7,10 +7,10 @@ column ``caption``, ``text`` or ``prompt``. Sub-folders are searched too.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,8 +19,11 @@ import torch
 
 from nearstep.data.prompts import TABLES, caption_in, read_table, read_text
 from nearstep.errors import NearstepError
+from nearstep.ranges import check_count, check_number
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
+MOST_FPS = 10_000
+"""No camera makes more."""
 FILE_COLUMNS = ("file_name", "file", "video", "path")
 METADATA = tuple(f"metadata{suffix}" for suffix in TABLES)
 
@@ -53,10 +56,10 @@ class ClipSize:
     """At most; one after the other from the beginning."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps < inf:
-            raise NearstepError(f"fps={self.fps:g}; a frame rate is greater than 0")
-        if self.clips_per_video < 1:
-            raise NearstepError(f"clips_per_video={self.clips_per_video}; at least 1")
+        check_number("fps", self.fps, above=0, most=MOST_FPS)
+        for name in ("frames", "height", "width"):
+            check_count(name, getattr(self, name), most=10**6)
+        check_count("clips_per_video", self.clips_per_video, most=sys.maxsize)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ order of those, so that they pair with a model's results.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from nearstep.evaluate.results import (
 )
 from nearstep.evaluate.run import CAPTIONS_SEED, true_features
 from nearstep.evaluate.tables import table
+from nearstep.json_files import parsed
 from nearstep.protocols import Verdict, World
 from nearstep.stream.output import prompt_digest, safe_name
 
@@ -148,7 +148,7 @@ def _named(world: World, path: Path, words: set[str]) -> NamedClip:
 def _origin(comment: str) -> Mapping[str, object]:
     # What nearstep generate says of a clip; any other program's comment says nothing.
     try:
-        origin = json.loads(comment)
+        origin = parsed(comment)
     except ValueError:
         return {}
     return origin if isinstance(origin, dict) else {}

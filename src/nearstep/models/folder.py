@@ -8,9 +8,8 @@ hold a second network beside ``transformer/`` (the bidirectional ``teacher/``), 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import resources
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.files import check_regular, path_of
+from nearstep.json_files import parsed, read_object, shown
+from nearstep.models.schema import check_component
 from nearstep.shapes import latent_frames
 
 EMBEDDED = "playground"
@@ -27,6 +29,7 @@ STREAM = "stream"
 """Sub-folder of a student that was trained for streams, where a model has one."""
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
+_PARTS = ("vae", "text_encoder", "scheduler")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPE_NAMES: dict[str, str] = {
@@ -154,7 +157,10 @@ class ModelFolder:
     @cached_property
     def settings(self) -> Settings:
         """The model's own defaults."""
-        return Settings.of(self.index.get("nearstep"))
+        stated = self.index.get("nearstep")
+        if not isinstance(stated, Mapping | None):
+            raise NearstepError(f'"nearstep" in {self.path / INDEX} is {shown(stated)}, not an object of settings')
+        return Settings.of(stated)
 
     def networks(self) -> list[str]:
         """Sub-folders that hold a video transformer, ``transformer`` first."""
@@ -166,7 +172,11 @@ class ModelFolder:
         if not (self.path / component).is_dir():
             held = ", ".join(sorted(f"{entry.name}/" for entry in self.path.iterdir() if entry.is_dir()))
             raise NearstepError(f"{self.path} has no {component}/; it holds {held or 'nothing'}")
-        return read_json(self.path / component / (SCHEDULER_CONFIG if component == "scheduler" else CONFIG))
+        file = self.path / component / (SCHEDULER_CONFIG if component == "scheduler" else CONFIG)
+        config = read_json(file)
+        if component in _PARTS or _is_network(config):
+            check_component(component, config, file)
+        return config
 
     def check_class(self, component: str, *allowed: str) -> None:
         """Refuse a component that is some other kind of model."""
@@ -194,17 +204,9 @@ class TensorInfo:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or one line about what is wrong with it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NearstepError(f"{path} is missing: is {path.parent} a complete model folder?") from None
-    except OSError as error:
-        raise NearstepError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise NearstepError(f"{path} is not valid JSON ({error}): fetch or export it again") from error
-    if not isinstance(content, dict):
-        raise NearstepError(f"{path} holds a {type(content).__name__}, not a JSON object")
-    return content
+    if not path.exists():
+        raise NearstepError(f"{path} is missing: is {path.parent} a complete model folder?")
+    return read_object(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -212,11 +214,28 @@ def weight_files(folder: Path) -> list[Path]:
     sharded = sorted(folder.glob("*.safetensors.index.json"))
     files = [folder / name for name in _shards(sharded[0])] if sharded else sorted(folder.glob("*.safetensors"))
     if files:
+        _check_once(folder, files, [file for file in folder.glob("*.safetensors") if "." not in file.stem])
         return files
     pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
     if pickles:
         raise NearstepError(f"{folder / pickles[0]} is a pickle, which can run code: convert it to .safetensors first")
     raise NearstepError(f"{folder} holds no .safetensors weights: is the model folder complete?")
+
+
+def _check_once(folder: Path, files: Sequence[Path], beside: Sequence[Path]) -> None:
+    """Refuse a folder that holds a weight twice: two networks, or one with what is left of another."""
+    if len({*files, *beside}) == 1:
+        return
+    homes: dict[str, Path] = {}
+    for file in dict.fromkeys((*files, *(path for path in beside if path not in files))):
+        if file in files and not file.exists():
+            continue  # which is said where it is read
+        for name in read_header(file):
+            if (first := homes.setdefault(name, file)) is not file:
+                raise NearstepError(
+                    f"{folder} holds {name} twice, in {first.name} and in {file.name}: two networks, or one and "
+                    "what is left of another; keep the files of one"
+                )
 
 
 def _shards(index: Path) -> list[str]:
@@ -232,6 +251,7 @@ def _shards(index: Path) -> list[str]:
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Names and shapes in a safetensors file: 8 bytes of length, a JSON header, then the data it measures out."""
+    check_regular(file)
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
@@ -243,7 +263,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise NearstepError(f"cannot read {file}: {error.strerror}") from error
     try:
-        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        content = parsed(header.decode())
+        _metadata(content)
+        entries = {name: entry for name, entry in content.items() if name != "__metadata__"}
         tensors = {name: _tensor(entry) for name, entry in entries.items()}
         expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
@@ -263,6 +285,12 @@ def _what_else(start: bytes, size: int) -> str:
     return f"no whole safetensors file ({size} bytes): fetch or export it again"
 
 
+def _metadata(header: Mapping[str, Any]) -> None:
+    stated = header.get("__metadata__", {})
+    if not all(isinstance(value, str) for value in stated.values()):
+        raise ValueError("its metadata holds more than texts")
+
+
 def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
     (first, last), dtype = entry["data_offsets"], str(entry["dtype"])
     return TensorInfo(tuple(entry["shape"]), _DTYPE_NAMES.get(dtype, dtype), last - first)
@@ -278,7 +306,7 @@ def _locate(name: str | Path) -> Path:
         if not embedded.is_dir():
             raise NearstepError(f"this installation lacks the embedded model ({embedded}); name a model folder instead")
         return embedded
-    path = Path(name).expanduser()
+    path = path_of(name)
     if path.is_dir():
         if not (path / INDEX).exists() and any(path.glob("*.safetensors")):
             raise NearstepError(f"{path} holds weights and no {INDEX}: nearstep convert {path} NEW makes a model of it")
@@ -311,6 +339,6 @@ def first_line(error: Exception) -> str:
 def shift_of(scheduler: Mapping[str, Any]) -> float:
     """The shift k of a saved scheduler: FlowMatchEuler calls it ``shift``, Wan's UniPC ``flow_shift``."""
     for name in ("flow_shift", "shift"):
-        if name in scheduler:
+        if scheduler.get(name) is not None:
             return float(scheduler[name])
     raise NearstepError("the scheduler's config has neither shift nor flow_shift; a flow-matching scheduler is needed")

@@ -27,7 +27,7 @@ from nearstep.models.student import Student
 from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import find_device
-from nearstep.nets.text import text_length, tokens
+from nearstep.nets.text import check_tokenizer, text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
 from nearstep.nets.tiny_decoder import TinyDecoder
@@ -181,7 +181,7 @@ def load_component(
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
         model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except Exception as error:  # a damaged configuration surfaces as almost any type, the libraries' own included
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):
         if found := sorted(map(str, report.get(f"{problem}_keys", ()))):
@@ -247,7 +247,9 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerFast:
     if not path.is_dir():
         raise NearstepError(f"{path} is missing: is the model folder complete?")
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        check_tokenizer(tokenizer)
+        return tokenizer
     except Exception as error:  # damaged JSON surfaces as almost any type, the Rust tokenizer's own included
         raise NearstepError(f"{path} holds no tokenizer that can be read: {first_line(error)}") from error
 

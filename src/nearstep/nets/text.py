@@ -93,9 +93,23 @@ class PromptEncoder(nn.Module):
         return vocabulary(self.tokenizer)
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer that prompts cannot be read with.
+
+    Raises:
+        NearstepError: if it names no end, or nothing to fill up with.
+    """
+    text_length(tokenizer)
+    if tokenizer.pad_token_id is None:
+        raise NearstepError("the tokenizer has no token for padding: its tokenizer_config.json is damaged")
+
+
 def text_length(tokenizer: PreTrainedTokenizerFast) -> int:
     """Text tokens L that a tokenizer names as its most, or Wan's 512 where it names none."""
-    return tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else WAN_TEXT_LENGTH
+    most = tokenizer.model_max_length
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise NearstepError(f"the tokenizer's model_max_length is {most!r}, not a number of tokens: it is damaged")
+    return most if most < LARGE_INTEGER else WAN_TEXT_LENGTH
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: int) -> Tokens:

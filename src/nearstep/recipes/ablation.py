@@ -9,7 +9,6 @@ different cells or seeds may share the folders.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.figures import draw_totals
+from nearstep.evaluate.results import read_results
 from nearstep.evaluate.run import CAPTIONS_SEED, evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
 from nearstep.files import write_json
@@ -150,7 +150,7 @@ class AblationConfig:
 
     def _run(self, cell: str, seed: int, model: Path) -> None:
         result = self.out / f"{cell}-{seed}.json"
-        if result.exists() and set(self.plans) <= json.loads(result.read_text(encoding="utf-8"))["plans"].keys():
+        if result.exists() and set(self.plans) <= read_results(result)["plans"].keys():
             return
         recipe = CELLS[cell]()
         loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}", steps=self.steps)

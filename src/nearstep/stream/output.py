@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
 from nearstep.files import NAME_BYTES, check_writable, new_part, replacing
+from nearstep.json_files import parsed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -142,8 +143,8 @@ def read_comment(path: Path) -> dict[str, Any] | None:
         else:
             with Image.open(path) as image:
                 comment = image.info.get("comment") or image.info.get("xmp")
-        found = json.loads(comment)
-    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
+        found = parsed(comment.decode() if isinstance(comment, bytes) else comment)
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.files import swap_folder, sweep, write_json
+from nearstep.json_files import read_object
 from nearstep.ranges import check_count, check_number
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
@@ -168,8 +168,8 @@ def _end(stage: Stage, config: LoopConfig, here: Ranks, signalled: int) -> Path:
 
 def _finished(config: LoopConfig) -> bool:
     try:
-        done = json.loads((config.folder / _END).read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
+        done = read_object(config.folder / _END).get("steps")
+    except NearstepError:  # it says nothing, so the run ends once more
         return False
     return done == config.steps and (config.folder / MODEL).is_dir()
 
