@@ -71,7 +71,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(prepare, videos: P
     before = sorted(Path().rglob("*"))
     assert prepare("videos", "latents", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "at most 3 clips of 3 videos, 2.3 kB" in out
+    assert "at most 2 clips of 2 videos, 1.54 kB" in out
     assert "would skip odd.mp4: its caption: the model does not know the word 'odd'" in out
     assert sorted(Path().rglob("*")) == before
 

@@ -156,14 +156,21 @@ def _from_videos(options: Prepare, model: ModelConfigs) -> None:
 
 def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable[[str], object]) -> None:
     from nearstep.data.prepare import refused
+    from nearstep.data.videos import count_clips
 
-    reasons = {item.video.name: refused(item.video, check) for item in work}
-    videos = sum(reason is None for reason in reasons.values())
-    most = videos * size.clips_per_video
-    print(f"would encode at most {most} clips of {videos} videos, {_bytes(most * _clip_bytes(index))}")
-    for name, reason in reasons.items():
+    clips, videos, skipped = 0, 0, []
+    for video, first in work:
+        if (reason := refused(video, check)) is None:
+            try:
+                clips += max(0, count_clips(video.path, size) - first)
+                videos += 1
+            except NearstepError as error:
+                reason = str(error)
         if reason is not None:
-            print(f"would skip {name}: {reason}")
+            skipped.append(f"would skip {video.name}: {reason}")
+    print(f"would encode at most {clips} clips of {videos} videos, {_bytes(clips * _clip_bytes(index))}")
+    for line in skipped:
+        print(line)
 
 
 # --- prompts and a teacher -----------------------------------------------------------------------------------------

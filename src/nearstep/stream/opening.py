@@ -15,6 +15,7 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import Configs
+from nearstep.pictures import fitted
 from nearstep.reach import Reach
 from nearstep.shapes import latent_frames
 
@@ -29,6 +30,9 @@ _BYTES_OF_16_BITS = 65535 / 255
 def context_video(image: Picture | None, video: PixelClip | None, *, height: int, width: int) -> Tensor | None:
     """The picture or clip to go on from as [T, 3, H, W] in [0, 1], float32; None where there is neither.
 
+    A picture from a file, or of PIL, is cut at the centre and resized as videos are; arrays and tensors are taken as
+    they are.
+
     Raises:
         NearstepError: if there are both, or they are not of this size or no pictures.
     """
@@ -36,7 +40,7 @@ def context_video(image: Picture | None, video: PixelClip | None, *, height: int
         raise NearstepError("give an image or a video to go on from, not both")
     if image is None and video is None:
         return None
-    frames = _frames([_opened(image)] if image is not None else video)
+    frames = _frames([_sized(_opened(image), height, width)] if image is not None else video)
     if frames.shape[2:] != (height, width):
         what, (high, wide) = "image" if video is None else "video", frames.shape[2:]
         raise NearstepError(
@@ -78,6 +82,12 @@ def _opened(picture: Picture) -> Picture:
     if not isinstance(picture, Image.Image | np.ndarray | Tensor):
         raise NearstepError(f"an image is a file, a PIL image, an array or a tensor, not {type(picture).__name__}")
     return picture
+
+
+def _sized(picture: Picture, height: int, width: int) -> Picture:
+    if not isinstance(picture, Image.Image) or picture.size == (width, height):
+        return picture
+    return Image.fromarray(fitted(np.asarray(upright(picture)), height=height, width=width))
 
 
 def stream_reach(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -246,6 +247,21 @@ class _Layout(NamedTuple):
     encoder: dict[str, str]
 
 
+class _Colours(NamedTuple):
+    """How pictures become luma and chroma."""
+
+    name: str
+    """As FFmpeg's scaler calls it."""
+    matrix: int
+    """ITU-T H.273's number."""
+
+
+BT601, BT709 = _Colours("ITU601", 6), _Colours("ITU709", 1)
+HD_LINES = 720
+"""From here on players take BT.709 where a file does not say; it says so."""
+_VIDEO_RANGE = 1  # 16 to 235
+
+
 # faststart puts the index first, so that a page can play the file while it loads.
 WHOLE = _Layout({"movflags": "faststart"}, {})
 # No index but one for each frame, and no frame that waits for later ones: what was written can be read.
@@ -265,10 +281,16 @@ def _writer(path: Path, height: int, width: int, fps: float, comment: str, layou
         options = {**H264_OPTIONS, **layout.encoder}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        colours = BT709 if height >= HD_LINES else BT601
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = colours.matrix, BT709.matrix, BT709.matrix
+        context.color_range = _VIDEO_RANGE
 
         def grow(clip: Pixels) -> None:
             for picture in clip:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = frame.reformat(format="yuv420p", dst_colorspace=colours.name, dst_color_range=_VIDEO_RANGE)
+                container.mux(stream.encode(frame))
 
         try:
             yield grow
@@ -277,16 +299,30 @@ def _writer(path: Path, height: int, width: int, fps: float, comment: str, layou
 
 
 def _gif(path: Path, clip: Pixels, fps: float, comment: str) -> None:
-    _animation(path, clip, fps, format="GIF", comment=comment.encode())
+    _animation(path, clip, delays(len(clip), fps, unit=10), format="GIF", comment=comment.encode())
 
 
 def _webp(path: Path, clip: Pixels, fps: float, comment: str) -> None:
-    _animation(path, clip, fps, format="WEBP", quality=WEBP_QUALITY, xmp=comment.encode())
+    lasting = delays(len(clip), fps, unit=1)
+    _animation(path, clip, lasting, format="WEBP", quality=WEBP_QUALITY, xmp=comment.encode())
 
 
-def _animation(path: Path, clip: Pixels, fps: float, **options: Any) -> None:
-    first, *rest = (Image.fromarray(picture) for picture in clip)
-    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
+def delays(frames: int, fps: float, *, unit: int) -> list[int]:
+    """Milliseconds of each frame, in whole units of so many, such that each frame begins as near its time as can be.
+
+    The sum is that of the frames to half a unit, however long the clip is. A frame gets none where the rate is higher
+    than the format can show.
+    """
+    begins = [round(1000 * frame / fps / unit) * unit for frame in range(frames + 1)]
+    return [later - sooner for sooner, later in pairwise(begins)]
+
+
+def _animation(path: Path, clip: Pixels, lasting: Sequence[int], **options: Any) -> None:
+    shown = [(Image.fromarray(picture), delay) for picture, delay in zip(clip, lasting, strict=True) if delay]
+    if not shown:
+        shown = [(Image.fromarray(clip[0]), 1)]
+    (first, *rest), each = zip(*shown, strict=True)
+    first.save(path, save_all=True, append_images=rest, duration=list(each), loop=0, **options)
 
 
 def _png(path: Path, clip: Pixels, _fps: float, comment: str) -> None:
