@@ -211,7 +211,8 @@ def _no_json(draw: Random, data: bytes) -> Damage:
     if draw.random() < 0.5:
         return bytes_gone_wrong(draw, data)._replace(never=False)
     what = draw.choice([*ways])
-    return Damage(what, ways[what], never=what not in ("with a mark", "an empty object", "in UTF-16"))
+    meant = what in ("with a mark", "an empty object", "in UTF-16") or ways[what] == data
+    return Damage(what, ways[what], never=not meant)
 
 
 def lines_gone_wrong(draw: Random, data: bytes) -> Damage:

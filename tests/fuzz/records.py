@@ -90,7 +90,7 @@ def _clips(kit: Kit, folder: Path) -> tuple[bytes, list[str]]:
     from nearstep.data.shards import codec_key
 
     config = json.loads((kit.model / "vae" / "config.json").read_text())
-    clips: Any = load_latents(LatentsConfig(folder=folder), None, codec_key(config))  # type: ignore[arg-type]
+    clips: Any = load_latents(LatentsConfig(folder=folder), kit.pipe.codec, codec_key(config))
     rows = clips.latents.rows(range(clips.count))
     return rows.numpy().tobytes(), list(clips.texts)
 

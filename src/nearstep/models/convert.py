@@ -166,9 +166,21 @@ def _component(folder: Path, name: str, part: Component) -> None:
     if part.folder is None:
         _write_weights(folder / name, _STEMS.get(name, _STEM), part.weights)
     else:  # the text encoder alone is 11 GB
+        for weight, value in part.weights.items():
+            check_finite(weight, value, part.folder)
         for file in (*weight_files(part.folder), *part.folder.glob("*.safetensors.index.json")):
             link_or_copy(file, folder / name / file.name)
     write_json(folder / name / CONFIG, part.config)
+
+
+def check_finite(name: str, value: Tensor, source: Path) -> None:
+    """Refuse a weight that is not finite: it is damaged, or did not fit into half precision.
+
+    Raises:
+        NearstepError: naming it.
+    """
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise NearstepError(f"{source}: {name} holds NaN or infinity, which are not finite; it is damaged")
 
 
 def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
@@ -187,6 +199,7 @@ def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
         if held and size + bytes_ > SHARD_BYTES:
             flush()
             size = 0
+        check_finite(name, value, weights.source)
         held[name] = value.contiguous()
         size, total = size + bytes_, total + bytes_
     flush()

@@ -30,7 +30,7 @@ STREAM = "stream"
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 _PARTS = ("vae", "text_encoder", "scheduler")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPE_NAMES: dict[str, str] = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
@@ -120,11 +120,11 @@ def _check_plan(name: str, plan: object) -> None:
     from nearstep.flow.plan import parse_steps  # which needs torch, and most of a folder is read without
 
     if not isinstance(plan, str):
-        raise NearstepError(f"{name}={plan!r} is no plan; write one as a string, such as {name}='4'")
+        raise NearstepError(f"{name}={shown(plan)} is no plan; write one as a string, such as {name}='4'")
     try:
         parse_steps(plan, plan.count(",") + 1)
     except NearstepError as error:
-        raise NearstepError(f"{name}={plan!r}: {error}") from None
+        raise NearstepError(f"{name}={shown(plan)}: {error}") from None
 
 
 def _levels(agreement: object) -> tuple[tuple[float, ...], ...]:
@@ -174,7 +174,7 @@ class ModelFolder:
             raise NearstepError(f"{self.path} has no {component}/; it holds {held or 'nothing'}")
         file = self.path / component / (SCHEDULER_CONFIG if component == "scheduler" else CONFIG)
         config = read_json(file)
-        if component in _PARTS or _is_network(config):
+        if component in _PARTS or _is_network(config) or "_class_name" not in config:
             check_component(component, config, file)
         return config
 
@@ -327,7 +327,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
         raise NearstepError(f"{name} is neither a folder here nor a model on the hub") from error
-    except OSError as error:  # the hub's own errors are OSErrors
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors, those of ids ValueErrors
         raise NearstepError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import Configs
 from nearstep.pictures import fitted
+from nearstep.ranges import check_count
 from nearstep.reach import Reach
 from nearstep.shapes import latent_frames
 
@@ -101,6 +103,11 @@ def stream_reach(
     Raises:
         NearstepError: for a window shorter than a chunk, or a negative sink.
     """
+    check_count("window", window)
+    if sink is not None and (isinstance(sink, bool) or not isinstance(sink, Integral)):
+        raise NearstepError(f"sink={sink!r:.60}; give a whole number of frames")
+    if not isinstance(relative_sink, bool | None):
+        raise NearstepError(f"relative_sink={relative_sink!r:.60}; give True or False")
     config, trained = model.transformer, latent_frames(model.settings.num_frames)
     own, trained_sink = config.get("window_frames"), config.get("sink_frames") or 0
     usual = trained_sink if own else min(chunk, max(0, trained - chunk))
@@ -118,17 +125,34 @@ def digest(tensor: Tensor) -> str:
     return hashlib.blake2b(tensor.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
+def _single(pictures: Any) -> list[Any]:
+    """Frames as arrays or tensors, all of one kind and size."""
+    if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes) or not pictures:
+        raise NearstepError(f"a video is an array, a tensor or a list of pictures, not {pictures!r:.60}")
+    images = [np.asarray(upright(part)) if isinstance(part, Image.Image) else part for part in pictures]
+    if strange := [part for part in images if not isinstance(part, np.ndarray | Tensor)]:
+        raise NearstepError(f"a frame is a picture, an array or a tensor, not {strange[0]!r:.60}")
+    if len({(type(part), str(part.dtype), tuple(part.shape)) for part in images}) > 1:
+        raise NearstepError("the frames of a video are of one kind and one size")
+    return images
+
+
 def _frames(pictures: Any) -> Tensor:
     """Pictures or a clip as [T, 3, H, W] in [0, 1], float32."""
     if isinstance(pictures, Tensor | np.ndarray):
         parts = pictures
     else:
-        images: Any = [np.asarray(upright(part)) if isinstance(part, Image.Image) else part for part in pictures]
+        images = _single(pictures)
         parts = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
-    frames = parts if isinstance(parts, Tensor) else torch.from_numpy(parts).movedim(-1, 1)
-    if frames.ndim != 4 or frames.shape[1] != 3:
+    given = tuple(parts.shape)
+    if isinstance(parts, np.ndarray):
+        if parts.dtype.kind not in "uif":
+            raise NearstepError(f"an image or video of {parts.dtype} was given; use bytes, or numbers from 0 to 1")
+        parts = torch.from_numpy(np.ascontiguousarray(np.moveaxis(parts, -1, 1) if parts.ndim == 4 else parts))
+    frames = parts
+    if frames.ndim != 4 or frames.shape[1] != 3 or not frames.numel():
         raise NearstepError(
-            f"an image or video of shape {tuple(parts.shape)} was given; use arrays [T, H, W, 3], tensors [T, 3, H, W]"
+            f"an image or video of shape {given} was given; use arrays [T, H, W, 3], tensors [T, 3, H, W]"
         )
     frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
     if not 0 <= frames.min() <= frames.max() <= 1:

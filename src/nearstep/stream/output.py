@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
-from nearstep.files import NAME_BYTES, check_writable, new_part, replacing
+from nearstep.files import NAME_BYTES, check_writable, new_part, path_of, replacing
 from nearstep.json_files import parsed
+from nearstep.ranges import check_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +46,8 @@ def pixels(video: Tensor) -> Pixels:
     Raises:
         NearstepError: if not all of it is finite.
     """
+    if video.ndim != 4 or video.shape[1] != 3 or not video.numel():
+        raise NearstepError(f"a video of shape {tuple(video.shape)}; it is [T, 3, H, W], with numbers from 0 to 1")
     if not video.isfinite().all():
         raise NearstepError("a video with NaN or infinity among its numbers is not finite and cannot be written")
     return (video.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -61,11 +65,11 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
     Raises:
         NearstepError: for an unknown suffix, or if the file cannot be written; nothing half-written stays.
     """
-    path = Path(path)
+    path = path_of(path)
     check_fps(fps)
     if not hasattr(video, "detach"):
         raise NearstepError("write_video takes a tensor [T, 3, H, W]; export_to_video(frames, path, fps) takes all")
-    encode, clip, comment = _encoder(path), pixels(video), json.dumps(dict(metadata or {}))
+    encode, clip, comment = _encoder(path), pixels(video), _comment(metadata)
     with replacing(path) as part:
         encode(part, clip, fps, comment)
     return path
@@ -79,10 +83,19 @@ def write_sheet(
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write :func:`contact_sheet` of the clips as a PNG, whole or not at all, with ``metadata`` as its comment."""
-    path, sheet = Path(path), contact_sheet(clips, labels)
+    path, sheet, comment = path_of(path), contact_sheet(clips, labels), _comment(metadata)
     with replacing(path) as part:
-        sheet.save(part, format="PNG", pnginfo=_png_text(json.dumps(dict(metadata or {}))))
+        sheet.save(part, format="PNG", pnginfo=_png_text(comment))
     return path
+
+
+def _comment(metadata: Mapping[str, Any] | None) -> str:
+    if not isinstance(metadata, Mapping | None):
+        raise NearstepError(f"metadata is a mapping of names to values, not {metadata!r:.60}")
+    try:
+        return json.dumps(dict(metadata or {}))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NearstepError(f"metadata cannot be written as JSON: {error}") from error
 
 
 def check_fps(fps: float) -> None:
@@ -91,8 +104,8 @@ def check_fps(fps: float) -> None:
     Raises:
         NearstepError: unless it is above 0 and no more than MOST_FPS.
     """
-    if not 0 < fps <= MOST_FPS:
-        raise NearstepError(f"fps={fps}: frames a second, above 0 and at most {MOST_FPS}")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps <= MOST_FPS:
+        raise NearstepError(f"fps={fps!r:.60}: frames a second, above 0 and at most {MOST_FPS}")
 
 
 def count_frames(path: Path) -> int:
@@ -171,7 +184,16 @@ def side_by_side(clips: Sequence[Tensor], labels: Sequence[str], *, width: int =
 
 
 def contact_sheet(clips: Sequence[Tensor], labels: Sequence[str] = (), columns: int = SHEET_COLUMNS) -> Image.Image:
-    """A row of evenly spaced frames for each clip ``[T, 3, H, W]``, its label above."""
+    """A row of evenly spaced frames for each clip ``[T, 3, H, W]``, its label above.
+
+    Raises:
+        NearstepError: for what are no clips, or labels that do not belong to them.
+    """
+    if not isinstance(clips, Sequence) or not clips or not all(hasattr(clip, "detach") for clip in clips):
+        raise NearstepError("a contact sheet is of a list of clips, tensors [T, 3, H, W]")
+    if not isinstance(labels, Sequence) or not all(isinstance(label, str) for label in labels):
+        raise NearstepError("the labels of a contact sheet are a list of strings, one for each clip")
+    check_count("columns", columns, most=1000)
     return _sheet([pixels(clip) for clip in clips], labels, columns)
 
 

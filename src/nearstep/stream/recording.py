@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.files import check_regular, path_of, replacing
 from nearstep.json_files import FLAG, NUMBER, TEXT, WHOLE, Kind, check_fields, count, list_of, optional, parsed, within
 
 VERSION = 2
@@ -144,9 +144,10 @@ class Recording:
         Raises:
             NearstepError: naming the first line that is no part of a recording.
         """
+        check_regular(path_of(path))
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise NearstepError(f"cannot read the recording {path}: {error}") from error
         *lines, torn = text.split("\n")
         if torn and (len(lines) == 0 or _is_object(torn)):

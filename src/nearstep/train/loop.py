@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.files import swap_folder, sweep, write_json
+from nearstep.files import check_name, swap_folder, sweep, write_json
 from nearstep.json_files import read_object
 from nearstep.ranges import check_count, check_number
 from nearstep.train import checkpoint
@@ -50,6 +50,7 @@ class LoopConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        check_name(self.folder)
         for name in ("steps", "log_every", "save_every", "preview_every"):
             check_count(name, getattr(self, name))
         if self.minutes is not None:
