@@ -65,9 +65,10 @@ def evaluate(
     from nearstep.stream.request import plan_clip
 
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer, device=device)
+    pipe.set_progress_bar_config(disable=True)  # ours counts batches of clips
 
     def generate(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
-        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt").frames
+        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt")[0]
         return torch.as_tensor(video).cpu()  # where the judge is
 
     def calls(plan: str) -> int:

@@ -180,7 +180,8 @@ def load_component(
     check_types({key: tensor.dtype for key, tensor in tensors.items()}, folder.path / name)
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
-        model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]
+        options = {option: dtype, "variant": folder.variant_of(name)}
+        model, report = kind.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[attr-defined]
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):
