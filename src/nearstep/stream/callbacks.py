@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -34,8 +34,13 @@ A step is a chunk's, so ``latents`` are the chunk's [B, f, C, h, w]: noise for t
 class Watched(Protocol):
     """What a pipeline is to the steps that it runs."""
 
-    guidance_scale: float
-    interrupt: bool
+    @property
+    def guidance_scale(self) -> float:
+        """Of the clip that is made; may be set."""
+        ...
+
+    @guidance_scale.setter
+    def guidance_scale(self, weight: float) -> None: ...
 
     def features(self, conditioning: Request) -> tuple[Tensor, Tensor | None]:
         """Of the prompts, and of the negative ones."""
@@ -133,7 +138,7 @@ class Steps:
             _check_name(name, "callback_on_step_end returned")
             if value is not None or held[name] is not None:
                 _check_like(name, value, held[name])
-                if name == "latents" or not torch.equal(value, held[name]):
+                if name == "latents" or not torch.equal(value, cast(Tensor, held[name])):
                     changed[name] = value
         self._bind(changed, self.pipe.guidance_scale)
         return changed.get("latents", x).to(x)

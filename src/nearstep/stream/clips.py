@@ -279,7 +279,7 @@ class ClipModel(PromptedModel):
     ) -> list[Chunk] | list[ChunkVideo]:
         """The chunks of a request, decoded where each is told of, with a bar of its steps."""
         self.num_timesteps, self.interrupt = request.clip.plan.steps, False
-        with torch.no_grad(), self.progress_bar(total=request.clip.plan.steps) as bar:
+        with torch.no_grad(), self.progress_bar(total=request.clip.plan.steps) as bar:  # pyright: ignore[reportCallIssue]
             steps = None if on_step is None else Steps(self, request, on_step, names)
 
             def after(chunk: int, step: int, x: Tensor) -> Tensor:

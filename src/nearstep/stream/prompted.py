@@ -54,17 +54,15 @@ class PromptedModel(VideoModel):
         count, own = len(texts.prompts), own_guidance(self.configs)
         guidance = guidance_of(own if guidance_scale is None else guidance_scale)
         length = texts.length_of(max_sequence_length, guided=guidance != 1)
-        row_seeds: tuple[int, ...] = ()
-        if isinstance(generator, Sequence):
-            row_seeds = row_seeds_of(generator, seed, samples, count)
+        row_seeds = row_seeds_of(generator, seed, samples, count) if isinstance(generator, Sequence) else None
         return Conditioning(
             prompts=texts.prompts,
             negative=texts.negative,
             guidance=guidance,
-            seed=row_seeds[0] if isinstance(generator, Sequence) else seed_of(seed, generator),
+            seed=seed_of(seed, generator) if row_seeds is None else row_seeds[0],
             samples=(0,) * count if row_seeds else samples_of(samples, count),
             tokens=self._tokens(texts.different, length),  # unknown words are found here
-            row_seeds=row_seeds,
+            row_seeds=row_seeds or (),
             features=texts.features,
             negative_features=texts.negative_features,
             text_length=length,
@@ -141,10 +139,15 @@ class PromptedModel(VideoModel):
         """Texts [B] -> [B, L, D]; a text that is there more than once is encoded once."""
         if self.text_encoder is None and self._deferred_text is None:
             raise NearstepError("the text encoder was taken away; give prompt_embeds and, with guidance, negative ones")
-        different = tuple(dict.fromkeys(texts))
-        features = self.prompt_encoder_of(length)(different, made.rows([texts.index(text) for text in different]))
-        check_finite(features, f"the text encoder's features of {different[0][:60]!r}")
-        return features if different == tuple(texts) else features[[different.index(text) for text in texts]]
+        rows: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            rows.setdefault(text, row)
+        features = self.prompt_encoder_of(length)(list(rows), made.rows(list(rows.values())))
+        check_finite(features, f"the text encoder's features of {texts[0][:60]!r}")
+        if len(rows) == len(texts):
+            return features
+        places = {text: place for place, text in enumerate(rows)}
+        return features[[places[text] for text in texts]]
 
     def live_plan(self, text: str) -> LivePlan:
         """What a plan string means for a stream of this model."""

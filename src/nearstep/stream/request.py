@@ -83,7 +83,8 @@ class Conditioning:
 
     def tokens_of(self, texts: Sequence[str]) -> Tokens:
         """The tokens of some of :attr:`texts`."""
-        return self.tokens.rows([self.texts.index(text) for text in texts])
+        rows = {text: row for row, text in enumerate(self.texts)}
+        return self.tokens.rows([rows[text] for text in texts])
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -164,22 +165,6 @@ def clip_metadata(
 def own_guidance(model: Configs) -> float:
     """The guidance of a model that is not told another: a student's is 1, none."""
     return 1.0 if model.transformer.get("chunk_frames") is not None else model.settings.guidance_scale
-
-
-def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that says nothing, or is no text.
-
-    Raises:
-        NearstepError: for what is empty, blank, or holds half a character.
-    """
-    if not isinstance(prompt, str):
-        raise NearstepError(f"a prompt is a string, not {prompt!r}")
-    if not prompt.strip():
-        raise NearstepError("a prompt is empty; say what the clip shows")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise NearstepError(f"the prompt {prompt[:60]!r} is no text in UTF-8: it holds half a character") from None
 
 
 def check_negative(negative: Sequence[str], guidance: float) -> None:

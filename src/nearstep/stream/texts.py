@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.models.prompts import check_prompt
 from nearstep.ranges import check_count
 from nearstep.stream.given import GivenTensor, each_times, given_features
-from nearstep.stream.request import check_prompt, whole
+from nearstep.stream.request import whole
 
 MOST_VIDEOS = MOST_TOKENS = 10**4
 
