@@ -252,9 +252,9 @@ NAN = torch.full((2, 6, 4, 4, 4), torch.nan)
             dict(callback_on_step_end=print, callback_on_step_end_tensor_inputs=["latent"]),
             "names 'latent': did you mean latents",
         ),
-        (dict(num_inference_step=4), "takes no num_inference_step; did you mean num_inference_steps"),
-        (dict(attention_kwargs={}), "takes no attention_kwargs: a LoRA's strength"),
-        (dict(guidance_scale_2=3.0), "takes no guidance_scale_2: it belongs to"),
+        (dict(num_inference_step=4), "argument 'num_inference_step'; did you mean num_inference_steps"),
+        (dict(attention_kwargs={}), "argument 'attention_kwargs': a LoRA's strength"),
+        (dict(guidance_scale_2=3.0), "argument 'guidance_scale_2': it belongs to"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-",
 )

@@ -149,5 +149,5 @@ def _write(
         print(path)
         videos += row
         labels += [f"{name}   {prompt}" for name in names]
-    note(f"{len(videos)} clips in {time.perf_counter() - began:.1f} s")
+    note(f"{len(videos)} clip{'s' * (len(videos) > 1)} in {time.perf_counter() - began:.1f} s")
     return videos, labels

@@ -231,17 +231,13 @@ def _context(options: Stream, pipe: CausalVideoPipeline, height: int, width: int
 
 def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> Any:
     """The last 4n + 1 frames of a video, uint8 [T, H, W, 3], no more than a clip of training had."""
-    import numpy as np
+    from nearstep.data.videos import ClipSize, read_ending
 
-    from nearstep.data.videos import ClipSize, read_clips
-
-    size = ClipSize(frames=1, height=height, width=width, fps=fps, clips_per_video=sys.maxsize)
     try:
-        frames = read_clips(path, size)
+        frames = read_ending(path, ClipSize(frames=1, height=height, width=width, fps=fps), most)
     except NearstepError as error:
         raise NearstepError(f"cannot read the video {path}: {error}") from error
-    kept = min(len(frames), most)
-    return np.concatenate(frames[-(kept - (kept - 1) % TEMPORAL_STRIDE) :])
+    return frames[(len(frames) - 1) % TEMPORAL_STRIDE :]
 
 
 def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: int, said: Mapping[str, Any]) -> None:

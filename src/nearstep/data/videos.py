@@ -7,6 +7,7 @@ column ``caption``, ``text`` or ``prompt``. Sub-folders are searched too.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,6 +138,21 @@ def read_clips(path: Path, size: ClipSize) -> list[np.ndarray]:
     if not clips:
         raise NearstepError(f"too short: {len(pictures)} frames at {size.fps:g} fps, {size.frames} are needed")
     return clips
+
+
+def read_ending(path: Path, size: ClipSize, most: int) -> np.ndarray:
+    """The last pictures of a video, at most so many, uint8 [T, H, W, 3]; made of it as for :func:`read_clips`.
+
+    No more than these are held, however long the video is.
+
+    Raises:
+        NearstepError: saying why there are none.
+    """
+    with _container(path) as container:
+        pictures = deque(_pictures(container, size), maxlen=most)
+    if not pictures:
+        raise NearstepError("it holds no frames")
+    return np.stack(pictures)
 
 
 class VideoFacts(NamedTuple):

@@ -10,6 +10,11 @@ from typing import ParamSpec, TypeVar
 
 from nearstep.errors import NearstepError
 
+
+class UnknownArgumentError(NearstepError, TypeError):
+    """An argument that a function does not take: one line, and a TypeError as Python's own would be."""
+
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -52,7 +57,7 @@ def naming(reasons: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P,
         def checked(*arguments: P.args, **named: P.kwargs) -> R:
             for name in named:
                 if name not in known:
-                    raise NearstepError(_refusal(function.__name__, name, known, reasons))
+                    raise UnknownArgumentError(_refusal(function.__name__, name, known, reasons))
             return function(*arguments, **named)
 
         return checked
@@ -62,8 +67,9 @@ def naming(reasons: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P,
 
 def _refusal(function: str, name: str, known: list[str], reasons: Mapping[str, str]) -> str:
     called = "the pipeline" if function == "__call__" else function
+    refused = f"{called} got an unexpected keyword argument {name!r}"
     if name in reasons:
-        return f"{called} takes no {name}: {reasons[name]}"
+        return f"{refused}: {reasons[name]}"
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? It" if near else "it"
-    return f"{called} takes no {name}; {hint} takes {', '.join(known)}"
+    return f"{refused}; {hint} takes {', '.join(known)}"

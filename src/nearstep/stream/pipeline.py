@@ -21,7 +21,7 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.reach import Reach
 from nearstep.stream.clips import ClipModel
 from nearstep.stream.names import CALL, naming
-from nearstep.stream.opening import Picture, PixelClip, context_video, digest, stream_reach
+from nearstep.stream.opening import Picture, PixelClip, context_video, digest, encoded, stream_reach
 from nearstep.stream.recording import Opening, Recording
 from nearstep.stream.request import Conditioning, check_room, latent_shape
 from nearstep.stream.session import Session
@@ -160,7 +160,7 @@ class CausalVideoPipeline(ClipModel):
         frames, context = context_video(image, video, height=opening.height, width=opening.width), None
         if frames is not None:
             with torch.no_grad():
-                latents = self.codec.encode(frames[None].to(self.decoder_device))
+                latents = encoded(frames, self.codec, self.decoder_device)
             context = latents.to(self.network_device, torch.float32)
         made_on = {
             "context": None if context is None else digest(context),
