@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from nearstep.data import videos
 from nearstep.data.videos import (
     ClipSize,
     at_rate,
@@ -315,3 +318,24 @@ def test_a_file_without_pictures(tmp_path: Path):
 def test_sizes_are_checked(field: str, value: float):
     with pytest.raises(NearstepError, match=field):
         ClipSize(**{**vars(SMALL), field: value})
+
+
+def test_the_end_of_a_long_video_is_all_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shades = torch.linspace(0, 1, 40)[:, None, None, None].expand(-1, 3, 32, 48)
+    path = write_video(tmp_path / "a.mp4", shades, fps=12)
+    every = np.concatenate(read_clips(path, replace(SMALL, frames=1, clips_per_video=100)))
+    assert len(every) == 40
+    held, alive = [], []
+
+    def noted(*arguments, **options):
+        picture = fitted(*arguments, **options)
+        held.append(weakref.ref(picture))
+        alive.append(sum(each() is not None for each in held))
+        return picture
+
+    monkeypatch.setattr(videos, "fitted", noted)
+    for most in (1, 9, 100):
+        held.clear()
+        alive.clear()
+        assert np.array_equal(read_ending(path, SMALL, most), every[-most:])
+        assert max(alive) <= most + 2 and len(alive) == 40

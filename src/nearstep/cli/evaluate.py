@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from nearstep.cli.options import AUTO, check_device, optional
+from nearstep.cli.options import AUTO, check_device, optional, place
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import path_of
 from nearstep.models.folder import EMBEDDED, INDEX
@@ -94,6 +95,7 @@ def run(arguments: Sequence[str]) -> None:
                 batch=asked.batch,
                 out=asked.out,
                 device=device,
+                told=lambda pipe: note(place(pipe)),
             )
         )
 

@@ -174,6 +174,11 @@ class Loading:
     lora_alpha: LoraAlpha = None
     """Their alpha, in place of the one that they state."""
 
+    @property
+    def decoding(self) -> dict[str, str]:
+        """What a clip's file says of its decoder, where it is not the model's own."""
+        return {"tiny_decoder": self.tiny_decoder.name} if self.tiny_decoder else {}
+
     def check(self) -> None:
         """Find out what is wrong without a model.
 
@@ -217,6 +222,8 @@ class Loading:
 
 def check_device(name: str) -> None:
     """Refuse a device that is not here, before anything is loaded."""
+    if name in (AUTO, "cpu"):  # here everywhere; to ask for others takes seconds
+        return
     from nearstep.nets.devices import find_device
 
     find_device(name)

@@ -237,10 +237,11 @@ def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[i
         torch_dtype=getattr(torch, options.dtype) if options.dtype else None,
         device=options.device,
     )
+    pipe.set_progress_bar_config(disable=True)
     note(place(pipe))
 
     def make(texts: list[str], numbers: list[int]) -> Tensor:
-        output = pipe(
+        return pipe(
             texts,
             output_type="latent",
             negative_prompt=options.negative,
@@ -251,8 +252,7 @@ def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[i
             num_frames=options.size.frames,
             height=options.size.height,
             width=options.size.width,
-        )
-        return output.frames
+        )[0]
 
     return make
 

@@ -20,6 +20,7 @@ from nearstep.errors import NearstepError
 from nearstep.files import check_writable
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
+from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.output import count_frames, growing_mp4, pixels
 from nearstep.stream.recording import Recording
@@ -89,6 +90,8 @@ def stream(options: Stream) -> None:
     _check(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)
+    typed = dict.fromkeys(filter(None, (options.prompt,)), "") | {text: f"--at {chunk}" for chunk, text in options.at}
+    check_prompts(folder, typed)  # torch and diffusers are seconds away
     own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
     model = options.loading.open(folder, network=own)
     recording = Recording.load(options.replay) if options.replay else None
@@ -99,7 +102,7 @@ def stream(options: Stream) -> None:
         return
     pipe = options.loading.pipeline(model)
     for _, prompt in options.at:
-        pipe.prompt_encoder.tokens([prompt])  # unknown words are found now, not an hour into the stream
+        pipe.prompt_encoder.tokens([prompt])  # of a tokenizer that could not be asked before
     with _session(options, pipe, recording) as session:
         note(place(pipe))
         if options.loading.compile:
@@ -192,8 +195,6 @@ def _session(options: Stream, pipe: CausalVideoPipeline, recording: Recording | 
 
 
 def _check(options: Stream) -> None:
-    from nearstep.stream.request import check_prompt
-
     if (options.prompt is None) == (options.replay is None):
         raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
     if options.image and options.video:

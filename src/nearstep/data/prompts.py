@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearstep.data.order import rows_after
 from nearstep.data.tables import TABLES, cell, read_table, read_text
 from nearstep.errors import NearstepError
 from nearstep.json_files import TEXT, shown
@@ -34,9 +33,13 @@ class Prompts:
     texts: tuple[str, ...]
     repeated: tuple[str, ...] = ()
     """The prompts that the files hold more than once."""
+    places: tuple[str, ...] = ()
+    """File and line of each of ``texts``."""
 
     def batch(self, first: int, size: int, *, seed: int = 0) -> list[str]:
         """The ``size`` prompts that come after the first ``first``: each once an epoch, shuffled by ``seed``."""
+        from nearstep.data.order import rows_after  # which needs torch, and reading does not
+
         return [self.texts[row] for _, row in rows_after(first, size, count=len(self.texts), seed=seed)]
 
 
@@ -101,24 +104,26 @@ def read_prompts(files: Sequence[Path], *, column: str | None = None) -> Prompts
     Raises:
         NearstepError: naming the file and the line that cannot be read, or a file without prompts.
     """
-    seen: dict[str, None] = {}
-    repeated: dict[str, None] = {}
+    seen: dict[str, str] = {}
+    repeated: dict[str, str] = {}
     for file in files:
-        found = [text for text in (prompt.strip() for prompt in _read(file, column)) if text]
+        found = [
+            (text, line) for line, text in ((line, prompt.strip()) for line, prompt in _read(file, column)) if text
+        ]
         if not found:
             raise NearstepError(f"{file} holds no prompts; write one a line")
-        for text in found:
-            (repeated if text in seen else seen)[text] = None
-    return Prompts(texts=tuple(seen), repeated=tuple(repeated))
+        for text, line in found:
+            (repeated if text in seen else seen)[text] = f"{file}, line {line}"
+    return Prompts(texts=tuple(seen), repeated=tuple(repeated), places=tuple(seen.values()))
 
 
-def _read(file: Path, column: str | None) -> Iterator[str]:
+def _read(file: Path, column: str | None) -> Iterator[tuple[int, str]]:
     suffix = file.suffix.lower()
     if suffix in (".txt", ""):
-        yield from read_text(file).splitlines()
+        yield from enumerate(read_text(file).splitlines(), start=1)
     elif suffix in TABLES:
         for line, row in read_table(file):
-            yield row if isinstance(row, str) else caption_in(row, f"{file}, line {line}", column)
+            yield line, row if isinstance(row, str) else caption_in(row, f"{file}, line {line}", column)
     else:
         raise NearstepError(f"{file}: a prompt file ends in .txt, {', '.join(TABLES)}, not {file.suffix}")
 

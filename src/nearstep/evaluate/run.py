@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from nearstep.evaluate.frechet import gaussian
 from nearstep.evaluate.results import PlanResults, Results, open_results, plan_results, write_results
 from nearstep.evaluate.tables import table
 from nearstep.protocols import Verdict, World
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline
 
 CAPTIONS_SEED = 7_000_000
 """Stream of the captions to evaluate with; no training ever draws from it."""
@@ -45,7 +48,8 @@ def evaluate(
     seed: int = 0,
     batch: int = 16,
     out: Path = Path("evaluation.json"),
-    device: str | None = None,
+    device: str = "auto",
+    told: Callable[[CausalVideoPipeline], None] | None = None,
 ) -> str:
     """Measure a model folder and return the table of its results.
 
@@ -60,14 +64,18 @@ def evaluate(
         batch: clips made at once; does not change the results.
         out: where the results go; plans that it already holds are not measured again.
         device: where the model runs, as for CausalVideoPipeline.from_pretrained.
+        told: called with the pipeline when it is loaded.
     """
     from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
     from nearstep.stream.request import plan_clip
 
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer, device=device)
+    pipe.set_progress_bar_config(disable=True)  # ours counts batches of clips
+    if told is not None:
+        told(pipe)
 
     def generate(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
-        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt").frames
+        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt")[0]
         return torch.as_tensor(video).cpu()  # where the judge is
 
     def calls(plan: str) -> int:

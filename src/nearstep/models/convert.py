@@ -98,7 +98,9 @@ def with_loras(layout: Layout, files: Sequence[LoraFile], dtype: torch.dtype | N
         raise NearstepError("a LoRA changes a network, and the source has none")
     weights = layout.transformer.weights
     changes = open_loras(files, weights.shapes)
-    merged = weights.mapped(lambda name, value: changes[name].merged(value, dtype) if name in changes else value)
+    merged = weights.mapped(
+        lambda name, value: changes[name].merged_into(name, value, dtype) if name in changes else value
+    )
     return replace(layout, transformer=Component(config=layout.transformer.config, weights=merged))
 
 

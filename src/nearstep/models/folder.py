@@ -20,6 +20,7 @@ from typing import Any
 from nearstep.errors import NearstepError
 from nearstep.files import check_regular, path_of
 from nearstep.json_files import parsed, read_object, shown
+from nearstep.models.hub import FROM_THE_HUB, Hub, download
 from nearstep.models.schema import check_component
 from nearstep.shapes import latent_frames
 
@@ -147,12 +148,22 @@ class ModelFolder:
     path: Path
     index: Mapping[str, Any]
     """model_index.json."""
+    variant: str | None = None
+    """Weights are read from files of this variant, such as fp16, where a component has them."""
 
     @classmethod
-    def open(cls, name: str | Path) -> ModelFolder:
-        """The model called ``name``: ``"playground"``, a folder, or a hub id ``owner/model`` (downloaded once)."""
-        path = _locate(name)
-        return cls(path, read_json(path / INDEX))
+    def open(cls, name: str | Path, *, hub: Hub = FROM_THE_HUB, variant: str | None = None) -> ModelFolder:
+        """The model called ``name``: ``"playground"``, a folder, or a hub id ``owner/model`` (downloaded once).
+
+        Raises:
+            NearstepError: naming the file that is missing or wrong, or a variant that no component has.
+        """
+        path = _locate(name, hub)
+        if variant is not None and not [*path.glob(f"*/*.{variant}*.safetensors")]:
+            raise NearstepError(
+                f"{path} has no files of variant {variant!r}, such as transformer/*.{variant}.safetensors"
+            )
+        return cls(path, read_json(path / INDEX), variant)
 
     @cached_property
     def settings(self) -> Settings:
@@ -169,6 +180,8 @@ class ModelFolder:
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component, ``scheduler`` included."""
+        if not isinstance(component, str):
+            raise NearstepError(f"a part of a model is named by its sub-folder, a string, not {component!r}")
         if not (self.path / component).is_dir():
             held = ", ".join(sorted(f"{entry.name}/" for entry in self.path.iterdir() if entry.is_dir()))
             raise NearstepError(f"{self.path} has no {component}/; it holds {held or 'nothing'}")
@@ -188,9 +201,14 @@ class ModelFolder:
     def tensors(self, component: str) -> dict[str, TensorInfo]:
         """Names, shapes and types of a component's weights; every file is checked to be whole."""
         found: dict[str, TensorInfo] = {}
-        for file in weight_files(self.path / component):
+        for file in weight_files(self.path / component, self.variant_of(component)):
             found |= read_header(file)
         return found
+
+    def variant_of(self, component: str) -> str | None:
+        """The variant, where a component has files of it; diffusers' ``variant=`` for it."""
+        there = self.variant and [*(self.path / component).glob(f"*.{self.variant}*.safetensors")]
+        return self.variant if there else None
 
 
 @dataclass(frozen=True)
@@ -209,10 +227,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_object(path)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component, sharded or not."""
-    sharded = sorted(folder.glob("*.safetensors.index.json"))
-    files = [folder / name for name in _shards(sharded[0])] if sharded else sorted(folder.glob("*.safetensors"))
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of one component, sharded or not; of a variant, such as fp16, where one is named."""
+    end = "" if variant is None else f".{variant}"
+    sharded = sorted(folder.glob(f"*.safetensors.index{end}.json"))
+    files = [folder / name for name in _shards(sharded[0])] if sharded else sorted(folder.glob(f"*{end}.safetensors"))
+    if variant is None:  # beside x.safetensors, x.fp16.safetensors is a variant of it
+        stems = {file.stem for file in files}
+        files = [file for file in files if file.stem.rpartition(".")[0] not in stems]
     if files:
         _check_once(folder, files, [file for file in folder.glob("*.safetensors") if "." not in file.stem])
         return files
@@ -300,35 +322,26 @@ def _is_network(config: Mapping[str, Any]) -> bool:
     return config.get("_class_name") in ("VideoTransformer", "WanTransformer3DModel")
 
 
-def _locate(name: str | Path) -> Path:
+def _locate(name: str | Path, hub: Hub) -> Path:
     if str(name) == EMBEDDED:
         embedded = Path(str(resources.files("nearstep"))) / "assets" / EMBEDDED
         if not embedded.is_dir():
             raise NearstepError(f"this installation lacks the embedded model ({embedded}); name a model folder instead")
+        hub.check_unused(embedded)
         return embedded
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise NearstepError(f"a model is {EMBEDDED!r}, a folder, or a hub id owner/name, not {name!r:.60}")
     path = path_of(name)
     if path.is_dir():
+        hub.check_unused(path)
         if not (path / INDEX).exists() and any(path.glob("*.safetensors")):
             raise NearstepError(f"{path} holds weights and no {INDEX}: nearstep convert {path} NEW makes a model of it")
         return path
     if path.exists():
         raise NearstepError(f"{path} is a file; a model is a folder with {INDEX} (a student's file: --student {path})")
     if isinstance(name, str) and _HUB_ID.fullmatch(name):
-        return _download(name)
+        return download(name, hub)
     raise NearstepError(f"there is no folder {path}; a model is {EMBEDDED!r}, a folder, or a hub id owner/name")
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except RepositoryNotFoundError as error:
-        raise NearstepError(f"{name} is neither a folder here nor a model on the hub") from error
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors, those of ids ValueErrors
-        raise NearstepError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -134,7 +134,7 @@ def merge(network: VideoTransformer, changes: Changes) -> None:
     """Make changes to a network's weights, in place and in their types."""
     own = network.state_dict()
     for name, change in changes.items():
-        own[name].copy_(change.merged(own[name]))
+        own[name].copy_(change.merged_into(name, own[name]))
 
 
 def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -180,7 +180,8 @@ def load_component(
     check_types({key: tensor.dtype for key, tensor in tensors.items()}, folder.path / name)
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
-        model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]
+        options = {option: dtype, "variant": folder.variant_of(name)}
+        model, report = kind.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[attr-defined]
     except Exception as error:  # a damaged configuration surfaces as almost any type, the libraries' own included
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):
@@ -215,7 +216,9 @@ def load_student(
     dtype = _own_type(weights) if torch_dtype is None else torch_dtype
     if changes:
         wide = None if dtype is None else torch.float32  # to be rounded once, below
-        weights = weights.mapped(lambda name, value: changes[name].merged(value, wide) if name in changes else value)
+        weights = weights.mapped(
+            lambda name, value: changes[name].merged_into(name, value, wide) if name in changes else value
+        )
     network.load_state_dict({name: _in_type(name, weights, dtype) for name in weights}, assign=True)
     return network.eval().requires_grad_(False)
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import Configs
+from nearstep.nets.codec import VideoCodec
 from nearstep.pictures import fitted
 from nearstep.ranges import check_count
 from nearstep.reach import Reach
-from nearstep.shapes import latent_frames
+from nearstep.shapes import TEMPORAL_STRIDE, latent_frames
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path
 """A file, a PIL image, an array [H, W, 3] (uint8, or floating in [0, 1]), or a tensor [3, H, W] in [0, 1]."""
@@ -30,7 +31,7 @@ _BYTES_OF_16_BITS = 65535 / 255
 
 
 def context_video(image: Picture | None, video: PixelClip | None, *, height: int, width: int) -> Tensor | None:
-    """The picture or clip to go on from as [T, 3, H, W] in [0, 1], float32; None where there is neither.
+    """The picture or clip to go on from as [T, 3, H, W], bytes or numbers in [0, 1]; None where there is neither.
 
     A picture from a file, or of PIL, is cut at the centre and resized as videos are; arrays and tensors are taken as
     they are.
@@ -138,7 +139,7 @@ def _single(pictures: Any) -> list[Any]:
 
 
 def _frames(pictures: Any) -> Tensor:
-    """Pictures or a clip as [T, 3, H, W] in [0, 1], float32."""
+    """Pictures or a clip as [T, 3, H, W]: bytes, or float32 in [0, 1]."""
     if isinstance(pictures, Tensor | np.ndarray):
         parts = pictures
     else:
@@ -154,7 +155,17 @@ def _frames(pictures: Any) -> Tensor:
         raise NearstepError(
             f"an image or video of shape {given} was given; use arrays [T, H, W, 3], tensors [T, 3, H, W]"
         )
-    frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+    if frames.dtype == torch.uint8:
+        return frames  # a quarter of the memory; encode makes numbers of a few at a time
     if not 0 <= frames.min() <= frames.max() <= 1:
         raise NearstepError("pictures are bytes, or numbers from 0 to 1; these go beyond")
-    return frames
+    return frames.float()
+
+
+def encoded(frames: Tensor, codec: VideoCodec, device: torch.device) -> Tensor:
+    """Frames [T, 3, H, W] as latents [1, F, C, h, w], four frames at a time: equal to encoding them whole."""
+    stream, cuts = codec.encoder_stream(), [1] + [TEMPORAL_STRIDE] * ((len(frames) - 1) // TEMPORAL_STRIDE)
+    if sum(cuts) != len(frames):
+        latent_frames(len(frames))  # which refuses such a number
+    parts = (part.float() / 255 if part.dtype == torch.uint8 else part for part in frames.split(cuts))
+    return torch.cat([stream.encode(part[None].to(device)) for part in parts], dim=1)

@@ -72,6 +72,10 @@ class Session:
 
     # --- what there is to see --------------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        where = "closed" if self._closed else f"chunk {self.index} comes next"
+        return f"Session({where}; {self.prompt!r}, plan {self.plan}, seed {self.seed})"
+
     @property
     def index(self) -> int:
         """Number of the chunk that comes next."""
