@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ NAME_BYTES = 255
 """What file systems allow a name."""
 PATH_BYTES = 4096
 """What they allow all names of a path together."""
+_PART = re.compile(r"\.\d+@[0-9a-f]{8}\.[0-9a-f]{16}\.part")
 
 
 def path_of(given: str | Path) -> Path:
@@ -131,14 +134,28 @@ def check_writable(path: Path) -> None:
     new_part(path).unlink()
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes of this host that were killed while they wrote have left in ``folder``."""
+def sweep(folder: Path, *, named: re.Pattern[str] | None = None) -> None:
+    """Remove what processes of this host that were killed while they wrote have left in ``folder``.
+
+    Args:
+        folder: where they wrote.
+        named: what their names have to match; by default all that begin with a number and end as parts do, which is
+            right for a folder that is ours alone.
+    """
     for part in folder.glob(".*.part"):
+        if named is not None and not named.fullmatch(part.name):
+            continue
         owner, _, host = part.name.split(".")[1].partition("@")
         elsewhere = host and host != f"{host_number():08x}"  # of whom nobody can say from here whether they live
         if owner.isdigit() and not elsewhere and not _alive(int(owner)):
             with suppress(OSError):  # somebody else's, or gone already
                 shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    """:func:`sweep`, in a folder that may be anybody's: what has no name such as we give stays."""
+    sweep(folder, named=_PART)
 
 
 def _alive(process: int) -> bool:
@@ -152,8 +169,9 @@ def _alive(process: int) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """A temporary name, which nobody can foresee."""
+    """A temporary name, which nobody can foresee; what killed programs have left there goes, once."""
     path = path.resolve()  # through a link, so that the link stays
+    _sweep_once(path.parent)
     return path.with_name(part_name(secrets.token_hex(8), os.getpid(), host_number()))
 
 

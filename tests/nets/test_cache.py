@@ -92,3 +92,45 @@ def test_commits_out_of_order_and_reads_of_gaps_are_refused() -> None:
         cache.commit(3, frames(3, 1))
     with pytest.raises(NearstepError, match=r"\[2\] are not in the cache"):
         cache.find((0, 1, 2))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_branch_leaves_the_cache_as_it_was_and_goes_on_as_a_copy_would(relative: bool) -> None:
+    cache = make(9, reach=Reach(window=4, sink=2, relative_sink=relative), chunk_frames=2)
+    for start in range(0, 20, 2):
+        copied = cache.copy()
+        for _ in range(2):  # the first is given up
+            branch = cache.branch()
+            seen = [held(cache, cache.positions, layer) for layer in range(2)]
+            branch.commit(start, frames(start, 2))
+            assert [held(cache, cache.positions, layer) for layer in range(2)] == seen
+        copied.commit(start, frames(start, 2))
+        cache = branch
+        after = cache.branch()
+        assert set(after.positions) == set(copied.positions)
+        assert held(after, after.positions) == held(copied, after.positions)
+
+
+def test_a_gap_that_was_not_closed_to_the_end_is_closed_by_the_next_branch(monkeypatch) -> None:
+    last = make(9, reach=Reach(window=4, sink=1), chunk_frames=2)
+    for start in range(0, 8, 2):
+        last = last.branch()
+        last.commit(start, frames(start, 2))
+    whole = last.copy()
+    clone, left = torch.Tensor.clone, [0]
+
+    def breaking(tensor, *arguments, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            raise MemoryError
+        return clone(tensor, *arguments, **options)
+
+    for number in (1, 2, 3):  # the last of which finds one part of four to move
+        left[0] = number
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "clone", breaking)
+            with pytest.raises(MemoryError):
+                last.branch()
+    whole, last = whole.branch(), last.branch()
+    assert whole.positions == last.positions
+    assert all(held(whole, whole.positions, layer) == held(last, last.positions, layer) for layer in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 import time
@@ -15,13 +16,22 @@ import tyro
 
 from nearstep.cli.made import is_made
 from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
+from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
-from nearstep.stream.output import ENCODERS, check_video_path, safe_name, write_sheet, write_video
+from nearstep.stream.output import (
+    ENCODERS,
+    check_video_path,
+    piped_mp4,
+    pixels,
+    safe_name,
+    write_sheet,
+    write_video,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +58,7 @@ class Generate:
     prompts_file: Annotated[Path | None, optional("FILE", "none")] = None
     """More prompts: a .txt with one a line, or a .jsonl or .csv with a caption, text or prompt column."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE|FOLDER/")] = "."
-    """Where to."""
+    """Where to; - is standard output, for one mp4."""
     model: Model = EMBEDDED
     plan: Annotated[str | None, optional("PLAN")] = None
     """Steps per chunk: "4" for all; "4,1x" for a first chunk of 4 and the rest 1."""
@@ -136,7 +146,8 @@ def pending(options: Generate, model: ModelConfigs, clip: Clip, targets: Sequenc
             seed=options.seed,
             sample=target.index,
         )
-        made = is_made(target.path, {**origin, **said}, ignoring=("seed",) if options.seed is None else ())
+        unasked = ("seed",) if options.seed is None else ()
+        made = not is_pipe(target.path) and is_made(target.path, {**origin, **said}, ignoring=unasked)
         (skipped if made else kept).append(target)
     if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
@@ -151,6 +162,11 @@ def _check_paths(options: Generate, targets: Sequence[Target]) -> None:
     sheet = options.sheet
     if sheet and sheet.suffix.lower() != ".png":
         raise NearstepError(f"--sheet {sheet}: a contact sheet ends in .png")
+    if any(is_pipe(target.path) for target in targets):
+        check_pipe()
+        if sheet:
+            raise NearstepError("--sheet and -o -: a clip alone goes to standard output; name a file for it")
+        return
     for path in [target.path for target in targets] + ([sheet] if sheet else []):
         check_video_path(path)
     if sheet and sheet.resolve() in {target.path.resolve() for target in targets}:
@@ -175,6 +191,10 @@ def _targets(options: Generate, prompts: Sequence[str]) -> list[Target]:
             f"--samples {options.samples} of {len(prompts)} prompts; at least 1, and {MOST_CLIPS:,} clips at most"
         )
     clips = [(prompt, index) for prompt in prompts for index in range(options.samples)]
+    if is_pipe(options.output):
+        if len(clips) > 1 or options.format not in (None, "mp4"):
+            raise NearstepError("-o - takes one clip, as mp4; name a folder for more, or a file for another format")
+        return [Target(prompt=clips[0][0], index=0, path=Path(options.output))]
     if _is_folder(options.output):
         folder, ending = Path(options.output), options.format or "mp4"
         files = (folder / _named(prompt, f"-{index}.{ending}") for prompt, index in clips)
@@ -254,13 +274,26 @@ def _write(
                 parts.append(chunk.video[0])
                 bar.update()
             clip = torch.cat(parts).cpu()
-            write_video(target.path, clip, fps=pipe.settings.fps, metadata={**origin, **request.metadata(0)})
-            bar.write(str(target.path), file=sys.stdout)
+            _write_clip(target.path, clip, pipe.settings.fps, {**origin, **request.metadata(0)})
+            if not is_pipe(target.path):
+                bar.write(str(target.path), file=sys.stdout)
             if keep:
                 kept.append(clip)
     seconds = time.perf_counter() - began
     note(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
     return kept
+
+
+def _write_clip(path: Path, clip: Tensor, fps: float, metadata: dict[str, Any]) -> None:
+    if not is_pipe(path):
+        write_video(path, clip, fps=fps, metadata=metadata)
+        return
+    height, width = clip.shape[-2:]
+    with (
+        standard_output() as file,
+        piped_mp4(file, height=height, width=width, fps=fps, comment=json.dumps(metadata)) as grow,
+    ):
+        grow(pixels(clip))
 
 
 def _summary(request: Request, count: int) -> str:

@@ -6,7 +6,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ import tyro
 
 from nearstep.cli.made import is_made
 from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional, place
+from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable
@@ -22,7 +24,7 @@ from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.output import count_frames, growing_mp4, pixels
+from nearstep.stream.output import Grow, count_frames, growing_mp4, piped_mp4, pixels
 from nearstep.stream.recording import Recording
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Stream:
     """Stream a video to a file, chunk after chunk: it can be watched as it grows, and what was made stays.
 
     Ctrl-C ends it. A file that shows this stream already is skipped, any other is not touched without --overwrite.
+    With "-o - | ffplay -" a player shows it as it is made.
 
     The prompt may change on the way: --at 8 "a small blue ring drifts up". --log keeps a recording; --replay
     makes it again, also under another plan: draft at 1, final at 4.
@@ -45,7 +48,7 @@ class Stream:
     prompt: Annotated[tyro.conf.Positional[str | None], optional("PROMPT", "the recording's")] = None
     """What it shows first."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.mp4")]
-    """Where to."""
+    """Where to; - is standard output, for a player behind a pipe."""
     model: Model = EMBEDDED
     plan: Annotated[str | None, optional("PLAN")] = None
     """"4,1x": first chunk 4 steps, the rest 1; "adaptive": until the steps agree; "fps:16": as the machine allows."""
@@ -156,7 +159,8 @@ def _is_made(options: Stream, model: ModelConfigs, said: dict[str, Any], count: 
     """Whether all of it is there; a file that shows something else, or a part, is refused."""
     if options.overwrite:
         return False
-    if is_made(options.output, said, ignoring=("seed",) if options.seed is None and not options.replay else ()):
+    unasked = ("seed",) if options.seed is None and not options.replay else ()
+    if not is_pipe(options.output) and is_made(options.output, said, ignoring=unasked):
         first = 0 if options.image or options.video else TEMPORAL_STRIDE - 1
         frames = TEMPORAL_STRIDE * (model.transformer.get("chunk_frames") or 1) * count - first
         if (there := count_frames(options.output)) == frames:
@@ -213,12 +217,17 @@ def _check(options: Stream) -> None:
     for prompt in (options.prompt, *(prompt for _, prompt in options.at)):
         if prompt is not None:
             check_prompt(prompt)
-    if options.output.suffix.lower() != ".mp4":
-        raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4")
-    for path in filter(None, (options.output, options.log)):
-        check_writable(path)
+    if is_pipe(options.output):
+        check_pipe()
+    elif options.output.suffix.lower() != ".mp4":
+        raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4, or to - (a pipe)")
+    for path in (options.output, options.log):
+        if path and not is_pipe(path):
+            check_writable(path)
     for name in ("log", "replay", "image", "video"):
-        if (path := getattr(options, name)) and path.resolve() == options.output.resolve():
+        if (path := getattr(options, name)) and is_pipe(path):
+            raise NearstepError(f"--{name} -: only -o takes -; name a file")
+        if path and path.resolve() == options.output.resolve():
             raise NearstepError(f"--{name} {path} and -o are one file; give them two names")
 
 
@@ -240,6 +249,17 @@ def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> An
     return frames[(len(frames) - 1) % TEMPORAL_STRIDE :]
 
 
+@contextmanager
+def _growing(output: Path, *, height: int, width: int, fps: float, comment: str) -> Iterator[Grow]:
+    """The video that grows, in a file or in standard output."""
+    if not is_pipe(output):
+        with growing_mp4(output, height=height, width=width, fps=fps, comment=comment) as grow:
+            yield grow
+        return
+    with standard_output() as file, piped_mp4(file, height=height, width=width, fps=fps, comment=comment) as grow:
+        yield grow
+
+
 def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: int, said: Mapping[str, Any]) -> None:
     from tqdm import tqdm
 
@@ -249,7 +269,7 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: 
     changes, made, pictures, began = dict(options.at), 0, 0, time.perf_counter()
     ended: BaseException | None = None
     with (
-        growing_mp4(options.output, fps=fps, comment=comment, **size) as grow,
+        _growing(options.output, fps=fps, comment=comment, **size) as grow,
         tqdm(total=count, unit="chunk", disable=None, dynamic_ncols=True) as bar,
     ):
         try:
@@ -268,7 +288,8 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: 
                 raise
             ended = error
     seconds = time.perf_counter() - began
-    print(options.output)
+    if not is_pipe(options.output):
+        print(options.output)
     tqdm.write(
         f"{made} chunks, {pictures} frames in {seconds:.1f} s, {pictures / seconds / fps:.2f} times real time; "
         f"plan {session.plan}, seed {session.seed}",

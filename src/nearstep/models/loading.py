@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +38,8 @@ from nearstep.shapes import spatial_stride
 Model = TypeVar("Model")
 TEXT_ENCODERS = ("UMT5EncoderModel", "umt5")
 """What a text encoder's config.json may call itself."""
+LOADING = RLock()
+"""Held by whoever loads a component: transformers and diffusers patch torch while they do, for all threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +184,8 @@ def load_component(
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
         options = {option: dtype, "variant": folder.variant_of(name)}
-        model, report = kind.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[attr-defined]
+        with LOADING:
+            model, report = kind.from_pretrained(path, output_loading_info=True, **options)  # type: ignore[attr-defined]
     except Exception as error:  # a damaged configuration surfaces as almost any type, the libraries' own included
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):

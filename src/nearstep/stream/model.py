@@ -19,7 +19,7 @@ from nearstep.models.card import Card, write_card
 from nearstep.models.configs import Configs, ModelConfigs
 from nearstep.models.folder import INDEX, ModelFolder, Settings, shift_of
 from nearstep.models.hub import FROM_THE_HUB, Hub
-from nearstep.models.loading import DeferredTextEncoder, load_model
+from nearstep.models.loading import LOADING, DeferredTextEncoder, load_model
 from nearstep.models.lora_choice import Given, loras_of
 from nearstep.models.lora_peft import peft_adapter
 from nearstep.models.student import Student
@@ -267,14 +267,17 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
 
     def _load_text_encoder(self) -> UMT5EncoderModel:
         """The text encoder; one that was not needed until now is loaded, and offloaded like the others."""
-        deferred = self._deferred_text
-        if self.text_encoder is not None or deferred is None:
-            return cast(UMT5EncoderModel, self.text_encoder)
+        with LOADING:  # of several threads that need it the first loads it
+            if self.text_encoder is None and self._deferred_text is not None:
+                self._place_text_encoder(self._deferred_text)
+        return cast(UMT5EncoderModel, self.text_encoder)
+
+    def _place_text_encoder(self, deferred: DeferredTextEncoder) -> None:
         encoder: Any = deferred.load()
-        self.register_modules(text_encoder=encoder)
         place = deferred.device or cast(VideoTransformer, self.transformer).device
-        if getattr(self, "_all_hooks", None):
-            self.maybe_free_model_hooks()  # which hooks all models anew
-        elif str(place) != "meta":  # where layers are offloaded one by one; this one then stays on the CPU
+        hooked = getattr(self, "_all_hooks", None)
+        if not hooked and str(place) != "meta":  # where layers are offloaded one by one; this one then stays on the CPU
             encoder.to(place)
-        return encoder
+        self.register_modules(text_encoder=encoder)
+        if hooked:
+            self.maybe_free_model_hooks()  # which hooks all models anew

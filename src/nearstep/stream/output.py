@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -256,6 +256,23 @@ def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, commen
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def piped_mp4(file: BinaryIO, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
+    """A video for who reads it while it is made, such as a player behind a pipe; as :func:`growing_mp4`.
+
+    Raises:
+        NearstepError: if it cannot be written.
+        BrokenPipeError: if nobody reads it any more.
+    """
+    try:
+        with _writer(file, height, width, fps, comment, FRAGMENTS) as write:
+            yield write
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise NearstepError(f"cannot write the video: {error.strerror}") from error
+
+
 def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
     _, height, width, _ = clip.shape
     with _writer(path, height, width, fps, comment, WHOLE) as grow:
@@ -293,12 +310,14 @@ FRAGMENTS = _Layout(
 
 
 @contextmanager
-def _writer(path: Path, height: int, width: int, fps: float, comment: str, layout: _Layout) -> Iterator[Grow]:
+def _writer(
+    file: Path | BinaryIO, height: int, width: int, fps: float, comment: str, layout: _Layout
+) -> Iterator[Grow]:
     import av  # a tenth of a second that only this format needs
 
     if height % 2 or width % 2:
         raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
-    with av.open(path, "w", format="mp4", options=layout.container) as container:
+    with av.open(file, "w", format="mp4", options=layout.container) as container:
         container.metadata["comment"] = comment
         options = {**H264_OPTIONS, **layout.encoder}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)

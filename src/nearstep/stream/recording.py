@@ -94,12 +94,16 @@ class ChunkEntry:
     """What changed just before it."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recording:
     """One stream, as far as it was made."""
 
     opening: Opening
-    chunks: list[ChunkEntry] = field(default_factory=list)
+    chunks: tuple[ChunkEntry, ...] = ()
+
+    def then(self, entry: ChunkEntry) -> Recording:
+        """The recording with one more chunk."""
+        return Recording(self.opening, (*self.chunks, entry))
 
     def until(self, chunk: int) -> Recording:
         """The recording up to, and without, this chunk."""
@@ -155,7 +159,45 @@ class Recording:
         elif torn:
             warnings.warn(f"{path} breaks off in its line {len(lines) + 1}, which is left out", stacklevel=2)
         rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
-        return cls(_opening(path, rows[0] if rows else {}), [_entry(path, *row) for row in enumerate(rows[1:])])
+        return cls(_opening(path, rows[0] if rows else {}), tuple(_entry(path, *row) for row in enumerate(rows[1:])))
+
+
+class Log:
+    """A file that follows a recording as it grows, line by line.
+
+    Args:
+        path: the file; what is there is replaced.
+        recording: what it holds first.
+
+    Raises:
+        NearstepError: if it cannot be written.
+    """
+
+    def __init__(self, path: Path, recording: Recording) -> None:
+        self.path = path
+        self._there: Recording | None = recording
+        self._stopped = False
+        recording.save(path)
+
+    def follow(self, recording: Recording) -> None:
+        """Bring the file up to date: one more line, or all of them.
+
+        A full disk stops the log, with a warning, and not what is watched.
+        """
+        if self._stopped or recording is self._there:
+            return
+        there, self._there = self._there, None  # not known, should this break off
+        try:
+            if there is not None and recording.chunks and recording.chunks[:-1] == there.chunks:
+                recording.append_last(self.path)
+            else:
+                recording.save(self.path)
+        except (OSError, NearstepError) as error:
+            self._stopped = True
+            ends = len(recording.chunks) - 1
+            warnings.warn(f"the log {self.path} ends at chunk {ends}: {error}", stacklevel=2)
+            return
+        self._there = recording
 
 
 def _opening(path: str | Path, row: Mapping[str, Any]) -> Opening:

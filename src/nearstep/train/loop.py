@@ -135,7 +135,8 @@ def _train(stage: Stage, config: LoopConfig, recipe: dict[str, Any], here: Ranks
                 stage.state.unwritten = metrics.unwritten() if done % config.save_every == 0 else {}
             if last or done % config.save_every == 0:
                 checkpoint.save(stage.state, recipe, config.folder, here)
-            if not signalled and (last or _previewed(config, done)):
+            # Of a run that a signal stops, the next sitting makes it; a run that is finished has no next one.
+            if done == config.steps or (not signalled and (last or _previewed(config, done))):
                 stage.preview(_picture(config, done))
             if last:
                 break
