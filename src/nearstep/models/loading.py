@@ -33,6 +33,7 @@ from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer, kept_in_float32
+from nearstep.ranges import check_count
 from nearstep.shapes import spatial_stride
 
 Model = TypeVar("Model")
@@ -283,6 +284,7 @@ def tile_codec(vae: AutoencoderKLWan, size: int) -> None:
     Raises:
         NearstepError: if the codec cannot cut such tiles.
     """
+    check_count("vae_tile", size, most=10**6)
     stride = spatial_stride(vae.config)
     overlap = -(-size // (4 * stride)) * stride
     Tiling(size=(size, size), overlap=(overlap, overlap)).check(stride)

@@ -32,7 +32,7 @@ from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import LatentStream
 from nearstep.stream.finite import check_weights
-from nearstep.stream.names import LOADING, naming
+from nearstep.stream.names import LOADING_NAMES, naming
 
 Loaded = TypeVar("Loaded", bound="VideoModel")
 Loras = Given | Sequence[Given] | None
@@ -76,7 +76,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         self.register_to_config(nearstep=dict(nearstep or {}))
 
     @classmethod
-    @naming(LOADING)
+    @naming(LOADING_NAMES)
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # ours names what it takes
         cls: type[Loaded],
         name: str | Path | ModelConfigs,
@@ -130,6 +130,8 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         """
         device = None if device is None else find_device(device)
         text_device = None if text_device is None else find_device(text_device)
+        if transformer is not None and not isinstance(transformer, str):
+            raise NearstepError(f"transformer={transformer!r:.60}; give a sub-folder of the model, such as 'teacher'")
         precision = one_dtype(torch_dtype, dtype)
         hub = Hub(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         if not isinstance(name, ModelConfigs):

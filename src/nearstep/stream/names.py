@@ -29,7 +29,7 @@ CALL = {
     "image": "pipe.open(prompt, image=...) goes on from a picture",
     "video": "pipe.open(prompt, video=...) goes on from a clip",
 }
-LOADING = {
+LOADING_NAMES = {
     "device_map": "device= and text_device= say where its parts go",
     "use_safetensors": "nothing but safetensors is loaded",
     "low_cpu_mem_usage": "weights are never held twice",

@@ -334,7 +334,7 @@ def row_seeds_of(
 
 def samples_of(samples: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """Which samples of the seed the prompts are: 0, 1, 2, ... unless named."""
-    if isinstance(samples, str) or not (samples is None or isinstance(samples, Iterable)):
+    if isinstance(samples, str | Tensor) or not (samples is None or isinstance(samples, Iterable)):
         raise NearstepError(f"samples={samples!r}; give whole numbers, one for each clip")
     chosen = tuple(range(count)) if samples is None else tuple(whole("sample", sample) for sample in samples)
     if len(chosen) != count:

@@ -69,7 +69,7 @@ class Session:
     # --- what there is to see --------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        where = "closed" if self._closed else f"chunk {self.index} comes next"
+        where = "closed" if not isinstance(self._at, Standing) else f"chunk {self.index} comes next"
         return f"Session({where}; {self.prompt!r}, plan {self.plan}, seed {self.seed})"
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from nearstep.errors import NearstepError
@@ -60,6 +61,9 @@ class Texts:
         if (prompt is None) == (features is None):
             both = "not both" if prompt is not None else "there is neither"
             raise NearstepError(f"give a prompt (a string or a list of strings) or prompt_embeds; {both}")
+        for name, given in (("prompt", prompt), ("negative_prompt", negative)):
+            if isinstance(given, np.ndarray | Tensor):
+                raise NearstepError(f"{name} is an array; give a string or a list of strings")
         if negative and negative_features is not None:
             raise NearstepError("give a negative_prompt or negative_prompt_embeds, not both")
         text = None if features is None else given_features("prompt_embeds", features, width=width)
