@@ -43,13 +43,13 @@ def odd_object(draw: Random) -> Any:
     return draw.choice(made)()
 
 
-def api(draw: Random, kit: Kit, folder: Path) -> Case:
-    """A public call that works, with one argument of another type."""
+def api_calls(kit: Kit) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Public calls that work, with their arguments."""
     import nearstep
     from nearstep.stream.recording import Recording
 
     clip = torch.rand(5, 3, 16, 16)
-    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    return {
         "pipe": (
             kit.pipe,
             dict(prompt=PROMPT, plan="1", num_frames=5, height=32, width=32, seed=1, samples=[0], guidance_scale=1.0,
@@ -78,6 +78,11 @@ def api(draw: Random, kit: Kit, folder: Path) -> Case:
         "Student": (lambda **given: nearstep.Student.of(**given), dict(given=str(kit.lora), chunk_frames=2, shift=5.0)),
         "Recording.load": (Recording.load, dict(path=kit.take)),
     }  # fmt: skip
+
+
+def api(draw: Random, kit: Kit, folder: Path) -> Case:
+    """A public call that works, with one argument of another type."""
+    calls = api_calls(kit)
     name = draw.choice(("pipe", "open", *calls))
     call, given = calls[name]
     wrong = draw.choice([*given])

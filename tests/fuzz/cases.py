@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nearstep.errors import NearstepError
+from tests.fuzz.fence import fenced
 
 if TYPE_CHECKING:
     from tests.fuzz.kit import Kit
@@ -114,7 +115,7 @@ def run(family: Family, number: int, kit: Kit, seed: int) -> Found:
 
 def _outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
     try:
-        with _inside(folder), _alarm(SECONDS, PATIENCE), warnings.catch_warnings():
+        with _inside(folder), fenced(folder.parents[1]), _alarm(SECONDS, PATIENCE), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = case.act()
             complaint = case.judge(result)

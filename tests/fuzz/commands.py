@@ -158,7 +158,7 @@ def paths(draw: Random, kit: Kit, folder: Path) -> Case:
         place = draw.choice((thing, thing, f"{thing}/", f"{thing}/x", f"./{thing}/../x.mp4"))
     else:
         place = draw.choice(
-            (*WORDS, "owner/name", "a/b/c", f"{'x' * 200}.mp4", "\udc80.png", "x\n.png", "/nowhere/at/all")
+            (*WORDS, "owner/name", "a/b/c", f"{'x' * 200}.mp4", "\udc80.png", "x\n.png", "no/where/at/all")
         )
     line = PLACES[name](kit, folder)
     return Case(what=f"{name} {place!r}"[:200], act=lambda: command(*line, place), judge=nothing_odd_left)

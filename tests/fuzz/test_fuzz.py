@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.fuzz.calls import api_calls
 from tests.fuzz.cases import GOOD, MARKER, Case, Family, Outcome, command, run
+from tests.fuzz.commands import LINES
 from tests.fuzz.damage import bytes_gone_wrong, header_gone_wrong, json_gone_wrong, payload
 from tests.fuzz.families import FAMILIES, counts
 from tests.fuzz.kit import Kit
@@ -35,6 +38,29 @@ def test_a_slice_of_each_family(family: Family, kit: Kit) -> None:
     for number in range(6 if family.name in CHEAP else 1):
         found = run(family, number, kit, SEED)
         assert found.outcome in GOOD, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in LINES if name not in ("ablate", "evaluate")])
+def test_the_lines_work_that_are_given_odd_options(name: str, kit: Kit) -> None:
+    family = Family(name="whole", case=lambda _, kit, folder: whole_line(name, kit, folder), share=1)
+    found = run(family, 0, kit, SEED)
+    assert found.outcome == Outcome.FINE, found
+
+
+def whole_line(name: str, kit: Kit, folder: Path) -> Case:
+    line = LINES[name](kit, folder)
+    return Case(what=name, act=lambda: command(*line))
+
+
+def silently(call, given: dict) -> None:
+    call(**given)
+
+
+def test_the_calls_work_that_are_given_odd_arguments(kit: Kit) -> None:
+    for name, (call, given) in api_calls(kit).items():
+        found = run(act(partial(silently, call, given)), 0, kit, SEED)
+        assert found.outcome == Outcome.FINE, (name, found)
 
 
 @pytest.mark.slow
@@ -84,6 +110,22 @@ def test_what_hangs_is_stopped_and_told(kit: Kit, monkeypatch: pytest.MonkeyPatc
             pass
 
     assert run(act(wait), 0, kit, SEED).outcome == Outcome.HANG
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("x"),
+        lambda path: path.mkdir(),
+        lambda path: path.symlink_to("x"),
+        lambda path: Path("x").touch() or Path("x").rename(path),
+    ],
+)
+def test_nothing_is_written_outside_of_the_harness_s_folders(kit: Kit, write) -> None:
+    outside = ROOT / "tests" / "fuzz" / "no-such-thing"
+    found = run(act(lambda: write(outside)), 0, kit, SEED)
+    assert found.outcome == Outcome.TRACEBACK and "outside of the harness's folders" in found.detail
+    assert not outside.exists() and not outside.is_symlink()
 
 
 def test_cases_are_functions_of_their_numbers(kit: Kit) -> None:

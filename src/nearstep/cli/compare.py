@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
@@ -62,6 +62,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def compare(options: Compare) -> None:
     """Make, write and name every file, after all of what is asked has been checked."""
+    check_paths(options)
     options.loading.check()
     files = _files(options)
     folder = ModelFolder.open(options.model)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nearstep.cli.options import AUTO, check_device, optional, place
+from nearstep.cli.options import AUTO, check_device, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import path_of
@@ -57,6 +57,7 @@ _OF_A_MODEL = ("plans", "transformer", "guidance", "captions", "seed", "device")
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print the table of the results."""
     asked = tyro.cli(Evaluate, prog="nearstep evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    check_paths(asked)
     from nearstep.recipes.worlds import find_world
 
     world, captions = find_world(asked.world), CAPTIONS if asked.captions is None else asked.captions

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
 from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
@@ -100,6 +100,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def generate(options: Generate) -> None:
     """Make what is options, after checking all of it: prompts and outputs first, then sizes and plan, then the work."""
+    check_paths(options)
     prompts = _prompts(options)
     targets = _targets(options, list(prompts))
     _check_paths(options, targets)

@@ -39,6 +39,8 @@ COMMANDS = {
 UNFORESEEN, USER_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141  # as shells count
 DEBUG = "--debug"
 """Asks for the traceback of what nobody foresaw; any command takes it, anywhere among its options."""
+LONGEST_LINE = 2000
+"""Signs of an error: a value of thousands was a mistake, and is not repeated whole."""
 _SHOWN = 300  # characters of an error that nobody foresaw
 
 
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _dispatch([argument for argument in arguments if argument != DEBUG])
         sys.stdout.flush()
     except NearstepError as error:
-        print(f"nearstep: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"nearstep: {_shortened(str(error), LONGEST_LINE)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("\nnearstep: interrupted; finished files are whole, nothing half-written was left", file=sys.stderr)
@@ -79,9 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _unforeseen(error: Exception) -> str:
     """The line about an error of this program's own."""
-    said = " ".join(str(error).split())
-    reason = f"{type(error).__name__}: {said[:_SHOWN]}{'...' * (len(said) > _SHOWN)}" if said else type(error).__name__
+    said = _shortened(str(error), _SHOWN)
+    reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return f"nearstep: this should not have happened ({reason}); the same command with {DEBUG} says where"
+
+
+def _shortened(text: str, most: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
 
 
 def _silence(stream: TextIO) -> None:

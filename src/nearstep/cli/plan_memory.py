@@ -17,6 +17,7 @@ from nearstep.files import check_writable, write_json
 from nearstep.json_files import shown
 from nearstep.models.folder import CONFIG, read_json
 from nearstep.models.schema import check_component
+from nearstep.ranges import check_number
 
 if TYPE_CHECKING:
     from nearstep.cost.advice import Trial
@@ -58,6 +59,8 @@ def run(arguments: Sequence[str]) -> None:
     prog = f"nearstep plan-memory {name}"
     options, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
     config, room = configured(name, unknown, prog), _room(options.memory)
+    for option in ("rate", "rate_float32"):
+        check_number(f"--{option.replace('_', '-')}", getattr(options, option), above=0)
     if options.json:
         check_writable(options.json)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import AUTO, OWN_SIZE, Device, FlatClipSize, Model, check_device, optional, place
+from nearstep.cli.options import AUTO, OWN_SIZE, Device, FlatClipSize, Model, check_device, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
@@ -88,6 +88,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def prepare(options: Prepare) -> None:
     """Make the latents, after everything that can be checked without weights has been."""
+    check_paths(options)
     from nearstep.stream.request import check_guidance
 
     for name, value, least in (("batch", options.batch, 1), ("workers", options.workers, 0)):

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional, place
+from nearstep.cli.options import (
+    AS_IT_IS,
+    OWN_FRAME_SIZE,
+    FlatFrameSize,
+    FlatLoading,
+    Model,
+    check_paths,
+    optional,
+    place,
+)
 from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
@@ -90,6 +99,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def stream(options: Stream) -> None:
     """Make what is options, after checking all of it."""
+    check_paths(options)
     _check(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)

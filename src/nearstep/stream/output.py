@@ -112,8 +112,11 @@ def count_frames(path: Path) -> int:
     """Frames of a video, by its packets: nothing is decoded."""
     import av
 
-    with av.open(path) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))
+    try:
+        with av.open(path) as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise NearstepError(f"{path} is there and cannot be read as a video; --overwrite replaces it") from error
 
 
 def check_video_path(path: str | Path) -> None:
@@ -158,8 +161,8 @@ def read_comment(path: Path) -> dict[str, Any] | None:
             with Image.open(path) as image:
                 comment = image.info.get("comment") or image.info.get("xmp")
         found = parsed(comment.decode() if isinstance(comment, bytes) else comment)
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
-        return None
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, Image.DecompressionBombError):
+        return None  # PyAV's and PIL's errors are any of these
     return found if isinstance(found, dict) else None
 
 
