@@ -28,13 +28,44 @@ PATH_BYTES = 4096
 _PART = re.compile(r"\.\d+@[0-9a-f]{8}\.[0-9a-f]{16}\.part")
 
 
+def path_of(given: str | Path) -> Path:
+    """A path that somebody wrote, with ~ filled in.
+
+    Raises:
+        NearstepError: for what is no path, or one that no file system takes.
+    """
+    if not isinstance(given, str | Path):
+        raise NearstepError(f"a path is a string or a Path, not {given!r:.60}")
+    try:
+        path = Path(given).expanduser()
+    except (RuntimeError, ValueError) as error:  # of a home that nobody has
+        raise NearstepError(f"no file can be named {str(given)[:60]!r}: {error}") from error
+    check_name(path)
+    return path
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to read what is there and is no file or folder: a pipe that nobody writes to would be waited for.
+
+    Raises:
+        NearstepError: naming it.
+    """
+    check_name(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise NearstepError(f"cannot read {path}: it is no regular file")
+
+
 def check_name(path: Path) -> None:
     """Refuse a path that no file system takes.
 
     Raises:
-        NearstepError: for a name or a path that is too long, a NUL, or links that go round in a circle.
+        NearstepError: for a name or a path that is too long, a NUL, half a character, or links that go in a circle.
     """
-    written, shown = os.fsencode(path), f"{str(path)[:60]!r}..." if len(str(path)) > 60 else repr(str(path))
+    shown = f"{str(path)[:60]!r}..." if len(str(path)) > 60 else repr(str(path))
+    try:
+        written = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise NearstepError(f"no file can be named {shown}: it holds half a character") from error
     if b"\0" in written:
         raise NearstepError(f"no file can be named {shown}: it holds a NUL")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
 from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
-from nearstep.models.folder import EMBEDDED
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.stream.output import (
     ENCODERS,
     check_video_path,
@@ -98,14 +99,19 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def generate(options: Generate) -> None:
-    """Make what is options, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
+    """Make what is options, after checking all of it: prompts and outputs first, then sizes and plan, then the work."""
+    check_paths(options)
+    prompts = _prompts(options)
+    targets = _targets(options, list(prompts))
+    _check_paths(options, targets)
+    options.loading.check()
+    folder = ModelFolder.open(options.model)
+    check_prompts(folder, {**prompts, options.negative: "--negative"})  # torch and diffusers are seconds away
     from nearstep.stream.request import check_guidance, plan_clip
 
     if options.guidance is not None:
         check_guidance(options.guidance)
-    targets = _targets(options)
-    _check_paths(options, targets)
-    model = options.loading.open(options.model)
+    model = options.loading.open(folder)
     clip = plan_clip(model, plan=options.plan, **options.size.pixels)
     targets = pending(options, model, clip, targets)
     if not targets:
@@ -168,16 +174,19 @@ def _check_paths(options: Generate, targets: Sequence[Target]) -> None:
         raise NearstepError(f"--sheet {sheet} is a clip's file, too; give it another name")
 
 
-def _targets(options: Generate) -> list[Target]:
-    from nearstep.stream.request import check_prompt
-
+def _prompts(options: Generate) -> dict[str, str]:
+    """Each prompt, and where it stands in a file."""
     if twice := [prompt for prompt, times in Counter(options.prompts).items() if times > 1]:
         raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
-    prompts = dict.fromkeys((*options.prompts, *(_in_file(options.prompts_file) if options.prompts_file else ())))
+    prompts = {**dict.fromkeys(options.prompts, ""), **(_in_file(options.prompts_file) if options.prompts_file else {})}
     if not prompts:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
     for prompt in prompts:
         check_prompt(prompt)
+    return prompts
+
+
+def _targets(options: Generate, prompts: Sequence[str]) -> list[Target]:
     if not 1 <= options.samples <= MOST_CLIPS // len(prompts):
         raise NearstepError(
             f"--samples {options.samples} of {len(prompts)} prompts; at least 1, and {MOST_CLIPS:,} clips at most"
@@ -214,19 +223,18 @@ def _is_folder(output: str) -> bool:
     return False
 
 
-def _in_file(file: Path) -> Sequence[str]:
+def _in_file(file: Path) -> dict[str, str]:
     from nearstep.data.prompts import read_prompts
 
     found = read_prompts([file])
     if found.repeated:
         note(f"prompts that are there more than once are made once ({len(found.repeated)}): {found.repeated[0]!r}")
-    return found.texts
+    return dict(zip(found.texts, found.places, strict=True))
 
 
 def _origin(options: Generate, model: ModelConfigs) -> dict[str, Any]:
     """What a clip comes from besides its request."""
-    tiny = {"tiny_decoder": options.loading.tiny_decoder.name} if options.loading.tiny_decoder else {}
-    return {"model": options.model, **model.origin, **tiny}
+    return {"model": options.model, **model.origin, **options.loading.decoding}
 
 
 def _requests(pipe: CausalVideoPipeline, options: Generate, clip: Clip, targets: Sequence[Target]) -> list[Request]:

@@ -13,8 +13,11 @@ import tyro
 from nearstep.cli.text import table
 from nearstep.cli.train import configured
 from nearstep.errors import NearstepError
-from nearstep.files import write_json
+from nearstep.files import check_writable, write_json
+from nearstep.json_files import shown
 from nearstep.models.folder import CONFIG, read_json
+from nearstep.models.schema import check_component
+from nearstep.ranges import check_number
 
 if TYPE_CHECKING:
     from nearstep.cost.advice import Trial
@@ -56,6 +59,10 @@ def run(arguments: Sequence[str]) -> None:
     prog = f"nearstep plan-memory {name}"
     options, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
     config, room = configured(name, unknown, prog), _room(options.memory)
+    for option in ("rate", "rate_float32"):
+        check_number(f"--{option.replace('_', '-')}", getattr(options, option), above=0)
+    if options.json:
+        check_writable(options.json)
 
     from nearstep.cost.advice import trials
     from nearstep.cost.fake_step import Config
@@ -110,11 +117,11 @@ def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, 
     here = (model / config.source / CONFIG).exists() and options.size is None
     if not here and not wan and options.size is None:
         raise NearstepError(f"there is no {model / config.source} yet; name a folder with --model, or a --size")
-    student = read_json(model / config.source / CONFIG) if here else SIZES[options.size or "1.3B"]
+    student = _network(model / config.source / CONFIG) if here else SIZES[options.size or "1.3B"]
     teacher = SIZES[options.teacher_size] if options.teacher_size else student
     path = model / config.teacher / CONFIG
     if here and options.teacher_size is None and path.exists():
-        teacher = read_json(path)
+        teacher = _network(path)
     codec = _config(model / "vae")
     sizes = Sizes(
         student=student,
@@ -127,8 +134,18 @@ def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, 
     return sizes, str(model) if here else f"Wan2.1 {options.size or '1.3B'}, as {model} is not read"
 
 
+def _network(path: Path) -> Mapping[str, Any]:
+    config = read_json(path)
+    check_component("transformer", config, path)
+    return config
+
+
 def _config(folder: Path) -> Mapping[str, Any]:
-    return read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if not (folder / CONFIG).exists():
+        return {}
+    config = read_json(folder / CONFIG)
+    check_component(folder.name, config, folder / CONFIG)
+    return config
 
 
 def _text_length(path: Path) -> int:
@@ -137,6 +154,8 @@ def _text_length(path: Path) -> int:
     from nearstep.nets.text import WAN_TEXT_LENGTH
 
     stated = read_json(path).get("model_max_length", LARGE_INTEGER) if path.exists() else LARGE_INTEGER
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or stated < 1:
+        raise NearstepError(f"{path} is damaged: its 'model_max_length' is {shown(stated)}, not a number of tokens")
     return int(stated) if stated < LARGE_INTEGER else WAN_TEXT_LENGTH
 
 

@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional, place
+from nearstep.cli.options import (
+    AS_IT_IS,
+    OWN_FRAME_SIZE,
+    FlatFrameSize,
+    FlatLoading,
+    Model,
+    check_paths,
+    optional,
+    place,
+)
 from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
+from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.output import Grow, count_frames, growing_mp4, piped_mp4, pixels
 from nearstep.stream.recording import Recording
@@ -89,9 +99,12 @@ def run(arguments: Sequence[str]) -> None:
 
 def stream(options: Stream) -> None:
     """Make what is options, after checking all of it."""
+    check_paths(options)
     _check(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)
+    typed = dict.fromkeys(filter(None, (options.prompt,)), "") | {text: f"--at {chunk}" for chunk, text in options.at}
+    check_prompts(folder, typed)  # torch and diffusers are seconds away
     own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
     model = options.loading.open(folder, network=own)
     recording = Recording.load(options.replay) if options.replay else None
@@ -102,7 +115,7 @@ def stream(options: Stream) -> None:
         return
     pipe = options.loading.pipeline(model)
     for _, prompt in options.at:
-        pipe.prompt_encoder.tokens([prompt])  # unknown words are found now, not an hour into the stream
+        pipe.prompt_encoder.tokens([prompt])  # of a tokenizer that could not be asked before
     with _session(options, pipe, recording) as session:
         note(place(pipe))
         if options.loading.compile:
@@ -196,8 +209,6 @@ def _session(options: Stream, pipe: CausalVideoPipeline, recording: Recording | 
 
 
 def _check(options: Stream) -> None:
-    from nearstep.stream.request import check_prompt
-
     if (options.prompt is None) == (options.replay is None):
         raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
     if options.image and options.video:
@@ -239,17 +250,13 @@ def _context(options: Stream, pipe: CausalVideoPipeline, height: int, width: int
 
 def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> Any:
     """The last 4n + 1 frames of a video, uint8 [T, H, W, 3], no more than a clip of training had."""
-    import numpy as np
+    from nearstep.data.videos import ClipSize, read_ending
 
-    from nearstep.data.videos import ClipSize, read_clips
-
-    size = ClipSize(frames=1, height=height, width=width, fps=fps, clips_per_video=sys.maxsize)
     try:
-        frames = read_clips(path, size)
+        frames = read_ending(path, ClipSize(frames=1, height=height, width=width, fps=fps), most)
     except NearstepError as error:
         raise NearstepError(f"cannot read the video {path}: {error}") from error
-    kept = min(len(frames), most)
-    return np.concatenate(frames[-(kept - (kept - 1) % TEMPORAL_STRIDE) :])
+    return frames[(len(frames) - 1) % TEMPORAL_STRIDE :]
 
 
 @contextmanager

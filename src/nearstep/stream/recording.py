@@ -12,13 +12,32 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.files import check_regular, path_of, replacing
+from nearstep.json_files import FLAG, NUMBER, TEXT, WHOLE, Kind, check_fields, count, list_of, optional, parsed, within
 
 VERSION = 2
+_OPENING: dict[str, Kind] = {
+    **dict.fromkeys(("prompt", "negative_prompt", "plan", "weights", "torch"), TEXT),
+    **dict.fromkeys(("seed", "sample"), WHOLE),
+    **dict.fromkeys(("height", "width"), count(10**6)),
+    "guidance": NUMBER,
+    "window": optional(count()),
+    "sink": count(least=0),
+    "relative_sink": FLAG,
+    "context": optional(TEXT),
+}
+"""What the fields of an opening may be in a file."""
+_ENTRY: dict[str, Kind] = {
+    "times": list_of(within(0, 1)),
+    "prompt": optional(TEXT),
+    "plan": optional(TEXT),
+    "seed": optional(WHOLE),
+}
 _FIRST_NAMES = {"following": "relative_sink", "given": "context"}
 """What version 1 called fields of the opening -> their names now."""
 
@@ -129,9 +148,10 @@ class Recording:
         Raises:
             NearstepError: naming the first line that is no part of a recording.
         """
+        check_regular(path_of(path))
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise NearstepError(f"cannot read the recording {path}: {error}") from error
         *lines, torn = text.split("\n")
         if torn and (len(lines) == 0 or _is_object(torn)):
@@ -194,29 +214,37 @@ def _opening(path: str | Path, row: Mapping[str, Any]) -> Opening:
         raise NearstepError(f"{path} is no recording that can be made again: its first line lacks {missing[0]}")
     if unknown := sorted(opening.keys() - {part.name for part in fields(Opening)}):
         raise NearstepError(f"{path}, line 1: a recording of version {version} has no {unknown[0]!r}")
+    check_fields(opening, _OPENING, f"{path}, line 1", needed=())
     return Opening(**opening)
 
 
 def _entry(path: str | Path, index: int, row: dict[str, Any]) -> ChunkEntry:
+    from nearstep.flow.plan import MOST_STEPS  # which needs torch
+
     times = row.pop("times", None)
     if row.pop("chunk", None) != index or not isinstance(times, list):
         raise NearstepError(f"{path}, line {index + 2}: chunk {index} and its times belong here; cut it off")
     if unknown := sorted(row.keys() - {part.name for part in fields(Changes)}):
         raise NearstepError(f"{path}, line {index + 2}: {unknown[0]!r} is nothing that changes between chunks")
+    where = f"{path}, line {index + 2}"
+    check_fields({"times": times, **row}, _ENTRY, where, needed=())
+    falling = all(later < sooner for sooner, later in pairwise(times))
+    if not 0 < len(times) <= MOST_STEPS or times[0] != 1 or not falling:
+        raise NearstepError(f"{where} is damaged: times fall from 1 (noise), and are at most {MOST_STEPS}")
     return ChunkEntry(times=tuple(times), changes=Changes(**row))
 
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parsed(line), dict)
+    except ValueError:
         return False
 
 
 def _row(path: str | Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parsed(line)
+    except ValueError:
         row = None
     if not isinstance(row, dict):
         raise NearstepError(f"{path}, line {number} is no JSON object; a recording is one to a line")

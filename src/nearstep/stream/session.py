@@ -68,6 +68,10 @@ class Session:
 
     # --- what there is to see --------------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        where = "closed" if not isinstance(self._at, Standing) else f"chunk {self.index} comes next"
+        return f"Session({where}; {self.prompt!r}, plan {self.plan}, seed {self.seed})"
+
     @property
     def recording(self) -> Recording:
         """What has been made, and how to make it again."""
