@@ -29,7 +29,7 @@ COMMANDS = {
     "evaluate": "measure a model, or a folder of clips named by their prompts, on the playground",
     "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",
     "train": "run a recipe: train codec, teacher or student",
-    "plan-memory": "whether a recipe fits your accelerators, and which option to turn if it does not",
+    "plan-memory": "whether a clip or a recipe fits your accelerators, and which option to turn if it does not",
     "ablate": "run and evaluate every rival recipe, several seeds each",
     "report": "one page about a training run: curves, alarms, samples over time",
 }

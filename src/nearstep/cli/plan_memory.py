@@ -52,13 +52,17 @@ class PlanMemory:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print the tables, and what is tried until the run fits."""
+    """Print the tables, and what is tried until the run fits; of a clip, what it takes."""
+    if arguments and arguments[0] == "generate":
+        from nearstep.cli import plan_clip
+
+        return plan_clip.run(arguments[1:])
     if not arguments or arguments[0].startswith("-"):
-        tyro.cli(PlanMemory, prog="nearstep plan-memory RECIPE", args=["--help"])
+        tyro.cli(PlanMemory, prog="nearstep plan-memory generate|RECIPE", args=["--help"])
     name, *rest = arguments
     prog = f"nearstep plan-memory {name}"
     options, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
-    config, room = configured(name, unknown, prog), _room(options.memory)
+    config, room = configured(name, unknown, prog), room_of(options.memory)
     for option in ("rate", "rate_float32"):
         check_number(f"--{option.replace('_', '-')}", getattr(options, option), above=0)
     if options.json:
@@ -82,7 +86,7 @@ def run(arguments: Sequence[str]) -> None:
         write_json(options.json, [_plain(trial, options, room) for trial in tried])
 
 
-def _room(memory: str) -> float:
+def room_of(memory: str) -> float:
     """Bytes of one accelerator, as --memory says."""
     match = _MEMORY.fullmatch(memory.strip())
     if not match or not float(match[1]):
@@ -127,7 +131,7 @@ def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, 
         student=student,
         teacher=teacher,
         clip=_clip(config, codec),
-        text_length=_text_length(model / "tokenizer" / "tokenizer_config.json"),
+        text_length=text_length_of(model / "tokenizer" / "tokenizer_config.json"),
         codec=codec,
         encoder=_config(model / "text_encoder") or UMT5_XXL,
     )
@@ -148,7 +152,8 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _text_length(path: Path) -> int:
+def text_length_of(path: Path) -> int:
+    """Text tokens that a tokenizer's settings name, or Wan's."""
     from transformers.tokenization_utils_base import LARGE_INTEGER
 
     from nearstep.nets.text import WAN_TEXT_LENGTH
