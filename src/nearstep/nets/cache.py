@@ -92,7 +92,7 @@ class KVCache:
         """Frames by which the held keys of the sink have been rotated forward."""
         self.skipped: tuple[int, int] = (0, 0)
         """From which frame to which nothing was committed (`skip_to`): nobody sees anything there."""
-        self._branched = False
+        self.branched = False
         """Whether another cache needs the frames held here that no later chunk sees."""
         self._move: Move | None = None
         """Where the closing of a gap is; it may break off."""
@@ -134,7 +134,7 @@ class KVCache:
                 f"cannot commit frames from {start} on: the cache ends at frame {self.end}; commit chunks in order"
             )
         frames = layers[0][0].shape[1] // self.tokens_per_frame
-        if not self._branched:
+        if not self.branched:
             self._forget(frames)
         held = len(self.positions)
         self._check_room(held, frames)
@@ -154,7 +154,7 @@ class KVCache:
         """
         self._forget(0)
         branch = copy.copy(self)
-        branch._branched = True
+        branch.branched = True
         return branch
 
     def emptied(self) -> KVCache:
@@ -166,7 +166,7 @@ class KVCache:
     def clear(self) -> None:
         """Forget all frames, as if none had been committed."""
         self.end, self.positions, self._sink, self.sink_shift, self.skipped = 0, (), [], 0, (0, 0)
-        self._branched, self._move = False, None
+        self.branched, self._move = False, None
 
     def skip_to(self, frame: int) -> None:
         """Go on at a later frame, with nothing in between: what a stream has forgotten stays forgotten."""
@@ -179,7 +179,7 @@ class KVCache:
     def copy(self) -> KVCache:
         """Another cache that holds the same, and shares nothing with this one."""
         other = copy.deepcopy(self)
-        other._branched = False
+        other.branched = False
         return other
 
     def _forget(self, frames: int) -> None:
