@@ -43,9 +43,9 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def counts(cases: int) -> dict[str, int]:
-    """How many of so many cases are of each family, at least one."""
+    """How many of so many cases are of each family, at least one, and no fewer together."""
     whole = sum(family.share for family in FAMILIES)
-    return {family.name: max(1, round(cases * family.share / whole)) for family in FAMILIES}
+    return {family.name: max(1, -(-cases * family.share // whole)) for family in FAMILIES}
 
 
 def runs(families: Sequence[Family], cases: dict[str, int], root: Path, seed: int = 0) -> Iterator[Found]:

@@ -177,7 +177,7 @@ def _check_paths(options: Generate, targets: Sequence[Target]) -> None:
 def _prompts(options: Generate) -> dict[str, str]:
     """Each prompt, and where it stands in a file."""
     if twice := [prompt for prompt, times in Counter(options.prompts).items() if times > 1]:
-        raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
+        note(f"a prompt that is given more than once is made once ({twice[0][:60]!r}); --samples 2 makes two of each")
     prompts = {**dict.fromkeys(options.prompts, ""), **(_in_file(options.prompts_file) if options.prompts_file else {})}
     if not prompts:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')

@@ -77,21 +77,19 @@ def open_film(path: Path) -> Iterator[Film]:
 def _film_in(path: Path) -> int:
     """The index of the stream that is the film: no attached picture, more than one frame, then the largest."""
     import av
+    from av.stream import Disposition
 
-    attached = av.stream.Disposition.attached_pic
     with av.open(path) as container:
         streams = container.streams.video
         if not streams:
             raise NearstepError("it holds no video stream")
-        films = [stream for stream in streams if not stream.disposition & attached]
+        films = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
         if not films:
             raise NearstepError("it holds no video stream but a cover picture")
         if len(films) > 1:  # a cover that is not marked as one has a single frame
             films = _moving(container, films) or films
         # As ffmpeg chooses; of as large ones, the one that is marked as the default, then the first.
-        chosen = max(
-            films, key=lambda stream: (_area(stream), bool(stream.disposition & av.stream.Disposition.default))
-        )
+        chosen = max(films, key=lambda stream: (_area(stream), bool(stream.disposition & Disposition.default)))
         return chosen.index
 
 
@@ -146,7 +144,7 @@ def turn_of(frame: VideoFrame) -> Turn:
     """
     from av.sidedata.sidedata import Type
 
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     if data is None:
         return Turn()
     a, b, _, c, d, *_ = (int(number) for number in np.frombuffer(bytes(data), np.int32))

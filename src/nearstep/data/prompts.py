@@ -146,4 +146,4 @@ def caption_in(row: Mapping[str, Any], where: str, column: str | None = None, *,
         value = value[0]
     if value is not None and not TEXT.holds(value):
         raise NearstepError(f"{where}: {name} is {shown(value)}, not a text")
-    return value or ""
+    return str(value or "")

@@ -225,7 +225,7 @@ def add_shard(folder: Path, index: Index, latents: Tensor, records: Sequence[Rec
 
 
 def _sum_of(clip: Tensor) -> str:
-    return f"{zlib.crc32(clip.contiguous().view(torch.uint8).numpy()):08x}"
+    return f"{zlib.crc32(clip.contiguous().view(torch.uint8).numpy().data):08x}"
 
 
 def _name_of(sums: str) -> str:

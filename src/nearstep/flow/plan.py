@@ -156,7 +156,7 @@ def parse(text: str) -> Steps | Live:
     Raises:
         NearstepError: if the string is no plan, or has a chunk without steps.
     """
-    if not isinstance(text, str):
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  (from a file, or a notebook)
         raise NearstepError(f"plan={text!r:.60}; a plan is a string, such as '4' or '4,1x'")
     text = text.strip()
     if _STEPS.fullmatch(text):

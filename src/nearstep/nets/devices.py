@@ -24,6 +24,8 @@ def find_device(name: torch.device | str) -> torch.device:
     Raises:
         NearstepError: for a device that is not here, or no device's name; it lists those that are.
     """
+    if not isinstance(name, torch.device | str):
+        raise NearstepError(f"a device is a name, such as {AUTO}, or torch's, not {name!r:.60}")
     if isinstance(name, torch.device) and name.type == "meta":
         return name
     here = _here()
