@@ -162,7 +162,7 @@ def test_a_callback_may_end_the_clip(pipe: CausalVideoPipeline) -> None:
 
 def test_diffusers_callback_objects_name_their_tensors(pipe: CausalVideoPipeline) -> None:
     class Counting(PipelineCallback):
-        tensor_inputs = ["prompt_embeds"]
+        tensor_inputs = ["prompt_embeds"]  # pyright: ignore[reportAssignmentType]
         calls = 0
 
         def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
@@ -187,7 +187,7 @@ def test_outputs_are_tuples_too(pipe: CausalVideoPipeline) -> None:
     (frames,) = pipe(PROMPTS[0], seed=7, return_dict=False)
     assert np.array_equal(frames, out.frames)
     with pytest.raises(IndexError):
-        out[1]
+        out[1]  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def test_what_a_notebook_shows_is_a_line(pipe: CausalVideoPipeline) -> None:

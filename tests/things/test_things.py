@@ -11,7 +11,7 @@ import torch
 from nearstep.errors import NearstepError
 from nearstep.protocols import Verdict, World
 from nearstep.recipes import things as recipes
-from nearstep.recipes.worlds import find_world
+from nearstep.recipes.worlds import WORLDS, find_world
 from nearstep.things import THINGS_WORLD, Things
 from nearstep.things.world import WorldConfig
 from nearstep.train.phases import Phase

@@ -168,7 +168,7 @@ class AblationConfig:
         return [name for name, plans in asked.items() if not _holds(self.out / f"{name}.json", plans)]
 
     @property
-    def _measured_on(self) -> dict[str, str]:
+    def _measured_on(self) -> dict[str, Any]:
         return {} if self.device == AUTO else {"device": self.device}  # evaluate's own is auto
 
     def _similarity(self) -> None:

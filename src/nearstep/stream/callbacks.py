@@ -138,7 +138,7 @@ class Steps:
             _check_name(name, "callback_on_step_end returned")
             if value is not None or held[name] is not None:
                 _check_like(name, value, held[name])
-                if name == "latents" or not torch.equal(value, cast(Tensor, held[name])):
+                if name == "latents" or not torch.equal(cast(Tensor, value), cast(Tensor, held[name])):
                     changed[name] = value
         self._bind(changed, self.pipe.guidance_scale)
         return changed.get("latents", x).to(x)

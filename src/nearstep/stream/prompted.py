@@ -54,15 +54,19 @@ class PromptedModel(VideoModel):
         count, own = len(texts.prompts), own_guidance(self.configs)
         guidance = guidance_of(own if guidance_scale is None else guidance_scale)
         length = texts.length_of(max_sequence_length, guided=guidance != 1)
-        row_seeds = row_seeds_of(generator, seed, samples, count) if isinstance(generator, Sequence) else None
+        if isinstance(generator, Sequence):
+            row_seeds = row_seeds_of(generator, seed, samples, count)
+            first = row_seeds[0]
+        else:
+            row_seeds, first = (), seed_of(seed, generator)
         return Conditioning(
             prompts=texts.prompts,
             negative=texts.negative,
             guidance=guidance,
-            seed=seed_of(seed, generator) if row_seeds is None else row_seeds[0],
+            seed=first,
             samples=(0,) * count if row_seeds else samples_of(samples, count),
             tokens=self._tokens(texts.different, length),  # unknown words are found here
-            row_seeds=row_seeds or (),
+            row_seeds=row_seeds,
             features=texts.features,
             negative_features=texts.negative_features,
             text_length=length,
