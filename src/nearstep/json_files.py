@@ -41,6 +41,18 @@ def parsed(text: str) -> Any:
         raise ValueError("it is nested without end") from None
 
 
+def parsed_object(text: str) -> dict[str, Any]:
+    """The object of a JSON text.
+
+    Raises:
+        ValueError: saying what is wrong with it, or what it is instead.
+    """
+    content = parsed(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__}, not a JSON object")
+    return content
+
+
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON")
 

@@ -5,7 +5,6 @@ Nothing heavy is imported before a command is known, so that help answers at onc
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -16,7 +15,7 @@ from types import FrameType
 from typing import TextIO
 
 import nearstep
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, hint
 
 COMMANDS = {
     "generate": "make videos from prompts",
@@ -110,9 +109,7 @@ def _dispatch(arguments: list[str]) -> None:
         print(f"nearstep {nearstep.__version__}")
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
-        raise NearstepError(f"there is no command {name!r}: {hint}")
+        raise NearstepError(f"there is no command {name!r}: {hint(name, COMMANDS, 'commands are')}")
     importlib.import_module(f"nearstep.cli.{name.replace('-', '_')}").run(rest)
 
 

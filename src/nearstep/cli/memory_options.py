@@ -1,4 +1,4 @@
-"""What the two memory planners, of training and of clips, read alike."""
+"""What the two memory planners, of training and of clips, read and say alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nearstep.errors import NearstepError
 from nearstep.json_files import shown
 from nearstep.models.folder import read_json
 
-GIB = 2.0**30
+_GIB = 2.0**30
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GiB)?", re.IGNORECASE)
 
 
@@ -18,7 +18,12 @@ def room_of(memory: str) -> float:
     match = _MEMORY.fullmatch(memory.strip())
     if not match or not float(match[1]):
         raise NearstepError(f"--memory {memory}: give GiB of one accelerator, like 80G or 24G")
-    return float(match[1]) * GIB
+    return float(match[1]) * _GIB
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB, small ones to the second place."""
+    return f"{size / _GIB:.2f}" if size < _GIB else f"{size / _GIB:.1f}"
 
 
 def text_length_of(path: Path) -> int:

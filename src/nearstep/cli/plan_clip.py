@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nearstep.cli.memory_options import room_of, text_length_of
+from nearstep.cli.memory_options import gib, room_of, text_length_of
 from nearstep.cli.options import OWN_SIZE, FlatClipSize, optional
 from nearstep.cli.text import table
 from nearstep.models.configs import ModelConfigs
@@ -16,8 +16,6 @@ from nearstep.models.folder import CONFIG, Settings, read_json
 
 if TYPE_CHECKING:
     from nearstep.cost.sizes import Sizes
-
-_GIB = 2.0**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +57,13 @@ def run(arguments: Sequence[str]) -> None:
     )
     found = clip_memory(setup)
     rows = [("held", "GiB")]
-    rows += [(f"{name}, weights", _gib(size)) for name, size in found.weights.items()]
-    rows += [(f"{name}, beside weights", _gib(size)) for name, size in found.work.items()]
+    rows += [(f"{name}, weights", gib(size)) for name, size in found.weights.items()]
+    rows += [(f"{name}, beside weights", gib(size)) for name, size in found.work.items()]
     print("\n".join(table(rows)))
     usable = room * SHARE
-    rows = [("together, at most", "GiB", f"in {_gib(usable)}", "how")]
+    rows = [("together, at most", "GiB", f"in {gib(usable)}", "how")]
     for name, size in found.arrangements.items():
-        rows.append((name, _gib(size), "fits" if size <= usable else "too much", HOW[name]))
+        rows.append((name, gib(size), "fits" if size <= usable else "too much", HOW[name]))
     print("\n" + "\n".join(table(rows)))
     print(f"usable: {SHARE:.0%} of {options.memory}; the rest is CUDA's and the allocator's, unmeasured")
 
@@ -103,7 +101,3 @@ def _sizes(options: PlanClip) -> Sizes:
     )
     window = configs.transformer.get("window_frames") if options.window_frames is None else options.window_frames
     return with_chunks(sizes, (chunk if options.chunk_frames is None else options.chunk_frames) or None, window)
-
-
-def _gib(size: float) -> str:
-    return f"{size / _GIB:.2f}" if size < _GIB else f"{size / _GIB:.1f}"

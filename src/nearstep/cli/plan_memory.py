@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from nearstep.cli.memory_options import GIB, room_of, text_length_of
+from nearstep.cli.memory_options import gib, room_of, text_length_of
 from nearstep.cli.text import table
 from nearstep.cli.train import configured
 from nearstep.errors import NearstepError
@@ -172,10 +172,10 @@ def _header(name: str, config: Config, options: PlanMemory, sizes: Sizes, origin
 
 def _first(trial: Trial, options: PlanMemory) -> str:
     estimate = trial.estimate
-    resident = [("held all the time", "GiB"), *((name, _gib(size)) for name, size in estimate.resident.items() if size)]
-    resident.append(("together", _gib(sum(estimate.resident.values()))))
+    resident = [("held all the time", "GiB"), *((name, gib(size)) for name, size in estimate.resident.items() if size)]
+    resident.append(("together", gib(sum(estimate.resident.values()))))
     phases = [("at most in a phase, with what is held", "GiB")]
-    phases += [(name, _gib(size)) for name, size in estimate.phases.items()]
+    phases += [(name, gib(size)) for name, size in estimate.phases.items()]
     seconds = _seconds(trial, options)
     times = [("an update of a process", "TFLOP", "seconds")]
     times += [(name, f"{estimate.flops[name].all / _TERA:.0f}", f"{spent:.1f}") for name, spent in seconds.items()]
@@ -190,19 +190,17 @@ def _first(trial: Trial, options: PlanMemory) -> str:
 
 def _next(trial: Trial) -> str:
     what = " ".join(trial.words) or "as it is"
-    return f"{_gib(trial.estimate.peak):>6} GiB ({trial.estimate.worst}) on {trial.processes}: {what}"
+    return f"{gib(trial.estimate.peak):>6} GiB ({trial.estimate.worst}) on {trial.processes}: {what}"
 
 
 def _verdict(name: str, tried: Sequence[Trial], words: Sequence[str], room: float) -> str:
     from nearstep.cost.memory import SHARE
 
     last = tried[-1]
-    usable = (
-        f"{_gib(room * SHARE)} GiB ({SHARE:.0%} of {_gib(room)}; the rest is CUDA's and the allocator's, unmeasured)"
-    )
+    usable = f"{gib(room * SHARE)} GiB ({SHARE:.0%} of {gib(room)}; the rest is CUDA's and the allocator's, unmeasured)"
     if last.estimate.peak > room * SHARE:
         least = min(tried, key=lambda trial: trial.estimate.peak)
-        return f"does not fit in {usable}: {_gib(least.estimate.peak)} GiB is the least; use larger accelerators"
+        return f"does not fit in {usable}: {gib(least.estimate.peak)} GiB is the least; use larger accelerators"
     if len(tried) == 1:
         return f"fits in {usable}"
     command = " ".join([f"train {name}", *words, *last.words])
@@ -230,7 +228,3 @@ def _plain(trial: Trial, options: PlanMemory, room: float) -> dict[str, Any]:
         "flops": {name: flops.all for name, flops in estimate.flops.items()},
         "seconds": _seconds(trial, options),
     }
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}" if size < GIB else f"{size / GIB:.1f}"

@@ -7,7 +7,6 @@ with ``.run()``; its fields become options. Recipes are listed from their source
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, hint
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -41,9 +40,7 @@ def configured(name: str, arguments: Sequence[str], prog: str) -> Any:
     """
     known = recipes()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"recipes are {', '.join(known) or 'none'}"
-        raise NearstepError(f"there is no recipe {name!r}: {hint}")
+        raise NearstepError(f"there is no recipe {name!r}: {hint(name, known, 'recipes are', cutoff=0.4)}")
     module, function = name.split(".")
     config = getattr(importlib.import_module(f"nearstep.recipes.{module}"), function)()
     parse = partial(tyro.cli, config=(tyro.conf.AvoidSubcommands,))  # an optional part's fields are options like all

@@ -14,7 +14,7 @@ from torch import nn
 
 from nearstep.cost.fake_step import Peaks, by_depth, no_numbers
 from nearstep.cost.live_bytes import LiveBytes, without_numbers
-from nearstep.cost.sizes import SINGLE, Sizes, count_encoder, count_network, parameters
+from nearstep.cost.sizes import Sizes, count_encoder, count_network, parameters
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import GRID, make_plan
@@ -88,20 +88,19 @@ def clip_memory(setup: ClipSetup) -> ClipMemory:
     Raises:
         NearstepError: for a clip that the network's chunks do not divide, or tiles that the codec cannot cut.
     """
-    sizes, wide = setup.sizes, SINGLE
-    half = SINGLE // 2 if setup.dtype != "float32" else SINGLE
+    sizes = setup.sizes
+    number, decoders = (getattr(torch, name).itemsize for name in (setup.dtype, setup.vae_dtype))
     network = count_network(sizes.student)
-    codec = (SINGLE // 2 if setup.vae_dtype != "float32" else wide) * parameters(empty_codec(sizes.codec))
     layers = sizes.student["num_layers"]
     call = by_depth(lambda student, _: _call(setup, student), layers, layers)
     return ClipMemory(
         weights={
-            "text encoder": half * count_encoder(sizes.encoder),
+            "text encoder": number * count_encoder(sizes.encoder),
             "network": network.bytes(setup.dtype),
-            "decoder": codec,
+            "decoder": decoders * parameters(empty_codec(sizes.codec)),
         },
         work={**call, **_decoding(setup)},
-        block=half * network.block,
+        block=number * network.block,
     )
 
 

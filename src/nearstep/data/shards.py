@@ -39,7 +39,7 @@ from nearstep.json_files import (
     count,
     list_of,
     one_of,
-    parsed,
+    parsed_object,
     read_object,
     read_text,
 )
@@ -326,11 +326,9 @@ class Shards:
 
 def _record(line: str, where: str) -> Record:
     try:
-        record = parsed(line)
+        record = parsed_object(line)
     except ValueError as error:
         raise NearstepError(f"{where} is damaged ({error}); each is an object with a caption") from error
-    if not isinstance(record, dict):
-        raise NearstepError(f"{where} is damaged; each is an object with a caption")
     check_fields(record, _RECORD, where, needed=("caption",))
     return record
 

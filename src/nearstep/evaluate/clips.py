@@ -8,7 +8,7 @@ order of those, so that they pair with a model's results.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,12 +26,12 @@ from nearstep.evaluate.results import (
     PlanResults,
     Results,
     open_results,
-    plan_results,
     write_results,
 )
+from nearstep.evaluate.run import judged
 from nearstep.evaluate.tables import table
-from nearstep.json_files import parsed
-from nearstep.protocols import Verdict, World
+from nearstep.json_files import parsed_object
+from nearstep.protocols import World
 from nearstep.stream.output import prompt_digest, safe_name
 from nearstep.words import unknown_words
 
@@ -85,21 +85,19 @@ def measure_clips(world: World, folder: Path, *, batch: int, out: Path, looks: L
         settings["prompts"] = f"{rng.key(repr(prompts)):016x}"
     results = open_results(out, settings)
     plan = _shared(clip.plan for clip in clips) or UNNAMED_PLAN
-    results["plans"][plan] = _measure(world, clips, batch, looks or looks_of(world), desc=folder.name)
+    results["plans"][plan] = _measure(world, clips, batch, looks, desc=folder.name)
     write_results(out, results)
     return results
 
 
-def _measure(world: World, clips: Sequence[NamedClip], batch: int, looks: Looks, desc: str) -> PlanResults:
-    verdicts: list[Verdict] = []
-    seen: list[dict[str, Tensor]] = []
+def _measure(world: World, clips: Sequence[NamedClip], batch: int, looks: Looks | None, desc: str) -> PlanResults:
+    def batches() -> Iterator[tuple[Tensor, list[str]]]:
+        for first in tqdm(range(0, len(clips), batch), desc=desc, unit="batch"):
+            part = clips[first : first + batch]
+            yield torch.stack([_read(world, clip.path) for clip in part]), [clip.prompt for clip in part]
+
     distances = Distances(world, looks, count=len(clips), batch=batch)
-    for first in tqdm(range(0, len(clips), batch), desc=desc, unit="batch"):
-        part = clips[first : first + batch]
-        video = torch.stack([_read(world, clip.path) for clip in part])
-        verdicts += world.judge(video, [clip.prompt for clip in part])
-        seen.append(distances.look(video))
-    return plan_results(verdicts, distances.intervals(seen), calls=_shared(clip.calls for clip in clips))
+    return judged(world, batches(), distances, calls=_shared(clip.calls for clip in clips))
 
 
 def _shared(values: Iterable[Value | None]) -> Value | None:
@@ -149,10 +147,9 @@ def _named(world: World, path: Path, words: set[str]) -> NamedClip:
 def _origin(comment: str) -> Mapping[str, object]:
     # What nearstep generate says of a clip; any other program's comment says nothing.
     try:
-        origin = parsed(comment)
+        return parsed_object(comment)
     except ValueError:
         return {}
-    return origin if isinstance(origin, dict) else {}
 
 
 def _prompt(path: Path, origin: Mapping[str, object]) -> str:

@@ -34,16 +34,16 @@ class Distances:
 
     Args:
         world: has the real clips.
-        looks: the features to compare by.
+        looks: the features to compare by; the world's own by default.
         count: how many real clips; as many as are compared with them.
         batch: drawn at once; does not change the results.
     """
 
-    def __init__(self, world: World, looks: Looks, *, count: int, batch: int) -> None:
-        self.looks = looks
+    def __init__(self, world: World, looks: Looks | None, *, count: int, batch: int) -> None:
+        self.looks = looks or looks_of(world)
         parts = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
         real = [self.look(world.clips(CAPTIONS_SEED, part)) for part in parts]
-        self._real = {name: gaussian(torch.cat([row[name] for row in real])) for name in looks}
+        self._real = {name: gaussian(torch.cat([row[name] for row in real])) for name in self.looks}
 
     def look(self, video: Tensor) -> dict[str, Tensor]:
         """What each look sees in clips, [B, D] each."""

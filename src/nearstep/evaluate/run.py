@@ -7,7 +7,7 @@ its caption's number and the seed, so the numbers do not depend on the batch siz
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -125,7 +125,7 @@ def measure(
     missing = [plan for plan in wanted if plan not in results["plans"]]
     if missing:
         prompts = world.prompts(CAPTIONS_SEED, range(captions))
-        distances = Distances(world, looks or looks_of(world), count=captions, batch=batch)
+        distances = Distances(world, looks, count=captions, batch=batch)
         for plan in missing:
             results["plans"][plan] = _measure_plan(
                 world, generate, plan, prompts, distances, calls=wanted[plan], seed=seed, batch=batch
@@ -145,15 +145,28 @@ def _measure_plan(
     seed: int,
     batch: int,
 ) -> PlanResults:
+    seconds = 0.0
+
+    def batches() -> Iterator[tuple[Tensor, list[str]]]:
+        nonlocal seconds
+        for first in tqdm(range(0, len(captions), batch), desc=f"plan {plan}", unit="batch"):
+            prompts = list(captions[first : first + batch])
+            began = time.monotonic()
+            video = generate(prompts, plan, seed, list(range(first, first + len(prompts)))).float().cpu()
+            seconds += time.monotonic() - began
+            yield video, prompts
+
+    found = judged(world, batches(), distances, calls=calls)
+    return {**found, "seconds_per_clip": round(seconds / len(captions), 4)}
+
+
+def judged(
+    world: World, batches: Iterable[tuple[Tensor, list[str]]], distances: Distances, *, calls: int | None
+) -> PlanResults:
+    """What a world says of clips [B, T, 3, H, W] in [0, 1] and their prompts, which come batch by batch."""
     verdicts: list[Verdict] = []
     seen: list[dict[str, Tensor]] = []
-    seconds = 0.0
-    for first in tqdm(range(0, len(captions), batch), desc=f"plan {plan}", unit="batch"):
-        prompts = list(captions[first : first + batch])
-        began = time.monotonic()
-        video = generate(prompts, plan, seed, list(range(first, first + len(prompts)))).float().cpu()
-        seconds += time.monotonic() - began
+    for video, prompts in batches:
         verdicts += world.judge(video, prompts)
         seen.append(distances.look(video))
-    found = plan_results(verdicts, distances.intervals(seen), calls=calls)
-    return {**found, "seconds_per_clip": round(seconds / len(captions), 4)}
+    return plan_results(verdicts, distances.intervals(seen), calls=calls)

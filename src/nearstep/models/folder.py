@@ -7,7 +7,6 @@ hold a second network beside ``transformer/`` (the bidirectional ``teacher/``), 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, hint
 from nearstep.files import check_regular, path_of
 from nearstep.json_files import parsed, read_object, shown
 from nearstep.models.hub import FROM_THE_HUB, Hub, download
@@ -68,9 +67,8 @@ class Settings:
         """The settings in a model_index.json; what is absent keeps its default."""
         stated, known = stated or {}, [field.name for field in fields(cls)]
         if unknown := sorted(set(stated) - set(known)):
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise NearstepError(f'unknown setting {unknown[0]!r} under "nearstep" in {INDEX}: {hint}')
+            told = hint(unknown[0], known, "known are")
+            raise NearstepError(f'unknown setting {unknown[0]!r} under "nearstep" in {INDEX}: {told}')
         _check(stated)
         return cls(**{**stated, "agreement": _levels(stated.get("agreement", ()))})
 
@@ -342,11 +340,6 @@ def _locate(name: str | Path, hub: Hub) -> Path:
     if isinstance(name, str) and _HUB_ID.fullmatch(name):
         return download(name, hub)
     raise NearstepError(f"there is no folder {path}; a model is {EMBEDDED!r}, a folder, or a hub id owner/name")
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says first, for a one-line error of ours."""
-    return str(error).strip().partition("\n")[0]
 
 
 def shift_of(scheduler: Mapping[str, Any]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, first_line
 
 _FILES = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.model"]
 
@@ -65,11 +65,9 @@ def download(name: str, hub: Hub) -> Path:
         raise NearstepError(f"{name} is neither a folder here nor a model on the hub") from error
     except LocalEntryNotFoundError as error:
         if not hub.local_files_only:
-            raise NearstepError(f"{name} is no folder here, and the hub cannot be reached: {_first(error)}") from error
+            raise NearstepError(
+                f"{name} is no folder here, and the hub cannot be reached: {first_line(error)}"
+            ) from error
         raise NearstepError(f"{name} is not in the cache; without local_files_only=True it is fetched") from error
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
-        raise NearstepError(f"{name} is no folder here, and the hub did not give it: {_first(error)}") from error
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        raise NearstepError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from error

@@ -15,10 +15,10 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, UMT5EncoderModel
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, first_line
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.empty import empty_network, shapes_of
-from nearstep.models.folder import CONFIG, ModelFolder, first_line
+from nearstep.models.folder import CONFIG, ModelFolder
 from nearstep.models.layouts import NETWORKS
 from nearstep.models.lora import Changes
 from nearstep.models.lora_files import open_loras

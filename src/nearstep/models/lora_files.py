@@ -18,9 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nearstep.errors import NearstepError
-from nearstep.json_files import parsed
-from nearstep.models.folder import first_line, read_json
+from nearstep.errors import NearstepError, first_line
+from nearstep.json_files import parsed_object
+from nearstep.models.folder import read_json
 from nearstep.models.lora import (
     Change,
     Changes,
@@ -324,12 +324,9 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 def _json(text: str, what: str) -> dict[str, Any]:
     try:
-        content = parsed(text)
+        return parsed_object(text)
     except ValueError as error:
         raise NearstepError(f"{what} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise NearstepError(f"{what} is no JSON object")
-    return content
 
 
 def _first(stated: Mapping[str, Any], names: Sequence[str], path: Path) -> float | None:

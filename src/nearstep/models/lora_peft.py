@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nearstep.errors import NearstepError
-from nearstep.models.folder import first_line
+from nearstep.errors import NearstepError, first_line
 from nearstep.models.lora import Changes
 from nearstep.models.lora_choice import NAMES, LoraFile
 from nearstep.models.lora_files import changes_in, lowrank_in, open_lora

@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, first_line
 from nearstep.files import check_regular
-from nearstep.models.folder import first_line, read_header, weight_files
+from nearstep.models.folder import read_header, weight_files
 from nearstep.models.wan import ROLES, weights_in
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -9,13 +9,12 @@ different cells or seeds may share the folders.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, hint
 from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.results import read_results
@@ -130,9 +129,7 @@ class AblationConfig:
     def __post_init__(self) -> None:
         known = (*NETWORKS, *CELLS)
         if unknown := [cell for cell in self.cells if cell not in known]:
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"cells are {', '.join(known)}"
-            raise NearstepError(f"there is no cell {unknown[0]}: {hint}")
+            raise NearstepError(f"there is no cell {unknown[0]}: {hint(unknown[0], known, 'cells are')}")
         check_count("captions", self.captions, most=MOST)
         check_count("steps", self.steps, most=MOST)
         for name in ("cells", "seeds", "plans"):

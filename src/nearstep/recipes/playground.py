@@ -21,6 +21,7 @@ from nearstep.data.latents import LatentsConfig
 from nearstep.models.folder import EMBEDDED, ModelFolder, Settings
 from nearstep.playground import PLAYGROUND
 from nearstep.playground.train_features import FeaturesConfig
+from nearstep.protocols import World
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
@@ -40,15 +41,22 @@ _LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, world=
 FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
 """Step counts to draw from, in which one step comes up in half of all draws."""
 _SHIFT = 3.0
-_SETTINGS = Settings(
-    fps=PLAYGROUND.fps,
-    num_frames=PLAYGROUND.frames,
-    height=PLAYGROUND.size,
-    width=PLAYGROUND.size,
-    default_plan="4",
-    teacher_plan="20",
-    guidance_scale=2.0,
-)
+
+
+def settings_of(world: World) -> Settings:
+    """What a model of a world's clips is made for."""
+    return Settings(
+        fps=world.fps,
+        num_frames=world.frames,
+        height=world.size,
+        width=world.size,
+        default_plan="4",
+        teacher_plan="20",
+        guidance_scale=2.0,
+    )
+
+
+_SETTINGS = settings_of(PLAYGROUND)
 
 
 def codec() -> CodecConfig:

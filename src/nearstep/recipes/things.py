@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from nearstep.data.latents import LatentsConfig
-from nearstep.models.folder import Settings
 from nearstep.recipes import playground
 from nearstep.things import THINGS_WORLD
 from nearstep.train.distill.stage import DistillConfig
@@ -27,15 +26,7 @@ from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=THINGS_WORLD)
-_SETTINGS = Settings(
-    fps=THINGS_WORLD.fps,
-    num_frames=THINGS_WORLD.frames,
-    height=THINGS_WORLD.size,
-    width=THINGS_WORLD.size,
-    default_plan="4",
-    teacher_plan="20",
-    guidance_scale=2.0,
-)
+_SETTINGS = playground.settings_of(THINGS_WORLD)
 
 
 def codec() -> CodecConfig:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, hint
 from nearstep.playground import PLAYGROUND
 from nearstep.protocols import World
 from nearstep.things import THINGS_WORLD
@@ -19,7 +17,5 @@ def find_world(name: str) -> World:
         NearstepError: if there is none, with the nearest name.
     """
     if name not in WORLDS:
-        near = difflib.get_close_matches(name, WORLDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"worlds are {', '.join(WORLDS)}"
-        raise NearstepError(f"there is no world {name!r}: {hint}")
+        raise NearstepError(f"there is no world {name!r}: {hint(name, WORLDS, 'worlds are')}")
     return WORLDS[name]

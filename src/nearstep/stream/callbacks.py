@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -10,7 +9,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, hint
 from nearstep.flow.guidance import Guided
 from nearstep.nets.cache import KVCache
 from nearstep.protocols import CausalDenoiser
@@ -73,9 +72,7 @@ def tensor_names(callback: OnStepEnd | None, names: Sequence[str] | None) -> tup
 
 def _check_name(name: str, where: str) -> None:
     if name not in TENSORS:
-        near = difflib.get_close_matches(str(name), TENSORS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TENSORS)}"
-        raise NearstepError(f"{where} {name!r}: {hint}")
+        raise NearstepError(f"{where} {name!r}: {hint(str(name), TENSORS, 'there are')}")
 
 
 class Changing:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
 from nearstep.files import NAME_BYTES, check_writable, new_part, path_of, replacing
-from nearstep.json_files import parsed
+from nearstep.json_files import parsed_object
 from nearstep.ranges import check_count
 
 if TYPE_CHECKING:
@@ -160,10 +160,9 @@ def read_comment(path: Path) -> dict[str, Any] | None:
         else:
             with Image.open(path) as image:
                 comment = image.info.get("comment") or image.info.get("xmp")
-        found = parsed(comment.decode() if isinstance(comment, bytes) else comment)
+        return parsed_object(comment.decode() if isinstance(comment, bytes) else comment)
     except (OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, Image.DecompressionBombError):
         return None  # PyAV's and PIL's errors are any of these
-    return found if isinstance(found, dict) else None
 
 
 def side_by_side(clips: Sequence[Tensor], labels: Sequence[str], *, width: int = BESIDE_TILE) -> Tensor:

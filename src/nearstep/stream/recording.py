@@ -18,7 +18,19 @@ from typing import Any
 
 from nearstep.errors import NearstepError
 from nearstep.files import check_regular, path_of, replacing
-from nearstep.json_files import FLAG, NUMBER, TEXT, WHOLE, Kind, check_fields, count, list_of, optional, parsed, within
+from nearstep.json_files import (
+    FLAG,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    Kind,
+    check_fields,
+    count,
+    list_of,
+    optional,
+    parsed_object,
+    within,
+)
 
 VERSION = 2
 _OPENING: dict[str, Kind] = {
@@ -236,16 +248,14 @@ def _entry(path: str | Path, index: int, row: dict[str, Any]) -> ChunkEntry:
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(parsed(line), dict)
+        parsed_object(line)
     except ValueError:
         return False
+    return True
 
 
 def _row(path: str | Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = parsed(line)
+        return parsed_object(line)
     except ValueError:
-        row = None
-    if not isinstance(row, dict):
-        raise NearstepError(f"{path}, line {number} is no JSON object; a recording is one to a line")
-    return row
+        raise NearstepError(f"{path}, line {number} is no JSON object; a recording is one to a line") from None

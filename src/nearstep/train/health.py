@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearstep.errors import NearstepError
-from nearstep.json_files import NUMBER, count, map_of, parsed, read_text
+from nearstep.json_files import NUMBER, count, map_of, parsed_object, read_text
 
 RECENT = 0.25
 """Part of a run, at its end, that the alarms look at."""
@@ -84,11 +84,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def _row(line: str) -> dict[str, float] | None:
     """A line's numbers by name, a step among them; None where it is none."""
     try:
-        row = parsed(line)
+        row = parsed_object(line)
     except ValueError:
         return None
-    numbers = isinstance(row, dict) and map_of(NUMBER).holds(row)
-    return row if numbers and count(least=0, most=10**12).holds(row.get("step")) else None
+    return row if map_of(NUMBER).holds(row) and count(least=0, most=10**12).holds(row.get("step")) else None
 
 
 def findings(rows: Rows) -> list[Finding]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, hint
 from nearstep.train.objectives.consistency import CONSISTENCY
 from nearstep.train.objectives.forcing import FORCING
 from nearstep.train.objectives.objective import Objective
@@ -21,7 +20,5 @@ def objective_called(name: str) -> Objective:
         NearstepError: if there is none, with the nearest.
     """
     if name not in OBJECTIVES:
-        near = difflib.get_close_matches(name, OBJECTIVES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"objectives are {', '.join(OBJECTIVES)}"
-        raise NearstepError(f"there is no objective {name!r}: {hint}")
+        raise NearstepError(f"there is no objective {name!r}: {hint(name, OBJECTIVES, 'objectives are')}")
     return OBJECTIVES[name]
