@@ -49,7 +49,7 @@ def seen(
     for first in range(0, len(prompts), BATCH):
         part = prompts[first : first + BATCH]
         numbers = list(range(first, first + len(part)))
-        clips = torch.as_tensor(pipe(part, plan, seed=0, samples=numbers, output_type="latent").frames)
+        clips = torch.as_tensor(pipe(part, plan, seed=0, samples=numbers, output_type="latent")[0])
         totals += [verdict.total for verdict in PLAYGROUND.judge(pipe.decoder.decode(clips).float(), part)]
         text, shown = pipe.prompt_encoder(part), []
         for index, time in enumerate(TIMES):

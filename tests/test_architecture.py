@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = frozenset("errors files plots protocols ranges reach rng shapes version".split())
+LEAVES = frozenset("errors files json_files pictures plots protocols ranges reach rng shapes version words".split())
 WORLDS = frozenset({"playground", "things"})
 LIBRARY = LEAVES | WORLDS | set("flow nets losses rollout models data stream train evaluate cost recipes".split())
 MAY_IMPORT = {

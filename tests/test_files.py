@@ -13,7 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from nearstep import files
 from nearstep.errors import NearstepError
-from nearstep.files import beside, check_writable, keep_folder, open_to_readers, replacing, write_json
+from nearstep.files import (
+    beside,
+    check_writable,
+    host_number,
+    keep_folder,
+    open_to_readers,
+    part_name,
+    replacing,
+    write_json,
+)
 
 NAME = "model.safetensors"
 
@@ -147,3 +156,20 @@ def test_names_that_no_file_system_takes_are_one_line(tmp_path: Path):
         with pytest.raises(NearstepError, match="no file can be named"), replacing(path):
             pass
     check_writable(tmp_path / ("n" * 255))
+
+
+def test_what_a_killed_program_left_goes_when_the_next_one_writes_there(tmp_path: Path):
+    dead = 2**22 + 1
+    left = tmp_path / part_name("0123456789abcdef", dead, host_number())
+    others = [
+        tmp_path / part_name("0123456789abcdef", os.getppid(), host_number()),  # of somebody who lives
+        tmp_path / part_name("0123456789abcdef", dead, host_number() ^ 1),  # of another host
+        tmp_path / ".2024.part",  # anybody's
+        tmp_path / ".4194305.notes.part",
+    ]
+    for path in (left, *others):
+        path.write_bytes(b"half")
+    folder = tmp_path / part_name("fedcba9876543210", dead, host_number())
+    folder.mkdir()
+    write_json(tmp_path / "a.json", {})
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a.json"])

@@ -6,5 +6,6 @@ from __future__ import annotations
 class NearstepError(ValueError):
     """A mistake in what the user asked for, in one line: what was given, what is allowed, what to change.
 
-    The command line shows the line alone and exits with code 2; everything else is a bug and keeps its traceback.
+    The command line shows the line alone and exits with code 2. Everything else is a fault of nearstep: one line,
+    code 1, and its traceback under ``--debug``.
     """

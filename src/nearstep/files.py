@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,47 @@ NAME_BYTES = 255
 """What file systems allow a name."""
 PATH_BYTES = 4096
 """What they allow all names of a path together."""
+_PART = re.compile(r"\.\d+@[0-9a-f]{8}\.[0-9a-f]{16}\.part")
+
+
+def path_of(given: str | Path) -> Path:
+    """A path that somebody wrote, with ~ filled in.
+
+    Raises:
+        NearstepError: for what is no path, or one that no file system takes.
+    """
+    if not isinstance(given, str | Path):
+        raise NearstepError(f"a path is a string or a Path, not {given!r:.60}")
+    try:
+        path = Path(given).expanduser()
+    except (RuntimeError, ValueError) as error:  # of a home that nobody has
+        raise NearstepError(f"no file can be named {str(given)[:60]!r}: {error}") from error
+    check_name(path)
+    return path
+
+
+def check_regular(path: Path) -> None:
+    """Refuse to read what is there and is no file or folder: a pipe that nobody writes to would be waited for.
+
+    Raises:
+        NearstepError: naming it.
+    """
+    check_name(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise NearstepError(f"cannot read {path}: it is no regular file")
 
 
 def check_name(path: Path) -> None:
     """Refuse a path that no file system takes.
 
     Raises:
-        NearstepError: for a name or a path that is too long, a NUL, or links that go round in a circle.
+        NearstepError: for a name or a path that is too long, a NUL, half a character, or links that go in a circle.
     """
-    written, shown = os.fsencode(path), f"{str(path)[:60]!r}..." if len(str(path)) > 60 else repr(str(path))
+    shown = f"{str(path)[:60]!r}..." if len(str(path)) > 60 else repr(str(path))
+    try:
+        written = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise NearstepError(f"no file can be named {shown}: it holds half a character") from error
     if b"\0" in written:
         raise NearstepError(f"no file can be named {shown}: it holds a NUL")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
@@ -100,14 +134,28 @@ def check_writable(path: Path) -> None:
     new_part(path).unlink()
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes of this host that were killed while they wrote have left in ``folder``."""
+def sweep(folder: Path, *, named: re.Pattern[str] | None = None) -> None:
+    """Remove what processes of this host that were killed while they wrote have left in ``folder``.
+
+    Args:
+        folder: where they wrote.
+        named: what their names have to match; by default all that begin with a number and end as parts do, which is
+            right for a folder that is ours alone.
+    """
     for part in folder.glob(".*.part"):
+        if named is not None and not named.fullmatch(part.name):
+            continue
         owner, _, host = part.name.split(".")[1].partition("@")
         elsewhere = host and host != f"{host_number():08x}"  # of whom nobody can say from here whether they live
         if owner.isdigit() and not elsewhere and not _alive(int(owner)):
             with suppress(OSError):  # somebody else's, or gone already
                 shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink(missing_ok=True)
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    """:func:`sweep`, in a folder that may be anybody's: what has no name such as we give stays."""
+    sweep(folder, named=_PART)
 
 
 def _alive(process: int) -> bool:
@@ -121,8 +169,9 @@ def _alive(process: int) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """A temporary name, which nobody can foresee."""
+    """A temporary name, which nobody can foresee; what killed programs have left there goes, once."""
     path = path.resolve()  # through a link, so that the link stays
+    _sweep_once(path.parent)
     return path.with_name(part_name(secrets.token_hex(8), os.getpid(), host_number()))
 
 

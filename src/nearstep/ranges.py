@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 from nearstep.errors import NearstepError
 
@@ -29,6 +30,8 @@ def check_number(
     Raises:
         NearstepError: naming the option, its value, and what is allowed.
     """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise NearstepError(f"{name}={value!r:.60}; give a number")
     low = least if least is not None else above if above is not None else -math.inf
     high = most if most is not None else below if below is not None else math.inf
     on_bound = (above is not None and value == above) or (below is not None and value == below)
@@ -53,6 +56,10 @@ def check_count(name: str, value: int | None, *, least: int = 1, most: int = 10*
     Raises:
         NearstepError: naming the option, its value, and what is allowed.
     """
-    if value is not None and not least <= value <= most:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise NearstepError(f"{name}={value!r:.60}; give a whole number")
+    if not least <= value <= most:
         wanted = f"at least {least}" if value < least else f"at most {most}"
         raise NearstepError(f"{name}={value}; give {wanted}")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from nearstep.errors import NearstepError
@@ -49,6 +50,8 @@ def latent_frames(pixel_frames: int, stride: int = TEMPORAL_STRIDE) -> int:
     Raises:
         NearstepError: unless ``pixel_frames`` is ``stride * n + 1``.
     """
+    if isinstance(pixel_frames, bool) or not isinstance(pixel_frames, Integral):
+        raise NearstepError(f"num_frames={pixel_frames!r:.60}; give a whole number, {stride}n+1")
     if pixel_frames < 1 or (pixel_frames - 1) % stride:
         below = max(0, (pixel_frames - 1) // stride) * stride + 1
         raise NearstepError(

@@ -52,7 +52,7 @@ def test_a_model_that_is_no_folder_is_left_alone(prompts: str, capsys) -> None:
     ("arguments", "said"),
     [
         (["--closeness", "1.5"], "a cosine between 0 and 1"),
-        (["--captions", "0"], "--captions 0: at least 1"),
+        (["--captions", "0"], "--captions=0; give at least 1"),
         (["--prompts-file", "none.txt"], "none.txt"),
         (["--network", "teacher"], "is not causal"),
         ([], "the model does not know the words"),  # of the playground's captions

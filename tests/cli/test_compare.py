@@ -8,6 +8,7 @@ import av
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
@@ -50,6 +51,20 @@ def test_what_is_there_is_kept_or_refused(model_folder: Path, capsys) -> None:
     assert main([*asked, "--seed", "7"]) == 0
     assert Path("out/sheet.png").is_file()
     assert main([*asked, "--seed", "8", "--overwrite"]) == 0
+
+
+def test_options_are_those_of_generate(model_folder: Path, capsys) -> None:
+    adapter = {
+        "transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 32),
+        "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.ones(32, 2),
+    }
+    save_file(adapter, "l.safetensors")
+    model, lora = ["--model", str(model_folder), "--seed", "7", "--frames", "5"], ["--lora", "l.safetensors:0.5"]
+    assert main(["compare", PROMPT, "--plans", "1", "-o", "plain", *model]) == 0
+    assert main(["compare", PROMPT, "--plans", "1", "-o", "out", *model, *lora]) == 0
+    assert main(["compare", PROMPT, "--plans", "1", "-o", "out", *model]) == 2
+    assert "loras" in capsys.readouterr().err
+    assert Path(f"out/{PROMPT}.mp4").read_bytes() != Path(f"plain/{PROMPT}.mp4").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,12 @@ def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, c
     assert capsys.readouterr().out.splitlines() == expected
 
 
+def test_a_prompt_that_is_given_twice_is_made_once_and_said(generate, capsys) -> None:
+    assert generate(PROMPT, PROMPT, "--seed", "1", "--format", "gif", "-o", "clips/") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"clips/{PROMPT}-0.gif"] and "more than once is made once" in err
+
+
 def test_a_folder_is_opened_a_plan_parsed_and_a_prompt_encoded_once(generate, monkeypatch) -> None:
     opened, parsed, tokenised, encoded = [], [], [], []
 
@@ -162,7 +168,6 @@ def test_dry_run_makes_nothing(generate, capsys) -> None:
         ([PROMPT, "-o", "clip.avi"], "a file ends in .mp4"),
         ([PROMPT, "-o", "/proc/clip.mp4"], "cannot write /proc/clip.mp4"),
         ([PROMPT, "a ball", "-o", "clip.mp4"], "2 clips do not fit into the file"),
-        ([PROMPT, PROMPT], "given twice"),
         ([PROMPT, "--samples", "0"], "at least 1"),
         ([PROMPT, "--format", "gif", "-o", "o.mp4"], "name two formats"),
         ([PROMPT, "-o", "o.png", "--sheet", "o.png"], "is a clip's file, too"),

@@ -76,10 +76,27 @@ def test_exit_codes(
         assert main([]) == code
 
 
-def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nobody_foresaw_is_one_line_and_keeps_its_traceback_for_debug(monkeypatch, capsys) -> None:
     monkeypatch.setattr(front, "_dispatch", lambda _: 1 / 0)
+    assert main(["generate"]) == 1
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError: division by zero" in said and "--debug says where" in said and said.count("\n") == 1
     with pytest.raises(ZeroDivisionError):
-        main([])
+        main(["generate", "--debug"])
+
+
+def test_debug_may_stand_anywhere_and_changes_nothing_else(capsys) -> None:
+    for arguments in (["--debug", "info", "/nowhere"], ["info", "/nowhere", "--debug"]):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    command = [sys.executable, "-c", "import sys; from nearstep.cli.main import main; sys.exit(main(['--version']))"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": SOURCE})
+    assert ran.returncode == 1 and "No space left" in ran.stderr and ran.stderr.count("\n") == 1
 
 
 def test_recipes_are_listed_and_their_keys_checked(capsys: pytest.CaptureFixture) -> None:

@@ -71,7 +71,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(prepare, videos: P
     before = sorted(Path().rglob("*"))
     assert prepare("videos", "latents", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert "at most 3 clips of 3 videos, 2.3 kB" in out
+    assert "at most 2 clips of 2 videos, 1.54 kB" in out
     assert "would skip odd.mp4: its caption: the model does not know the word 'odd'" in out
     assert sorted(Path().rglob("*")) == before
 
@@ -167,8 +167,8 @@ def workers_of(session: int) -> list[str]:
         (["--from-teacher", "--clips-per-video", "2"], "--clips-per-video 2: it is about videos"),
         (["--workers", "-1"], "--workers -1; at least 0"),
         (["--batch", "0"], "--batch 0; at least 1"),
-        (["--fps", "0"], "fps=0; a frame rate is greater than 0"),
-        (["--fps", "nan"], "fps=nan; a frame rate is greater than 0"),
+        (["--fps", "0"], "fps=0.0; give a number above 0"),
+        (["--fps", "nan"], "fps=nan; give a number above 0"),
         (["--device", "warp"], "device 'warp' is not here"),
     ],
 )

@@ -39,10 +39,10 @@ def test_several_files_are_joined_and_repeats_are_named(tmp_path: Path):
     [
         ("a.txt", b"\n \n", "holds no prompts"),
         ("a.txt", b"good\nb\xe4d\n", r"not a text file in UTF-8 \(line 2\)"),
-        ("a.tsv", b"x", "ends in .txt, .jsonl or .csv"),
+        ("a.pdf", b"x", "ends in .txt, .jsonl, .csv, .tsv, .json, not .pdf"),
         ("a.jsonl", b'"good"\n{"caption": ', "line 2 is not JSON"),
         ("a.jsonl", b"[1]", "line 1 holds a list"),
-        ("a.jsonl", b'{"name": "x"}', "line 1: no column caption or text or prompt; it has name"),
+        ("a.jsonl", b'{"name": "x"}', "line 1: no column caption or text or prompt or cap; it has name"),
         ("a.jsonl", b'{"caption": 3}', "caption is 3, not a text"),
         ("a.csv", b"id,words\n1,x\n", "line 2: no column caption"),
         ("a.csv", b"id,caption\n1,a ball, red\n", "line 2 has more cells"),

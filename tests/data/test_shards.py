@@ -102,6 +102,12 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def other_shard(path: Path) -> None:
+    """One of the same shape, as a folder that was made twice may hold."""
+    add_shard(path.parent / "other", INDEX, torch.zeros(2, *INDEX.shape), [{"caption": "one"}] * 2)
+    path.write_bytes((path.parent / "other" / path.name).read_bytes())
+
+
 def edit(path: Path, **fields) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
@@ -111,7 +117,7 @@ def edit(path: Path, **fields) -> None:
     [
         ("00001.safetensors", truncate, "no whole shard"),
         ("00001.safetensors", Path.unlink, "is missing"),
-        ("00000.jsonl", Path.unlink, "cannot read"),
+        ("00000.jsonl", Path.unlink, "is missing"),
         ("00000.jsonl", lambda path: path.write_text('{"caption": "one"}\n'), "has 1 lines for 2 clips"),
         ("00000.jsonl", lambda path: path.write_text('{"text": "one"}\n' * 2), "is damaged"),
         ("index.json", truncate, "not valid JSON"),
@@ -120,6 +126,10 @@ def edit(path: Path, **fields) -> None:
         ("index.json", lambda path: edit(path, dtype="int8"), "is damaged"),
         ("index.json", lambda path: edit(path, shape=[3, 2, 4, 4]), "as index.json says"),
         ("index.json", lambda path: edit(path, codec="other"), "this model's is a codec"),
+        ("index.json", lambda path: edit(path, fps="12"), "its 'fps' is '12', not a finite number above 0"),
+        ("index.json", lambda path: edit(path, shards=[4, 3]), "shards and clips do not add up"),
+        ("index.json", lambda path: path.write_text("[" * 100_000), "nested without end"),
+        ("00000.safetensors", other_shard, "is not the shard that index.json names"),
         ("index.json", Path.unlink, "nearstep prepare"),
     ],
 )
@@ -214,3 +224,25 @@ def test_a_folder_of_before_the_format_is_read_as_it_is(tmp_path: Path):
     ):
         with pytest.raises(NearstepError, match="use another latents folder"):
             load_latents(config, Means(), source)
+
+
+def test_numbers_that_are_not_those_that_were_written_are_not_read(tmp_path: Path):
+    clips = filled(tmp_path, 4, 2)
+    file = tmp_path / "00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # of the last clip
+    file.write_bytes(data)
+    shards = Shards(tmp_path, read_index(tmp_path))
+    assert torch.equal(shards.rows([0, 1, 2]), clips[:3])
+    with pytest.raises(NearstepError, match=r"00001.safetensors, clip 1: its numbers are not those that were written"):
+        shards.rows([3])
+
+
+def test_shards_that_were_written_without_checksums_are_read_and_go_on(tmp_path: Path):
+    clips = filled(tmp_path, 2, 2)
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["sums"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    more = add_shard(tmp_path, read_index(tmp_path), clips[:1], [{"caption": "more"}])
+    assert more.sums[0] == "" and more.sums[1]
+    assert torch.equal(Shards(tmp_path, read_index(tmp_path)).rows([1, 2]), clips[[1, 0]])

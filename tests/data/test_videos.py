@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,8 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nearstep.data.videos import ClipSize, at_rate, fitted, list_videos, read_clips, read_facts, read_frames
+from nearstep.data import videos
+from nearstep.data.videos import (
+    ClipSize,
+    at_rate,
+    count_clips,
+    list_videos,
+    read_clips,
+    read_ending,
+    read_facts,
+    read_frames,
+)
 from nearstep.errors import NearstepError
+from nearstep.pictures import fitted
 from nearstep.stream.output import write_video
 
 SMALL = ClipSize(frames=5, height=32, width=48, fps=12)
@@ -65,8 +78,8 @@ def test_a_video_that_only_the_metadata_knows_is_listed(tmp_path: Path):
     ("files", "said"),
     [
         ({}, "holds no videos"),
-        ({"metadata.csv": "file_name,words\na.mp4,x\n"}, "line 2: no column caption or text or prompt"),
-        ({"metadata.csv": "name,caption\na.mp4,x\n"}, "line 2: no column file_name or"),
+        ({"metadata.csv": "file_name,words\na.mp4,x\n"}, "line 2: no column caption or text or prompt or cap"),
+        ({"metadata.csv": "name,caption\na.mp4,x\n"}, "line 2: no column file_name, file, video"),
         ({"metadata.csv": "file_name,caption\n../a.mp4,x\n"}, "is not inside"),
         ({"metadata.csv": "file_name,caption\na.mp4,x\n./a.mp4,y\n"}, "is named twice"),
         ({"metadata.csv": "", "metadata.jsonl": ""}, "keep one"),
@@ -146,15 +159,107 @@ def test_clips_follow_each_other(real_videos: Path):
     assert np.array_equal(np.concatenate(several), long)
 
 
+def displayed(content: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """An mp4 whose display matrix takes (x, y) to (a x + c y, b x + d y)."""
+    place = content.index(b"tkhd") + 4 + 40
+    units = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    matrix = b"".join(unit.to_bytes(4, "big", signed=True) for unit in units)
+    return content[:place] + matrix + content[place + len(matrix) :]
+
+
+@pytest.mark.parametrize("signs", itertools.product((1, -1), (1, -1)))
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_picture_is_turned_and_mirrored_as_its_matrix_says(signs: tuple, transposed: bool, tmp_path: Path):
+    """Each of the eight ways to hold a square: the corner that the matrix takes a red one to is red."""
+    across, down = signs
+    picture = torch.zeros(3, 32, 32)
+    picture[0, :8, :8], picture[1, 24:, :8] = 1, 1  # red at the top left, green at the bottom left
+    write_video(tmp_path / "a.mp4", picture.expand(5, -1, -1, -1), fps=10)
+    matrix = (0, down, across, 0) if transposed else (across, 0, 0, down)
+    (tmp_path / "b.mp4").write_bytes(displayed((tmp_path / "a.mp4").read_bytes(), *matrix))
+    (clip,) = read_clips(tmp_path / "b.mp4", ClipSize(frames=5, height=32, width=32, fps=10))
+
+    def shown(x: int, y: int) -> np.ndarray:  # of a point around the centre
+        a, b, c, d = matrix
+        return clip[0, 16 + 12 * (b * x + d * y), 16 + 12 * (a * x + c * y)]
+
+    red, green, black = shown(-1, -1), shown(-1, 1), shown(1, 1)
+    assert red[0] > 200 > 60 > red[1] and green[1] > 200 > 60 > green[0] and black.max() < 60
+
+
+def streams(path: Path, *films: tuple[int, int, int], codec: str = "ffv1") -> Path:
+    """A file of several video streams: height, width and frames of each; frame i of stream n is of grey 40 n + i."""
+    with av.open(path, "w") as container:
+        made = [container.add_stream(codec, rate=16) for _ in films]
+        for stream, (height, width, _) in zip(made, films, strict=True):
+            stream.height, stream.width, stream.pix_fmt = height, width, "bgr0"
+        for number, (stream, (height, width, frames)) in enumerate(zip(made, films, strict=True)):
+            for index in range(frames):
+                grey = np.full((height, width, 3), 40 * number + index, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+            container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("films", "chosen"),
+    [
+        ([(16, 16, 9), (32, 48, 9)], 1),  # a thumbnail first
+        ([(32, 48, 9), (16, 16, 9)], 0),
+        ([(64, 64, 1), (32, 48, 9)], 1),  # a cover that is larger than the film
+        ([(32, 48, 9), (32, 48, 9)], 0),  # as large: the first
+    ],
+)
+def test_the_film_among_several_streams_is_read(films, chosen: int, tmp_path: Path):
+    path = streams(tmp_path / "a.mkv", *films)
+    (clip,) = read_clips(path, ClipSize(frames=9, height=16, width=24, fps=16))
+    assert np.abs(clip.astype(int).mean((1, 2, 3)) - (40 * chosen + np.arange(9))).max() < 1.5
+    assert read_facts(path)[:2] == films[chosen][:2]
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_hdr_is_told(transfer: int, name: str, tmp_path: Path):
+    with av.open(tmp_path / "a.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p10le"
+        stream.codec_context.color_trc, stream.codec_context.color_primaries = transfer, 9
+        for _ in range(5):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8)).reformat(format="yuv420p10le")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(NearstepError, match=rf"it is HDR \({name}\).*make an SDR copy"):
+        read_clips(tmp_path / "a.mp4", ClipSize(frames=5, height=16, width=16, fps=10))
+
+
+@pytest.mark.parametrize("fps", [3, 8, 12, 25])
+@pytest.mark.parametrize("frames", [1, 5, 13])
+@pytest.mark.parametrize("rate", [10, 24])
+def test_a_head_tells_how_many_clips_there_are(fps: int, frames: int, rate: int, tmp_path: Path):
+    write_video(tmp_path / "a.mp4", torch.zeros(33, 3, 16, 16), fps=rate)
+    size = ClipSize(frames=frames, height=16, width=16, fps=fps, clips_per_video=99)
+    try:
+        made = len(read_clips(tmp_path / "a.mp4", size))
+    except NearstepError as error:
+        with pytest.raises(NearstepError) as caught:
+            count_clips(tmp_path / "a.mp4", size)
+        assert str(caught.value) == str(error)
+    else:
+        assert count_clips(tmp_path / "a.mp4", size) == made
+
+
+def test_the_end_of_a_video_is_that_of_all_its_pictures(real_videos: Path):
+    size = ClipSize(frames=1, height=16, width=16, fps=8, clips_per_video=999)
+    every = np.concatenate(read_clips(real_videos / "bigbuckbunny.mp4", size))
+    assert np.array_equal(read_ending(real_videos / "bigbuckbunny.mp4", size, 5), every[-5:])
+    assert np.array_equal(read_ending(real_videos / "bigbuckbunny.mp4", size, 999), every)
+
+
 def test_a_phone_held_upright(tmp_path: Path):
     picture = torch.zeros(3, 32, 64)
     picture[0, :, :32], picture[2, :, 32:] = 1, 1  # red on the left, blue on the right
     write_video(tmp_path / "a.mp4", picture.expand(5, -1, -1, -1), fps=10)
     content = (tmp_path / "a.mp4").read_bytes()
-    place = content.index(b"tkhd") + 4 + 40  # the track's display matrix; what follows turns it clockwise
-    units = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
-    matrix = b"".join(unit.to_bytes(4, "big", signed=True) for unit in units)
-    (tmp_path / "b.mp4").write_bytes(content[:place] + matrix + content[place + len(matrix) :])
+    (tmp_path / "b.mp4").write_bytes(displayed(content, 0, 1, -1, 0))  # turned clockwise
     (clip,) = read_clips(tmp_path / "b.mp4", ClipSize(frames=5, height=64, width=32, fps=10))
     top, bottom = clip[0, 8, 16], clip[0, 56, 16]
     assert top[0] > 200 > 60 > top[2] and bottom[2] > 200 > 60 > bottom[0]
@@ -213,3 +318,24 @@ def test_a_file_without_pictures(tmp_path: Path):
 def test_sizes_are_checked(field: str, value: float):
     with pytest.raises(NearstepError, match=field):
         ClipSize(**{**vars(SMALL), field: value})
+
+
+def test_the_end_of_a_long_video_is_all_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shades = torch.linspace(0, 1, 40)[:, None, None, None].expand(-1, 3, 32, 48)
+    path = write_video(tmp_path / "a.mp4", shades, fps=12)
+    every = np.concatenate(read_clips(path, replace(SMALL, frames=1, clips_per_video=100)))
+    assert len(every) == 40
+    held, alive = [], []
+
+    def noted(*arguments, **options):
+        picture = fitted(*arguments, **options)
+        held.append(weakref.ref(picture))
+        alive.append(sum(each() is not None for each in held))
+        return picture
+
+    monkeypatch.setattr(videos, "fitted", noted)
+    for most in (1, 9, 100):
+        held.clear()
+        alive.clear()
+        assert np.array_equal(read_ending(path, SMALL, most), every[-most:])
+        assert max(alive) <= most + 2 and len(alive) == 40

@@ -122,7 +122,7 @@ def test_a_shortened_name_is_completed_by_the_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("prompt", "size", "frames", "metadata", "said"),
     [
-        ("dark and stil", 16, 5, {}, "does not know the word 'stil'; did you mean 'still'"),
+        ("dark and stil", 16, 5, {}, "does not know the word 'stil': did you mean still"),
         ("dark", 32, 5, {}, "is 32x32 pixels; clips of shades-16 are 16x16"),
         ("dark", 16, 4, {}, "has 4 frames; clips of shades-16 have 5"),
         ("dark", 16, 9, {}, "has more than 5 frames"),

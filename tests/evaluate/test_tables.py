@@ -11,6 +11,7 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.figures import draw_totals
+from nearstep.evaluate.results import SUMS
 from nearstep.evaluate.statistics import difference, pooled
 from nearstep.evaluate.tables import clips, difference_table, pooled_table
 from nearstep.recipes.ablation import CELLS, NETWORKS, AblationConfig
@@ -52,8 +53,9 @@ def test_unequal_captions_are_refused():
 
 def result(mean: float, *, count: int = 50, plans: tuple[str, ...] = PLANS) -> dict:
     marks = [float(value) for value in values(mean, seeds=1, count=count)[0]]
-    found = {"calls": 5, "frechet": {"value": 3.0}, "clips": {h: marks for h in ("total", "quality", "semantic")}}
-    return {"plans": dict.fromkeys(plans, found)}
+    bounds = {"value": 3.0, "low": 2.0, "high": 4.0}
+    found = {"calls": 5, "course": [], "clips": dict.fromkeys(SUMS, marks), **dict.fromkeys((*SUMS, "frechet"), bounds)}
+    return {"settings": {}, "plans": {plan: {**found, "agreement": {}, "figures": {}} for plan in plans}}
 
 
 def test_tables_hold_every_plan_and_what_is_sure(tmp_path: Path):

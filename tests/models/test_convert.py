@@ -202,7 +202,7 @@ def network_alone(source: Path, tmp: Path) -> tuple:
 
 
 REFUSED = {
-    "results": (bad_results, "holds no results of nearstep evaluate"),
+    "results": (bad_results, "r.json is damaged: it has no 'plans'"),
     "class": (other_class, "is a UNet2DModel, not a network of Wan2.1"),
     "codec": (wrong_codec, "Wan2.1_VAE.pth: weight 'encoder.conv9.weight' is no part of Wan2.1's codec"),
     "foreign": (foreign, "is no model: neither model_index.json nor weights; it holds cat.jpg"),

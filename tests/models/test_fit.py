@@ -107,7 +107,7 @@ def test_another_codec_or_text_encoder_is_refused(
     ("part", "key", "value", "message"),
     [
         ("transformer", "in_channels", 9, "takes 9 channels and gives 4"),
-        ("vae", "z_dim", 16, "the codec's have 16"),
+        ("vae", "z_dim", 16, "its 'latents_mean' has 4 entries, not 16"),
         ("text_encoder", "d_model", 99, "the text encoder's are 99"),
     ],
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nearstep import CausalVideoPipeline, NearstepError, Student, VideoTransformer
 from nearstep.cli.main import main
+from nearstep.models.lora import Update
 from nearstep.models.lora_choice import LoraFile, loras_of
 from nearstep.models.lora_files import changes_in, open_lora, open_loras
 from nearstep.models.wan import official_name
@@ -373,3 +374,13 @@ def test_ranks_may_differ_between_layers(model_folder: Path, plain: State, tmp_p
     pipe.unload_lora_weights()
     both = {W: plain[W] + B @ A, f"{other}.weight": plain[f"{other}.weight"] + draw(WIDTH, 7) @ draw(7, WIDTH)}
     same(pipe.transformer, plain | both)
+
+
+def test_finite_factors_whose_product_is_not_are_refused_by_the_weights_name(tmp_path: Path) -> None:
+    change = Update(down=torch.full((2, 4), 1e30), up=torch.full((4, 2), 1e30))
+    with pytest.raises(NearstepError, match="blocks.0.q with its LoRA holds NaN or infinity in float32"):
+        change.merged_into("blocks.0.q", torch.zeros(4, 4))
+    half = Update(down=torch.full((2, 4), 300.0), up=torch.full((4, 2), 300.0))
+    assert half.merged_into("blocks.0.q", torch.zeros(4, 4)).isfinite().all()
+    with pytest.raises(NearstepError, match="in float16"):
+        half.merged_into("blocks.0.q", torch.zeros(4, 4), torch.float16)

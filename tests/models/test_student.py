@@ -173,7 +173,7 @@ def test_safetensors_and_folders_have_no_roles(model_folder: Path, official: dic
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"chunk_frames": 0}, "chunk_frames=0; it must be above 0"),
+        ({"chunk_frames": 0}, "chunk_frames=0; give at least 1"),
         ({"window_frames": 2}, "window_frames=2 is less than a chunk of 3"),
         ({"sink_frames": -1}, "sink_frames=-1"),
     ],

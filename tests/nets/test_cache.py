@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from faults import Injected, TorchFault
 
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
@@ -92,3 +93,44 @@ def test_commits_out_of_order_and_reads_of_gaps_are_refused() -> None:
         cache.commit(3, frames(3, 1))
     with pytest.raises(NearstepError, match=r"\[2\] are not in the cache"):
         cache.find((0, 1, 2))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_branch_leaves_the_cache_as_it_was_and_goes_on_as_a_copy_would(relative: bool) -> None:
+    cache = make(9, reach=Reach(window=4, sink=2, relative_sink=relative), chunk_frames=2)
+    for start in range(0, 20, 2):
+        copied = cache.copy()
+        for _ in range(2):  # the first is given up
+            branch = cache.branch()
+            seen = [held(cache, cache.positions, layer) for layer in range(2)]
+            branch.commit(start, frames(start, 2))
+            assert [held(cache, cache.positions, layer) for layer in range(2)] == seen
+        copied.commit(start, frames(start, 2))
+        cache = branch
+        after = cache.branch()
+        assert set(after.positions) == set(copied.positions)
+        assert held(after, after.positions) == held(copied, after.positions)
+
+
+@pytest.mark.parametrize("sink", [0, 1, 2])
+@pytest.mark.parametrize("done_first", [False, True])
+def test_a_branch_that_breaks_off_anywhere_is_made_by_the_next_one(sink: int, done_first: bool) -> None:
+    """What is kept moves down by less than it is long, and the keys of a sink are rotated: no part is done twice."""
+    started = make(10 + sink, reach=Reach(window=8, sink=sink, relative_sink=True), chunk_frames=2)
+    for start in range(0, 14, 2):
+        started = started.branch()
+        started.commit(start, frames(start, 2))
+    whole = started.copy().branch()
+    for number in range(100):
+        cut, fault = started.copy(), TorchFault(number, done_first=done_first)
+        try:
+            with fault:
+                cut.branch()
+            break
+        except Injected:
+            branch = cut.branch()
+        assert branch.positions == whole.positions
+        for one, other in zip((*branch.keys, *branch.values), (*whole.keys, *whole.values), strict=True):
+            held = len(whole.positions) * TOKENS
+            assert torch.equal(one[:, :held], other[:, :held])
+    assert 8 <= number < 99

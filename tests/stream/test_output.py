@@ -52,6 +52,45 @@ def test_animations_keep_frames_and_time(clip: torch.Tensor, tmp_path: Path, suf
     assert np.abs(shown - output.pixels(clip)[4]).mean() < 4
 
 
+@pytest.mark.parametrize(("suffix", "unit"), [(".gif", 10), (".webp", 1)])
+@pytest.mark.parametrize("fps", [12, 16, 23.976, 25, 60])
+def test_animations_last_as_long_as_their_frames(tmp_path: Path, suffix: str, unit: int, fps: float) -> None:
+    clip = torch.arange(31).view(-1, 1, 1, 1).expand(-1, 3, 16, 16) / 31
+    path = output.write_video(tmp_path / f"clip{suffix}", clip, fps=fps)
+    begins = [0.0]
+    with Image.open(path) as image:
+        assert image.n_frames == 31
+        for frame in range(31):
+            image.seek(frame)
+            image.load()
+            begins.append(begins[-1] + image.info["duration"])
+    assert max(abs(found - 1000 * frame / fps) for frame, found in enumerate(begins)) <= unit / 2
+
+
+def test_a_rate_beyond_what_a_format_can_show_leaves_frames_out_and_keeps_the_time(tmp_path: Path) -> None:
+    clip = torch.arange(90).view(-1, 1, 1, 1).expand(-1, 3, 16, 16) / 90
+    path = output.write_video(tmp_path / "clip.gif", clip, fps=300)
+    with Image.open(path) as image:
+        lasting = [(image.seek(frame), image.load(), image.info["duration"])[2] for frame in range(image.n_frames)]
+    assert sum(lasting) == 300 and set(lasting) == {10}
+
+
+@pytest.mark.parametrize(("height", "matrix"), [(704, 6), (720, 1), (736, 1)])
+def test_a_video_says_how_its_colours_are_to_be_read_and_they_are(tmp_path: Path, height: int, matrix: int) -> None:
+    colour = torch.tensor([200, 30, 60]).view(3, 1, 1) / 255
+    path = output.write_video(tmp_path / "clip.mp4", colour.expand(2, 3, height, 32), fps=12)
+    with av.open(path) as container:
+        frame = next(container.decode(video=0))
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (
+            matrix,
+            1,
+            1,
+            1,
+        )
+    assert np.abs(frame.to_ndarray(format="rgb24")[8, 8].astype(int) - [200, 30, 60]).max() <= 3
+
+
 def test_png_is_a_sheet_of_the_frames(clip: torch.Tensor, tmp_path: Path) -> None:
     path = output.write_video(tmp_path / "clip.png", clip, fps=12)
     with Image.open(path) as image:

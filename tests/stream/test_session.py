@@ -292,7 +292,7 @@ def test_a_wrong_change_leaves_the_session_as_it_was(playground, wishes: dict, s
 @pytest.mark.parametrize(
     ("wishes", "said"),
     [
-        ({"image": Image.new("RGB", (64, 32))}, "32 high and 64 wide, this stream 48 by 48"),
+        ({"image": np.zeros((32, 64, 3), np.uint8)}, "32 high and 64 wide, this stream 48 by 48"),
         ({"image": np.zeros((48, 48))}, r"shape \(1, 48, 48\)"),
         ({"video": torch.full((5, 3, 48, 48), 7.0)}, "from 0 to 1"),
         ({"video": torch.zeros(4, 3, 48, 48)}, "4n"),

@@ -11,7 +11,7 @@ import torch
 from nearstep.errors import NearstepError
 from nearstep.protocols import Verdict, World
 from nearstep.recipes import things as recipes
-from nearstep.recipes.worlds import find_world
+from nearstep.recipes.worlds import WORLDS, find_world
 from nearstep.things import THINGS_WORLD, Things
 from nearstep.things.world import WorldConfig
 from nearstep.train.phases import Phase
@@ -96,3 +96,12 @@ def test_weights_are_above_zero():
     with pytest.raises(NearstepError, match="foreground_weight=0"):
         replace(recipes.codec(), foreground_weight=0)
     assert isinstance(recipes.codec().phases[0], Phase)
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_clips_are_the_same_whatever_the_caller_computes_in(world: World) -> None:
+    parts = (world.clips, world.foreground)
+    plain = [part(0, range(16), frames=2) for part in parts]
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = [part(0, range(16), frames=2) for part in parts]
+    assert all(torch.equal(first, second) for first, second in zip(plain, narrow, strict=True))

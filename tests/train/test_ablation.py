@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nearstep.errors import NearstepError
 from nearstep.protocols import World
 from nearstep.recipes import ablation, playground
 from nearstep.recipes.ablation import AblationConfig
@@ -72,3 +73,32 @@ def test_a_run_that_was_stopped_is_not_measured_and_goes_on(config, measured: li
     assert not measured
     config.run()
     assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (dict(captions=0), "captions=0; give at least 1"),
+        (dict(steps=0), "steps=0; give at least 1"),
+        (dict(plans=("abc",)), "'abc' does not parse"),
+        (dict(plans=()), "plans is empty"),
+        (dict(seeds=()), "seeds is empty"),
+        (dict(seeds=(-1,)), "seeds=-1; give at least 0"),
+        (dict(cells=("adsd",)), "there is no cell adsd: did you mean asd"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is(options: dict, said: str) -> None:
+    with pytest.raises(NearstepError, match=said):
+        AblationConfig(**options)
+
+
+def test_what_is_missing_is_known_before_it_is_run(config: AblationConfig) -> None:
+    assert config.missing == ["asd-0", "asd-1"]
+    config.run()
+    assert config.missing == [] and replace(config, plans=("2",)).missing == ["asd-0", "asd-1"]
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_runs(config: AblationConfig) -> None:
+    with pytest.raises(NearstepError, match="device 'warp' is not here"):
+        replace(config, device="warp").run()
+    assert not config.runs.exists()

@@ -6,9 +6,16 @@ from collections.abc import Sequence
 
 import tyro
 
+from nearstep.cli.text import note
+
 
 def run(arguments: Sequence[str]) -> None:
     """Run the cells that are missing and say where the tables are."""
     from nearstep.recipes.ablation import AblationConfig, playground
 
-    print(tyro.cli(AblationConfig, default=playground(), prog="nearstep ablate", args=arguments).run())
+    config = tyro.cli(AblationConfig, default=playground(), prog="nearstep ablate", args=arguments)
+    if not config.missing:
+        note(
+            f"all that was asked for is in {config.out}/ already, and goes into the tables; another --out runs it anew"
+        )
+    print(config.run())

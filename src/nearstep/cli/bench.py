@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, ModelArgument, optional
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, ModelArgument, check_paths, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable, write_json
-from nearstep.models.folder import EMBEDDED
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.prompts import check_prompts
 
 if TYPE_CHECKING:
     from nearstep.stream.pipeline import CausalVideoPipeline
@@ -56,12 +57,16 @@ class Bench:
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, measure, print, and write the JSON."""
     options = tyro.cli(Bench, prog="nearstep bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    check_paths(options)
+    _check(options)
+    options.loading.check()
+    folder = ModelFolder.open(options.model)
+    check_prompts(folder, {options.prompt: "--prompt"})  # torch and diffusers are seconds away
     from nearstep.stream.request import Request, check_guidance, plan_clip
 
-    _check(options)
     if options.guidance is not None:
         check_guidance(options.guidance)
-    model = options.loading.open(options.model)
+    model = options.loading.open(folder)
     own = PLANS if model.transformer.get("chunk_frames") else (None,)
     clips = [plan_clip(model, plan=plan, **options.size.pixels) for plan in options.plans or own]
     pipe = options.loading.pipeline(model)

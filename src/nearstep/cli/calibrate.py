@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nearstep.cli.options import AS_IT_IS, FlatLoading, optional, place
+from nearstep.cli.options import AS_IT_IS, FlatLoading, check_paths, optional, place
 from nearstep.cli.text import note, table
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 from nearstep.models.folder import INDEX
+from nearstep.ranges import check_count
 from nearstep.shapes import latent_frames
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def calibrate(options: Calibrate) -> None:
     """Measure, show and write."""
+    check_paths(options)
     _check(options)
     model, prompts = options.loading.open(options.model), _prompts(options)
     if not (length := model.transformer.get("chunk_frames")):
@@ -64,7 +67,7 @@ def calibrate(options: Calibrate) -> None:
     measured = measure_agreement(pipe, prompts, chunks=chunks, seed=options.seed, batch=options.batch)
     found = levels(measured, options.closeness)
     print("\n".join(_lines(found)))
-    if Path(options.model).expanduser().is_dir():
+    if path_of(options.model).is_dir():
         write_agreement(model.folder.path, found)
         print(f"written to {model.folder.path / INDEX}: plan adaptive uses them")
     else:
@@ -75,8 +78,7 @@ def _check(options: Calibrate) -> None:
     if not 0 < options.closeness < 1:
         raise NearstepError(f"--closeness {options.closeness}: a cosine between 0 and 1, such as .98")
     for name in ("captions", "chunks", "batch"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise NearstepError(f"--{name} {value}: at least 1")
+        check_count(f"--{name}", getattr(options, name), most=10**5)
 
 
 def _prompts(options: Calibrate) -> list[str]:

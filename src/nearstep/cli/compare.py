@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AUTO, NO_STUDENT, Device, FlatStudent, Model, check_device, optional, place
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
-from nearstep.models.folder import EMBEDDED
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.stream.output import check_video_path, safe_name, side_by_side, write_sheet, write_video
 
 if TYPE_CHECKING:
@@ -40,14 +43,16 @@ class Compare:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER/")] = Path("compare")
     """Where to."""
     model: Model = EMBEDDED
+    size: FlatClipSize = OWN_SIZE
+    """Size of a clip."""
+    guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
+    """In v = u + w (c - u); 1 is none."""
     seed: Annotated[int | None, optional("N", "random, and printed")] = None
     """Names all noise."""
-    device: Device = AUTO
-    """Where to run."""
     overwrite: bool = False
     """Replace files that are there already, whatever they show."""
-    student: FlatStudent = NO_STUDENT
-    """A student in a weights file."""
+    loading: FlatLoading = AS_IT_IS
+    """Network, device, precision, decoder."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -57,13 +62,25 @@ def run(arguments: Sequence[str]) -> None:
 
 def compare(options: Compare) -> None:
     """Make, write and name every file, after all of what is asked has been checked."""
-    from nearstep.stream.request import plan_clip
-
-    check_device(options.device)
+    check_paths(options)
+    options.loading.check()
     files = _files(options)
-    model = ModelConfigs.open(options.model, student=options.student.chosen)
-    clips = {plan: plan_clip(model, plan=plan) for plan in options.plans}
-    said = {"model": options.model, **model.origin, "plans": list(options.plans)}
+    folder = ModelFolder.open(options.model)
+    check_prompts(folder, dict.fromkeys(options.prompts, ""))  # torch and diffusers are seconds away
+    from nearstep.stream.request import check_guidance, own_guidance, plan_clip
+
+    if options.guidance is not None:
+        check_guidance(options.guidance)
+    model = options.loading.open(folder)
+    clips = {plan: plan_clip(model, plan=plan, **options.size.pixels) for plan in options.plans}
+    said = {
+        "model": options.model,
+        **model.origin,
+        **options.loading.decoding,
+        "plans": list(options.plans),
+        "latents": list(dataclasses.astuple(next(iter(clips.values())).shape)),
+        "guidance": float(own_guidance(model) if options.guidance is None else options.guidance),
+    }
     if _is_made(options, files, said):
         note(f"skipped, made by this request already: {options.output} (--overwrite makes it again)")
         return
@@ -92,8 +109,6 @@ def _is_made(options: Compare, files: dict[str, Path], said: Mapping[str, Any]) 
 
 def _files(options: Compare) -> dict[str, Path]:
     """Prompt -> its file, each of which can be written."""
-    from nearstep.stream.request import check_prompt
-
     if not options.prompts or not options.plans:
         raise NearstepError('give a prompt and a plan: nearstep compare "a red ball slides left" --plans 4 1')
     for prompt in options.prompts:
@@ -102,7 +117,7 @@ def _files(options: Compare) -> dict[str, Path]:
     if options.output.suffix and not options.output.is_dir():
         raise NearstepError(f"-o {options.output}: files go into a folder, whose name has no suffix")
     for name, given in (("prompt", options.prompts), ("plan", options.plans)):
-        if twice := [value for value in given if given.count(value) > 1]:
+        if twice := [value for value, times in Counter(given).items() if times > 1]:
             raise NearstepError(f"{name} {twice[0]!r} is given twice; each makes a clip of its own")
     files = {prompt: options.output / f"{safe_name(prompt, '.mp4')}.mp4" for prompt in options.prompts}
     for path in (*files.values(), options.output / SHEET):
@@ -115,15 +130,14 @@ def _write(
 ) -> tuple[list, list[str]]:
     """Write every prompt's file; returns all clips and a label for each."""
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
-    from nearstep.stream.pipeline import CausalVideoPipeline
     from nearstep.stream.request import Request
 
-    disable_progress_bar()
-    pipe = CausalVideoPipeline.from_pretrained(model, device=options.device)
+    pipe = options.loading.pipeline(model)
     names = [f"{plan} ({clip.plan.calls} calls)" for plan, clip in clips.items()]
-    conditionings = {prompt: pipe.conditioning(prompt, seed=said["seed"]) for prompt in files}
+    conditionings = {
+        prompt: pipe.conditioning(prompt, guidance_scale=options.guidance, seed=said["seed"]) for prompt in files
+    }
     note(place(pipe))
     videos, labels, began = [], [], time.perf_counter()
     for prompt, path in files.items():
@@ -136,5 +150,5 @@ def _write(
         print(path)
         videos += row
         labels += [f"{name}   {prompt}" for name in names]
-    note(f"{len(videos)} clips in {time.perf_counter() - began:.1f} s")
+    note(f"{len(videos)} clip{'s' * (len(videos) > 1)} in {time.perf_counter() - began:.1f} s")
     return videos, labels

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import LoraAlpha, LoraOption, chosen_loras, optional
+from nearstep.cli.options import LoraAlpha, LoraOption, check_paths, chosen_loras, optional
 from nearstep.cli.text import note
 from nearstep.models.presets import preset_of
 
@@ -70,6 +70,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def convert(options: Convert) -> None:
     """Look at all of what is options, then write."""
+    check_paths(options)
     options, usual = _as_published(options)
     loras = chosen_loras(options.lora, options.lora_alpha)
     import torch

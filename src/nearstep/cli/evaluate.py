@@ -9,8 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from nearstep.cli.options import AUTO, check_device, optional
+from nearstep.cli.options import AUTO, check_device, check_paths, optional, place
+from nearstep.cli.text import note
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 from nearstep.models.folder import EMBEDDED, INDEX
 
 CAPTIONS, BATCH = 512, 16
@@ -58,6 +60,7 @@ _OF_A_MODEL = ("plans", "transformer", "guidance", "captions", "seed", "device")
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print the table of the results."""
     asked = tyro.cli(Evaluate, prog="nearstep evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    check_paths(asked)
     from nearstep.recipes.worlds import find_world
 
     world, captions = find_world(asked.world), CAPTIONS if asked.captions is None else asked.captions
@@ -76,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
         from nearstep.evaluate.distances import CAPTIONS_SEED
 
         print("\n".join(world.prompts(CAPTIONS_SEED, range(captions))))
-    elif (folder := Path(asked.source).expanduser()).is_dir() and not (folder / INDEX).is_file():
+    elif (folder := path_of(asked.source)).is_dir() and not (folder / INDEX).is_file():
         from nearstep.evaluate.clips import evaluate_clips
 
         _refuse_options_of_a_model(asked)
@@ -97,6 +100,7 @@ def run(arguments: Sequence[str]) -> None:
                 out=asked.out,
                 device=device,
                 vgg=asked.vgg,
+                told=lambda pipe: note(place(pipe)),
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 import time
@@ -14,13 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
+from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
-from nearstep.models.folder import EMBEDDED
-from nearstep.stream.output import ENCODERS, check_video_path, safe_name, write_sheet, write_video
+from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.prompts import check_prompt, check_prompts
+from nearstep.stream.output import (
+    ENCODERS,
+    check_video_path,
+    piped_mp4,
+    pixels,
+    safe_name,
+    write_sheet,
+    write_video,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +58,7 @@ class Generate:
     prompts_file: Annotated[Path | None, optional("FILE", "none")] = None
     """More prompts: a .txt with one a line, or a .jsonl or .csv with a caption, text or prompt column."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE|FOLDER/")] = "."
-    """Where to."""
+    """Where to; - is standard output, for one mp4."""
     model: Model = EMBEDDED
     plan: Annotated[str | None, optional("PLAN")] = None
     """Steps per chunk: "4" for all; "4,1x" for a first chunk of 4 and the rest 1."""
@@ -88,14 +99,19 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def generate(options: Generate) -> None:
-    """Make what is options, after checking all of it: outputs, sizes and plan first, then prompts, then the work."""
+    """Make what is options, after checking all of it: prompts and outputs first, then sizes and plan, then the work."""
+    check_paths(options)
+    prompts = _prompts(options)
+    targets = _targets(options, list(prompts))
+    _check_paths(options, targets)
+    options.loading.check()
+    folder = ModelFolder.open(options.model)
+    check_prompts(folder, {**prompts, options.negative: "--negative"})  # torch and diffusers are seconds away
     from nearstep.stream.request import check_guidance, plan_clip
 
     if options.guidance is not None:
         check_guidance(options.guidance)
-    targets = _targets(options)
-    _check_paths(options, targets)
-    model = options.loading.open(options.model)
+    model = options.loading.open(folder)
     clip = plan_clip(model, plan=options.plan, **options.size.pixels)
     targets = pending(options, model, clip, targets)
     if not targets:
@@ -131,7 +147,8 @@ def pending(options: Generate, model: ModelConfigs, clip: Clip, targets: Sequenc
             seed=options.seed,
             sample=target.index,
         )
-        made = is_made(target.path, {**origin, **said}, ignoring=("seed",) if options.seed is None else ())
+        unasked = ("seed",) if options.seed is None else ()
+        made = not is_pipe(target.path) and is_made(target.path, {**origin, **said}, ignoring=unasked)
         (skipped if made else kept).append(target)
     if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
@@ -146,27 +163,39 @@ def _check_paths(options: Generate, targets: Sequence[Target]) -> None:
     sheet = options.sheet
     if sheet and sheet.suffix.lower() != ".png":
         raise NearstepError(f"--sheet {sheet}: a contact sheet ends in .png")
+    if any(is_pipe(target.path) for target in targets):
+        check_pipe()
+        if sheet:
+            raise NearstepError("--sheet and -o -: a clip alone goes to standard output; name a file for it")
+        return
     for path in [target.path for target in targets] + ([sheet] if sheet else []):
         check_video_path(path)
     if sheet and sheet.resolve() in {target.path.resolve() for target in targets}:
         raise NearstepError(f"--sheet {sheet} is a clip's file, too; give it another name")
 
 
-def _targets(options: Generate) -> list[Target]:
-    from nearstep.stream.request import check_prompt
-
+def _prompts(options: Generate) -> dict[str, str]:
+    """Each prompt, and where it stands in a file."""
     if twice := [prompt for prompt, times in Counter(options.prompts).items() if times > 1]:
-        raise NearstepError(f"prompt {twice[0]!r} is given twice; --samples 2 makes two clips of each prompt")
-    prompts = dict.fromkeys((*options.prompts, *(_in_file(options.prompts_file) if options.prompts_file else ())))
+        note(f"a prompt that is given more than once is made once ({twice[0][:60]!r}); --samples 2 makes two of each")
+    prompts = {**dict.fromkeys(options.prompts, ""), **(_in_file(options.prompts_file) if options.prompts_file else {})}
     if not prompts:
         raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
     for prompt in prompts:
         check_prompt(prompt)
+    return prompts
+
+
+def _targets(options: Generate, prompts: Sequence[str]) -> list[Target]:
     if not 1 <= options.samples <= MOST_CLIPS // len(prompts):
         raise NearstepError(
             f"--samples {options.samples} of {len(prompts)} prompts; at least 1, and {MOST_CLIPS:,} clips at most"
         )
     clips = [(prompt, index) for prompt in prompts for index in range(options.samples)]
+    if is_pipe(options.output):
+        if len(clips) > 1 or options.format not in (None, "mp4"):
+            raise NearstepError("-o - takes one clip, as mp4; name a folder for more, or a file for another format")
+        return [Target(prompt=clips[0][0], index=0, path=Path(options.output))]
     if _is_folder(options.output):
         folder, ending = Path(options.output), options.format or "mp4"
         files = (folder / _named(prompt, f"-{index}.{ending}") for prompt, index in clips)
@@ -194,19 +223,18 @@ def _is_folder(output: str) -> bool:
     return False
 
 
-def _in_file(file: Path) -> Sequence[str]:
+def _in_file(file: Path) -> dict[str, str]:
     from nearstep.data.prompts import read_prompts
 
     found = read_prompts([file])
     if found.repeated:
         note(f"prompts that are there more than once are made once ({len(found.repeated)}): {found.repeated[0]!r}")
-    return found.texts
+    return dict(zip(found.texts, found.places, strict=True))
 
 
 def _origin(options: Generate, model: ModelConfigs) -> dict[str, Any]:
     """What a clip comes from besides its request."""
-    tiny = {"tiny_decoder": options.loading.tiny_decoder.name} if options.loading.tiny_decoder else {}
-    return {"model": options.model, **model.origin, **tiny}
+    return {"model": options.model, **model.origin, **options.loading.decoding}
 
 
 def _requests(pipe: CausalVideoPipeline, options: Generate, clip: Clip, targets: Sequence[Target]) -> list[Request]:
@@ -247,13 +275,26 @@ def _write(
                 parts.append(chunk.video[0])
                 bar.update()
             clip = torch.cat(parts).cpu()
-            write_video(target.path, clip, fps=pipe.settings.fps, metadata={**origin, **request.metadata(0)})
-            bar.write(str(target.path), file=sys.stdout)
+            _write_clip(target.path, clip, pipe.settings.fps, {**origin, **request.metadata(0)})
+            if not is_pipe(target.path):
+                bar.write(str(target.path), file=sys.stdout)
             if keep:
                 kept.append(clip)
     seconds = time.perf_counter() - began
     note(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
     return kept
+
+
+def _write_clip(path: Path, clip: Tensor, fps: float, metadata: dict[str, Any]) -> None:
+    if not is_pipe(path):
+        write_video(path, clip, fps=fps, metadata=metadata)
+        return
+    height, width = clip.shape[-2:]
+    with (
+        standard_output() as file,
+        piped_mp4(file, height=height, width=width, fps=fps, comment=json.dumps(metadata)) as grow,
+    ):
+        grow(pixels(clip))
 
 
 def _summary(request: Request, count: int) -> str:

@@ -10,6 +10,16 @@ from typing import Any
 from nearstep.errors import NearstepError
 from nearstep.stream.output import read_comment
 
+_ABSENT = (
+    "loras",
+    "student",
+    "tiny_decoder",
+    "starting_noise",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "text_length",
+)
+"""What a file says of itself only where it is not as usual."""
 _SHOWN = 60  # characters of a value in an error
 
 
@@ -29,7 +39,8 @@ def is_made(path: Path, wanted: Mapping[str, Any], *, ignoring: Collection[str] 
     found = read_comment(path)
     if found is None:
         raise NearstepError(f"{path} is there and does not say what it shows; --overwrite replaces it")
-    for name, value in json.loads(json.dumps(dict(wanted))).items():
+    unasked = {name: None for name in _ABSENT if name in found}
+    for name, value in json.loads(json.dumps({**unasked, **wanted})).items():
         if name not in ignoring and found.get(name) != value:
             raise NearstepError(
                 f"{path} is there and shows something else ({name.replace('_', ' ')} {_short(found.get(name))} there, "

@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
+from typing import TextIO
 
 import nearstep
 from nearstep.errors import NearstepError
@@ -28,18 +30,26 @@ COMMANDS = {
     "vbench": "VBench's prompts as its authors sample, score and add them up",
     "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",
     "train": "run a recipe: train codec, teacher or student",
-    "plan-memory": "whether a recipe fits your accelerators, and which option to turn if it does not",
+    "plan-memory": "whether a clip or a recipe fits your accelerators, and which option to turn if it does not",
     "ablate": "run and evaluate every rival recipe, several seeds each",
     "report": "one page about a training run: curves, alarms, samples over time",
 }
 """Command -> one line about it. Each lives in the module of its name in this package, with _ for -, as
 ``run(arguments)``."""
 
-USER_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 2, 130, 143, 141  # as shells count
+UNFORESEEN, USER_ERROR, INTERRUPTED, TERMINATED, PIPE_CLOSED = 1, 2, 130, 143, 141  # as shells count
+DEBUG = "--debug"
+"""Asks for the traceback of what nobody foresaw; any command takes it, anywhere among its options."""
+LONGEST_LINE = 2000
+"""Signs of an error: a value of thousands was a mistake, and is not repeated whole."""
+_SHOWN = 300  # characters of an error that nobody foresaw
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, or 2 after a one-line error, or 130 after Ctrl-C.
+
+    It is 1 after an error that nobody foresaw, which is a fault of this program: one line, and with ``--debug`` its
+    traceback.
 
     Args:
         arguments: of the command; None means this is the program itself, with its own arguments and signals.
@@ -47,19 +57,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         signal.signal(signal.SIGTERM, _terminate)
         arguments = sys.argv[1:]
+    debug = DEBUG in arguments
     try:
-        _dispatch(list(arguments))
+        _dispatch([argument for argument in arguments if argument != DEBUG])
         sys.stdout.flush()
     except NearstepError as error:
-        print(f"nearstep: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"nearstep: {_shortened(str(error), LONGEST_LINE)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("\nnearstep: interrupted; finished files are whole, nothing half-written was left", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return PIPE_CLOSED
+    except Exception as error:
+        if debug:
+            raise
+        print(_unforeseen(error), file=sys.stderr)
+        if isinstance(error, OSError):  # perhaps of a full disk behind stdout, which is flushed once more at the end
+            _silence(sys.stdout)
+        return UNFORESEEN
     return 0
+
+
+def _unforeseen(error: Exception) -> str:
+    """The line about an error of this program's own."""
+    said = _shortened(str(error), _SHOWN)
+    reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return f"nearstep: this should not have happened ({reason}); the same command with {DEBUG} says where"
+
+
+def _shortened(text: str, most: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def _silence(stream: TextIO) -> None:
+    """What is still to be written there goes nowhere."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
@@ -88,7 +124,7 @@ def _help() -> str:
         "usage: nearstep COMMAND [options]\n\n"
         "One-step causal video generation.\n\n"
         f"commands:\n{commands}\n\n"
-        "nearstep COMMAND --help explains a command. To begin:\n\n"
+        f"nearstep COMMAND --help explains a command; {DEBUG} shows where an unforeseen error comes from. To begin:\n\n"
         '  nearstep generate "a large red ball slides left on snow" --plan 4,1x --seed 7 -o ball.mp4\n'
     )
 

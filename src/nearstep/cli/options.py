@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ import tyro
 
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
+from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import ModelFolder
 from nearstep.models.lora_choice import LoraFile, loras_of
@@ -174,6 +175,11 @@ class Loading:
     lora_alpha: LoraAlpha = None
     """Their alpha, in place of the one that they state."""
 
+    @property
+    def decoding(self) -> dict[str, str]:
+        """What a clip's file says of its decoder, where it is not the model's own."""
+        return {"tiny_decoder": self.tiny_decoder.name} if self.tiny_decoder else {}
+
     def check(self) -> None:
         """Find out what is wrong without a model.
 
@@ -215,8 +221,24 @@ class Loading:
         return pipe
 
 
+def check_paths(options: object) -> None:
+    """Refuse paths among a command's options that no file system takes.
+
+    Raises:
+        NearstepError: naming the first.
+    """
+    for field in fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if isinstance(value, Path):
+            check_name(value)
+        elif is_dataclass(value):
+            check_paths(value)
+
+
 def check_device(name: str) -> None:
     """Refuse a device that is not here, before anything is loaded."""
+    if name in (AUTO, "cpu"):  # here everywhere; to ask for others takes seconds
+        return
     from nearstep.nets.devices import find_device
 
     find_device(name)

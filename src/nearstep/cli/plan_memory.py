@@ -13,8 +13,11 @@ import tyro
 from nearstep.cli.text import table
 from nearstep.cli.train import configured
 from nearstep.errors import NearstepError
-from nearstep.files import write_json
+from nearstep.files import check_writable, write_json
+from nearstep.json_files import shown
 from nearstep.models.folder import CONFIG, read_json
+from nearstep.models.schema import check_component
+from nearstep.ranges import check_number
 
 if TYPE_CHECKING:
     from nearstep.cost.advice import Trial
@@ -49,13 +52,21 @@ class PlanMemory:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print the tables, and what is tried until the run fits."""
+    """Print the tables, and what is tried until the run fits; of a clip, what it takes."""
+    if arguments and arguments[0] == "generate":
+        from nearstep.cli import plan_clip
+
+        return plan_clip.run(arguments[1:])
     if not arguments or arguments[0].startswith("-"):
-        tyro.cli(PlanMemory, prog="nearstep plan-memory RECIPE", args=["--help"])
+        tyro.cli(PlanMemory, prog="nearstep plan-memory generate|RECIPE", args=["--help"])
     name, *rest = arguments
     prog = f"nearstep plan-memory {name}"
     options, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
-    config, room = configured(name, unknown, prog), _room(options.memory)
+    config, room = configured(name, unknown, prog), room_of(options.memory)
+    for option in ("rate", "rate_float32"):
+        check_number(f"--{option.replace('_', '-')}", getattr(options, option), above=0)
+    if options.json:
+        check_writable(options.json)
 
     from nearstep.cost.advice import trials
     from nearstep.cost.fake_step import Config
@@ -75,7 +86,7 @@ def run(arguments: Sequence[str]) -> None:
         write_json(options.json, [_plain(trial, options, room) for trial in tried])
 
 
-def _room(memory: str) -> float:
+def room_of(memory: str) -> float:
     """Bytes of one accelerator, as --memory says."""
     match = _MEMORY.fullmatch(memory.strip())
     if not match or not float(match[1]):
@@ -110,33 +121,46 @@ def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, 
     here = (model / config.source / CONFIG).exists() and options.size is None
     if not here and not wan and options.size is None:
         raise NearstepError(f"there is no {model / config.source} yet; name a folder with --model, or a --size")
-    student = read_json(model / config.source / CONFIG) if here else SIZES[options.size or "1.3B"]
+    student = _network(model / config.source / CONFIG) if here else SIZES[options.size or "1.3B"]
     teacher = SIZES[options.teacher_size] if options.teacher_size else student
     path = model / config.teacher / CONFIG
     if here and options.teacher_size is None and path.exists():
-        teacher = read_json(path)
+        teacher = _network(path)
     codec = _config(model / "vae")
     sizes = Sizes(
         student=student,
         teacher=teacher,
         clip=_clip(config, codec),
-        text_length=_text_length(model / "tokenizer" / "tokenizer_config.json"),
+        text_length=text_length_of(model / "tokenizer" / "tokenizer_config.json"),
         codec=codec,
         encoder=_config(model / "text_encoder") or UMT5_XXL,
     )
     return sizes, str(model) if here else f"Wan2.1 {options.size or '1.3B'}, as {model} is not read"
 
 
+def _network(path: Path) -> Mapping[str, Any]:
+    config = read_json(path)
+    check_component("transformer", config, path)
+    return config
+
+
 def _config(folder: Path) -> Mapping[str, Any]:
-    return read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if not (folder / CONFIG).exists():
+        return {}
+    config = read_json(folder / CONFIG)
+    check_component(folder.name, config, folder / CONFIG)
+    return config
 
 
-def _text_length(path: Path) -> int:
+def text_length_of(path: Path) -> int:
+    """Text tokens that a tokenizer's settings name, or Wan's."""
     from transformers.tokenization_utils_base import LARGE_INTEGER
 
     from nearstep.nets.text import WAN_TEXT_LENGTH
 
     stated = read_json(path).get("model_max_length", LARGE_INTEGER) if path.exists() else LARGE_INTEGER
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or stated < 1:
+        raise NearstepError(f"{path} is damaged: its 'model_max_length' is {shown(stated)}, not a number of tokens")
     return int(stated) if stated < LARGE_INTEGER else WAN_TEXT_LENGTH
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from nearstep.cli.options import AUTO, OWN_SIZE, Device, FlatClipSize, Model, check_device, optional, place
+from nearstep.cli.options import AUTO, OWN_SIZE, Device, FlatClipSize, Model, check_device, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
@@ -88,6 +88,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def prepare(options: Prepare) -> None:
     """Make the latents, after everything that can be checked without weights has been."""
+    check_paths(options)
     from nearstep.stream.request import check_guidance
 
     for name, value, least in (("batch", options.batch, 1), ("workers", options.workers, 0)):
@@ -156,14 +157,21 @@ def _from_videos(options: Prepare, model: ModelConfigs) -> None:
 
 def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable[[str], object]) -> None:
     from nearstep.data.prepare import refused
+    from nearstep.data.videos import count_clips
 
-    reasons = {item.video.name: refused(item.video, check) for item in work}
-    videos = sum(reason is None for reason in reasons.values())
-    most = videos * size.clips_per_video
-    print(f"would encode at most {most} clips of {videos} videos, {_bytes(most * _clip_bytes(index))}")
-    for name, reason in reasons.items():
+    clips, videos, skipped = 0, 0, []
+    for video, first in work:
+        if (reason := refused(video, check)) is None:
+            try:
+                clips += max(0, count_clips(video.path, size) - first)
+                videos += 1
+            except NearstepError as error:
+                reason = str(error)
         if reason is not None:
-            print(f"would skip {name}: {reason}")
+            skipped.append(f"would skip {video.name}: {reason}")
+    print(f"would encode at most {clips} clips of {videos} videos, {_bytes(clips * _clip_bytes(index))}")
+    for line in skipped:
+        print(line)
 
 
 # --- prompts and a teacher -----------------------------------------------------------------------------------------
@@ -230,10 +238,11 @@ def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[i
         torch_dtype=getattr(torch, options.dtype) if options.dtype else None,
         device=options.device,
     )
+    pipe.set_progress_bar_config(disable=True)
     note(place(pipe))
 
     def make(texts: list[str], numbers: list[int]) -> Tensor:
-        output = pipe(
+        return pipe(
             texts,
             output_type="latent",
             negative_prompt=options.negative,
@@ -244,8 +253,7 @@ def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[i
             num_frames=options.size.frames,
             height=options.size.height,
             width=options.size.width,
-        )
-        return output.frames
+        )[0]
 
     return make
 

@@ -34,6 +34,7 @@ def run(arguments: Sequence[str]) -> None:
             overwrite: replace a file that is no report of this run. A report of it is always brought up to date.
         """
         target = run / "report.html" if out is None else out
+        check_name(run)
         check_name(target)
         if not overwrite and target.is_file() and not _shows(target, run):
             raise NearstepError(f"{target} is there and is no report of {run}; --overwrite replaces it")

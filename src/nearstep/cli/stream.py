@@ -6,7 +6,8 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +15,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_FRAME_SIZE, FlatFrameSize, FlatLoading, Model, optional, place
+from nearstep.cli.options import (
+    AS_IT_IS,
+    OWN_FRAME_SIZE,
+    FlatFrameSize,
+    FlatLoading,
+    Model,
+    check_paths,
+    optional,
+    place,
+)
+from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
+from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.output import count_frames, growing_mp4, pixels
+from nearstep.stream.output import Grow, count_frames, growing_mp4, piped_mp4, pixels
 from nearstep.stream.recording import Recording
 
 if TYPE_CHECKING:
@@ -36,6 +48,7 @@ class Stream:
     """Stream a video to a file, chunk after chunk: it can be watched as it grows, and what was made stays.
 
     Ctrl-C ends it. A file that shows this stream already is skipped, any other is not touched without --overwrite.
+    With "-o - | ffplay -" a player shows it as it is made.
 
     The prompt may change on the way: --at 8 "a small blue ring drifts up". --log keeps a recording; --replay
     makes it again, also under another plan: draft at 1, final at 4.
@@ -44,7 +57,7 @@ class Stream:
     prompt: Annotated[tyro.conf.Positional[str | None], optional("PROMPT", "the recording's")] = None
     """What it shows first."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.mp4")]
-    """Where to."""
+    """Where to; - is standard output, for a player behind a pipe."""
     model: Model = EMBEDDED
     plan: Annotated[str | None, optional("PLAN")] = None
     """"4,1x": first chunk 4 steps, the rest 1; "adaptive": until the steps agree; "fps:16": as the machine allows."""
@@ -86,9 +99,12 @@ def run(arguments: Sequence[str]) -> None:
 
 def stream(options: Stream) -> None:
     """Make what is options, after checking all of it."""
+    check_paths(options)
     _check(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)
+    typed = dict.fromkeys(filter(None, (options.prompt,)), "") | {text: f"--at {chunk}" for chunk, text in options.at}
+    check_prompts(folder, typed)  # torch and diffusers are seconds away
     own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
     model = options.loading.open(folder, network=own)
     recording = Recording.load(options.replay) if options.replay else None
@@ -99,7 +115,7 @@ def stream(options: Stream) -> None:
         return
     pipe = options.loading.pipeline(model)
     for _, prompt in options.at:
-        pipe.prompt_encoder.tokens([prompt])  # unknown words are found now, not an hour into the stream
+        pipe.prompt_encoder.tokens([prompt])  # of a tokenizer that could not be asked before
     with _session(options, pipe, recording) as session:
         note(place(pipe))
         if options.loading.compile:
@@ -153,7 +169,8 @@ def _is_made(options: Stream, model: ModelConfigs, said: dict[str, Any], count: 
     """Whether all of it is there; a file that shows something else, or a part, is refused."""
     if options.overwrite:
         return False
-    if is_made(options.output, said, ignoring=("seed",) if options.seed is None and not options.replay else ()):
+    unasked = ("seed",) if options.seed is None and not options.replay else ()
+    if not is_pipe(options.output) and is_made(options.output, said, ignoring=unasked):
         first = 0 if options.image or options.video else TEMPORAL_STRIDE - 1
         frames = TEMPORAL_STRIDE * (model.transformer.get("chunk_frames") or 1) * count - first
         if (there := count_frames(options.output)) == frames:
@@ -192,8 +209,6 @@ def _session(options: Stream, pipe: CausalVideoPipeline, recording: Recording | 
 
 
 def _check(options: Stream) -> None:
-    from nearstep.stream.request import check_prompt
-
     if (options.prompt is None) == (options.replay is None):
         raise NearstepError("give a prompt to begin with, or --replay FILE.jsonl, and not both")
     if options.image and options.video:
@@ -212,12 +227,17 @@ def _check(options: Stream) -> None:
     for prompt in (options.prompt, *(prompt for _, prompt in options.at)):
         if prompt is not None:
             check_prompt(prompt)
-    if options.output.suffix.lower() != ".mp4":
-        raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4")
-    for path in filter(None, (options.output, options.log)):
-        check_writable(path)
+    if is_pipe(options.output):
+        check_pipe()
+    elif options.output.suffix.lower() != ".mp4":
+        raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4, or to - (a pipe)")
+    for path in (options.output, options.log):
+        if path and not is_pipe(path):
+            check_writable(path)
     for name in ("log", "replay", "image", "video"):
-        if (path := getattr(options, name)) and path.resolve() == options.output.resolve():
+        if (path := getattr(options, name)) and is_pipe(path):
+            raise NearstepError(f"--{name} -: only -o takes -; name a file")
+        if path and path.resolve() == options.output.resolve():
             raise NearstepError(f"--{name} {path} and -o are one file; give them two names")
 
 
@@ -230,17 +250,24 @@ def _context(options: Stream, pipe: CausalVideoPipeline, height: int, width: int
 
 def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> Any:
     """The last 4n + 1 frames of a video, uint8 [T, H, W, 3], no more than a clip of training had."""
-    import numpy as np
+    from nearstep.data.videos import ClipSize, read_ending
 
-    from nearstep.data.videos import ClipSize, read_clips
-
-    size = ClipSize(frames=1, height=height, width=width, fps=fps, clips_per_video=sys.maxsize)
     try:
-        frames = read_clips(path, size)
+        frames = read_ending(path, ClipSize(frames=1, height=height, width=width, fps=fps), most)
     except NearstepError as error:
         raise NearstepError(f"cannot read the video {path}: {error}") from error
-    kept = min(len(frames), most)
-    return np.concatenate(frames[-(kept - (kept - 1) % TEMPORAL_STRIDE) :])
+    return frames[(len(frames) - 1) % TEMPORAL_STRIDE :]
+
+
+@contextmanager
+def _growing(output: Path, *, height: int, width: int, fps: float, comment: str) -> Iterator[Grow]:
+    """The video that grows, in a file or in standard output."""
+    if not is_pipe(output):
+        with growing_mp4(output, height=height, width=width, fps=fps, comment=comment) as grow:
+            yield grow
+        return
+    with standard_output() as file, piped_mp4(file, height=height, width=width, fps=fps, comment=comment) as grow:
+        yield grow
 
 
 def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: int, said: Mapping[str, Any]) -> None:
@@ -252,7 +279,7 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: 
     changes, made, pictures, began = dict(options.at), 0, 0, time.perf_counter()
     ended: BaseException | None = None
     with (
-        growing_mp4(options.output, fps=fps, comment=comment, **size) as grow,
+        _growing(options.output, fps=fps, comment=comment, **size) as grow,
         tqdm(total=count, unit="chunk", disable=None, dynamic_ncols=True) as bar,
     ):
         try:
@@ -271,7 +298,8 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: 
                 raise
             ended = error
     seconds = time.perf_counter() - began
-    print(options.output)
+    if not is_pipe(options.output):
+        print(options.output)
     tqdm.write(
         f"{made} chunks, {pictures} frames in {seconds:.1f} s, {pictures / seconds / fps:.2f} times real time; "
         f"plan {session.plan}, seed {session.seed}",

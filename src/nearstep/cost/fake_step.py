@@ -91,7 +91,8 @@ def by_depth(measure: Callable[[int, int], Peaks], student: int, teacher: int) -
 
 
 @contextmanager
-def _no_numbers() -> Iterator[None]:
+def no_numbers() -> Iterator[None]:
+    """Inside, tensors are made without numbers, and attention keeps what it keeps on an accelerator."""
     # Rotary tables are remembered: those without numbers must not stay behind, nor others be met.
     forget_tables()
     try:
@@ -182,7 +183,7 @@ def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int,
     live, here = LiveBytes(), Ranks(0, count, _CPU)
     # The schedule's kind and the balance ask for numbers, and change no shape.
     config = replace(config, schedule="prefix", adversary=config.adversary and replace(config.adversary, balance=False))
-    with _no_numbers():
+    with no_numbers():
         fake = _FakeStep(sizes, count, live)
         networks = _networks(config, fake, student, teacher)
         clips = _Clips(sizes.clip, real=not isinstance(config.latents, PromptsConfig))
@@ -248,7 +249,7 @@ def _learn(update: DistillUpdate, fake: _FakeStep) -> None:
 def _causal(config: CausalConfig, sizes: Sizes, count: int, layers: int) -> Peaks:
     live, here = LiveBytes(), Ranks(0, count, _CPU)
     fake, objective = _FakeStep(sizes, count, live), objective_called(config.objective)
-    with _no_numbers():
+    with no_numbers():
         make = partial(fake.network, {**sizes.student, "chunk_frames": config.chunk_frames}, layers)
         network = make(narrow=config.autocast)
         many_step = make(narrow=config.autocast, frozen=True) if objective.follows else network
@@ -280,7 +281,7 @@ def _preview(config: Config, sizes: Sizes, layers: int) -> Peaks:
     fake, weight = _FakeStep(sizes, 1, live), 1.0
     if isinstance(config, CausalConfig) and objective_called(config.objective).preview_guided:
         weight = config.guidance
-    with _no_numbers():
+    with no_numbers():
         network = fake.network(sizes.student, layers, narrow=False, frozen=True)
         codec = VideoCodec(fake.counted(without_numbers(empty_codec(sizes.codec), torch.float32)).eval())
         plan = make_plan("1", frames=sizes.clip[0], chunk_frames=config.chunk_frames, shift=config.shift, grid=GRID)

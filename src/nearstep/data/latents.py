@@ -18,8 +18,9 @@ from torch import Tensor
 from nearstep.data.order import rows_after
 from nearstep.data.shards import INDEX, PREPARED, Index, Shards, add_shard, check_same, read_index
 from nearstep.errors import NearstepError
-from nearstep.files import sweep
+from nearstep.files import check_name, sweep
 from nearstep.protocols import Codec, World
+from nearstep.ranges import check_count
 from nearstep.shapes import latent_frames
 
 SHARD = 512
@@ -45,8 +46,9 @@ class LatentsConfig:
     def __post_init__(self) -> None:
         if self.frames is not None:
             latent_frames(self.frames)
-        if self.clips is not None and self.clips < 1:
-            raise NearstepError(f"clips={self.clips}; at least 1, or None for all of a prepared folder")
+        check_name(self.folder)
+        check_count("clips", self.clips)
+        check_count("seed", self.seed, least=-(2**63), most=2**63)
 
 
 class LatentClips:

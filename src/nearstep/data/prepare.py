@@ -75,6 +75,8 @@ def remaining(videos: Sequence[Video], folder: Path, index: Index) -> list[Work]
     """What is still to be done; videos without a caption, and those skipped before, are looked at again."""
     done: dict[str, tuple[int, int]] = {}
     for record in Shards(folder, index).records():
+        if not {"file", "clip", "of"} <= record.keys():
+            raise NearstepError(f"{folder} holds a record without its file, clip and of; make the latents again")
         done[record["file"]] = (record["clip"] + 1, record["of"])
     return [Work(video, first) for video in videos for first, of in [done.get(video.name, (0, -1))] if first != of]
 
@@ -188,6 +190,8 @@ def _start(writer: ShardWriter) -> None:
 
 def refused(video: Video, check: Callable[[str], object]) -> str | None:
     """Why a video cannot be used, as far as its caption shows."""
+    if video.fault:
+        return f"its caption: {video.fault}"
     if not video.caption:
         return NO_CAPTION
     try:

@@ -3,27 +3,26 @@
 =========  ==========================================================================================
 .txt       one prompt a line; a line that begins with # is a prompt too (hashtags are)
 .jsonl     a JSON string or an object a line; the object's ``caption``, ``text`` or ``prompt`` counts
-.csv       a header, then rows; the column ``caption``, ``text`` or ``prompt`` counts
+.json      a list of those
+.csv       a header, then rows; the column ``caption``, ``text`` or ``prompt`` counts; .tsv likewise
 =========  ==========================================================================================
 
-UTF-8, with or without a byte order mark. Blank lines are skipped, white space around a prompt is cut off.
+Encodings and separators are those of data/tables.py. Blank lines are skipped, white space around a prompt is cut off.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearstep.data.order import rows_after
+from nearstep.data.tables import TABLES, cell, read_table, read_text
 from nearstep.errors import NearstepError
+from nearstep.json_files import TEXT, shown
 from nearstep.ranges import check_count
 
-CAPTION_COLUMNS = ("caption", "text", "prompt")
+CAPTION_COLUMNS = ("caption", "text", "prompt", "cap")
 """Names of the column that is read, in this order, unless one is asked for."""
 
 
@@ -34,9 +33,13 @@ class Prompts:
     texts: tuple[str, ...]
     repeated: tuple[str, ...] = ()
     """The prompts that the files hold more than once."""
+    places: tuple[str, ...] = ()
+    """File and line of each of ``texts``."""
 
     def batch(self, first: int, size: int, *, seed: int = 0) -> list[str]:
         """The ``size`` prompts that come after the first ``first``: each once an epoch, shuffled by ``seed``."""
+        from nearstep.data.order import rows_after  # which needs torch, and reading does not
+
         return [self.texts[row] for _, row in rows_after(first, size, count=len(self.texts), seed=seed)]
 
 
@@ -101,46 +104,28 @@ def read_prompts(files: Sequence[Path], *, column: str | None = None) -> Prompts
     Raises:
         NearstepError: naming the file and the line that cannot be read, or a file without prompts.
     """
-    seen: dict[str, None] = {}
-    repeated: dict[str, None] = {}
+    seen: dict[str, str] = {}
+    repeated: dict[str, str] = {}
     for file in files:
-        found = [text for text in (prompt.strip() for prompt in _read(file, column)) if text]
+        found = [
+            (text, line) for line, text in ((line, prompt.strip()) for line, prompt in _read(file, column)) if text
+        ]
         if not found:
             raise NearstepError(f"{file} holds no prompts; write one a line")
-        for text in found:
-            (repeated if text in seen else seen)[text] = None
-    return Prompts(texts=tuple(seen), repeated=tuple(repeated))
+        for text, line in found:
+            (repeated if text in seen else seen)[text] = f"{file}, line {line}"
+    return Prompts(texts=tuple(seen), repeated=tuple(repeated), places=tuple(seen.values()))
 
 
-def _read(file: Path, column: str | None) -> Iterator[str]:
+def _read(file: Path, column: str | None) -> Iterator[tuple[int, str]]:
     suffix = file.suffix.lower()
     if suffix in (".txt", ""):
-        yield from read_text(file).splitlines()
+        yield from enumerate(read_text(file).splitlines(), start=1)
     elif suffix in TABLES:
         for line, row in read_table(file):
-            yield row if isinstance(row, str) else caption_in(row, f"{file}, line {line}", column)
+            yield line, row if isinstance(row, str) else caption_in(row, f"{file}, line {line}", column)
     else:
-        raise NearstepError(f"{file}: a prompt file ends in .txt, {' or '.join(TABLES)}, not {file.suffix}")
-
-
-def read_text(file: Path) -> str:
-    """The text of a file in UTF-8.
-
-    Raises:
-        NearstepError: if it cannot be read, or is no text.
-    """
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise NearstepError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = file.read_bytes().count(b"\n", 0, error.start) + 1
-        raise NearstepError(f"{file} is not a text file in UTF-8 (line {line}); convert it") from error
-
-
-def read_table(file: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers and rows of a ``.jsonl`` or ``.csv`` file: mappings, or strings where a JSON line is one."""
-    return TABLES[file.suffix.lower()](file, read_text(file))
+        raise NearstepError(f"{file}: a prompt file ends in .txt, {', '.join(TABLES)}, not {file.suffix}")
 
 
 def caption_in(row: Mapping[str, Any], where: str, column: str | None = None, *, absent: bool = False) -> str:
@@ -150,41 +135,15 @@ def caption_in(row: Mapping[str, Any], where: str, column: str | None = None, *,
         NearstepError: beginning with ``where``, if no column is known, or the value is no text.
     """
     names = (column,) if column else CAPTION_COLUMNS
-    name = next((name for name in names if name in row), None)
-    if name is None:
+    found = cell(row, names)
+    if found is None:
         if absent:
             return ""
         known = " or ".join(names)
         raise NearstepError(f"{where}: no column {known}; it has {', '.join(map(str, row)) or 'none'}")
-    value = row[name]
-    if value is not None and not isinstance(value, str):
-        raise NearstepError(f"{where}: {name} is {value!r}, not a text")
-    return value or ""
-
-
-def _json_lines(file: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise NearstepError(f"{file}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict | str):
-            raise NearstepError(f"{file}, line {number} holds a {type(row).__name__}, not an object or a string")
-        yield number, row
-
-
-def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise NearstepError(f"{file}, line {reader.line_num} has more cells than the header; quote its commas")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise NearstepError(f"{file}, line {reader.line_num} is not CSV: {error}") from error
-
-
-TABLES = {".jsonl": _json_lines, ".csv": _csv_rows}
-"""Suffix -> what reads a table's rows."""
+    name, value = found
+    if isinstance(value, list) and len(value) == 1:  # as FastVideo writes captions
+        value = value[0]
+    if value is not None and not TEXT.holds(value):
+        raise NearstepError(f"{where}: {name} is {shown(value)}, not a text")
+    return str(value or "")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +28,21 @@ from torch import Tensor
 from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.files import replacing, write_json
+from nearstep.json_files import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    Kind,
+    above,
+    check_fields,
+    count,
+    list_of,
+    one_of,
+    parsed,
+    read_object,
+    read_text,
+)
 
 INDEX = "index.json"
 FORMAT, VERSION = "nearstep latents", 1
@@ -37,6 +53,31 @@ _FIRST_WORLD, _FIRST_FPS = "playground", 12
 """What an index without a version does not say: it is of the only world there was."""
 
 Record = Mapping[str, Any]
+
+_INDEX: dict[str, Kind] = {
+    "codec": TEXT,
+    "dtype": one_of(*DTYPES),
+    "fps": above(0),
+    "made_from": OBJECT,
+    "shape": list_of(count(10**5), 4),
+    "shards": list_of(count()),
+    "sums": list_of(TEXT),
+    "clips": count(10**12, least=0),
+}
+"""What an index may say."""
+_RECORD: dict[str, Kind] = {
+    "caption": TEXT,
+    "file": TEXT,
+    "clip": count(least=0),
+    "of": count(),
+    "start": NUMBER,
+    "sample": count(least=0),
+}
+"""What a record may say."""
+_SUMS = "crc32"
+"""Where the file of a shard keeps what its clips sum up to, one after the other."""
+_FIRST_SUM = ""
+"""Stands for the sum of a shard that was written without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +96,8 @@ class Index:
     """``kind``, and the options that decide what a clip is."""
     shards: tuple[int, ...] = ()
     """How many clips each shard holds."""
+    sums: tuple[str, ...] = field(default=(), compare=False)
+    """What names the numbers of each shard; fewer where the first ones were written by earlier versions."""
 
     @property
     def clips(self) -> int:
@@ -97,26 +140,23 @@ def read_index(folder: Path) -> Index | None:
         NearstepError: if it is damaged or of another format.
     """
     path = folder / INDEX
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise NearstepError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise NearstepError(f"{path} is not valid JSON ({error}); make the latents again") from error
-    if isinstance(given, dict) and set(given) == {"seed", "codec"}:
+    given = read_object(path, "make the latents again")
+    if set(given) == {"seed", "codec"}:
+        check_fields(given, {"seed": WHOLE, "codec": TEXT}, path)
         return _unnumbered(folder, given)
-    if not isinstance(given, dict) or given.get("format") != FORMAT:
+    if given.get("format") != FORMAT:
         raise NearstepError(f"{path} is no index of latents; use another folder")
     if given.get("version") != VERSION:
         raise NearstepError(f"{path} has version {given.get('version')}; this nearstep reads version {VERSION}")
-    try:
-        fields = {name: given[name] for name in ("codec", "dtype", "fps", "made_from")}
-        index = Index(**fields, shape=tuple(given["shape"]), shards=tuple(given["shards"]))
-        DTYPES[index.dtype]
-    except (KeyError, TypeError) as error:
-        raise NearstepError(f"{path} is damaged ({error}); make the latents again") from error
+    check_fields(given, _INDEX, path, needed=_INDEX.keys() - {"sums", "clips"})
+    fields = {name: given[name] for name in ("codec", "dtype", "fps", "made_from")}
+    index = Index(
+        **fields, shape=tuple(given["shape"]), shards=tuple(given["shards"]), sums=tuple(given.get("sums", ()))
+    )
+    if given.get("clips", index.clips) != index.clips or len(index.sums) > len(index.shards):
+        raise NearstepError(f"{path} is damaged: its shards and clips do not add up; make the latents again")
     return index
 
 
@@ -148,7 +188,7 @@ def check_same(folder: Path, found: Index, wanted: Index) -> None:
         NearstepError: naming what differs.
     """
     a, b = ({**asdict(index), **index.made_from} for index in (found, wanted))
-    names = [name for name in {**b, **a} if name not in ("made_from", "shards") and a.get(name) != b.get(name)]
+    names = [name for name in {**b, **a} if name not in ("made_from", "shards", "sums") and a.get(name) != b.get(name)]
     if names:
         told = "; ".join(f"{name} is {a.get(name)!r} there, {b.get(name)!r} here" for name in names)
         raise NearstepError(f"{folder} holds other latents ({told}); use another latents folder")
@@ -173,12 +213,23 @@ def add_shard(folder: Path, index: Index, latents: Tensor, records: Sequence[Rec
         lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
         with replacing(record_file(folder, number)) as part:
             part.write_text("".join(lines), encoding="utf-8")
+    latents = latents.to(DTYPES[index.dtype]).cpu().contiguous()
+    sums = " ".join(_sum_of(clip) for clip in latents)
     with replacing(shard_file(folder, number)) as part:
         # Not save_file, whose files only their owner may read.
-        part.write_bytes(save({"latents": latents.to(DTYPES[index.dtype]).cpu().contiguous()}))
-    index = replace(index, shards=(*index.shards, latents.shape[0]))
+        part.write_bytes(save({"latents": latents}, {_SUMS: sums}))
+    before = (*index.sums, *[_FIRST_SUM] * (number - len(index.sums)))
+    index = replace(index, shards=(*index.shards, latents.shape[0]), sums=(*before, _name_of(sums)))
     write_index(folder, index)
     return index
+
+
+def _sum_of(clip: Tensor) -> str:
+    return f"{zlib.crc32(clip.contiguous().view(torch.uint8).numpy().data):08x}"
+
+
+def _name_of(sums: str) -> str:
+    return f"{zlib.crc32(sums.encode()):08x}"
 
 
 class ShardWriter:
@@ -221,10 +272,22 @@ class Shards:
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder, self.index = folder, index
         self._starts = [0, *accumulate(index.shards)]
-        for number, count in enumerate(index.shards):
+        self._sums: list[list[str]] = []
+        for number, held in enumerate(index.shards):
             path = shard_file(folder, number)
-            if (shape := _shape_of(path)) != (count, *index.shape):
-                raise NearstepError(f"{path} has shape {shape}, not {(count, *index.shape)} as {INDEX} says")
+            if (shape := _shape_of(path)) != (held, *index.shape):
+                raise NearstepError(f"{path} has shape {shape}, not {(held, *index.shape)} as {INDEX} says")
+            self._sums.append(self._sums_of(path, index.sums[number] if number < len(index.sums) else _FIRST_SUM, held))
+
+    def _sums_of(self, path: Path, name: str, held: int) -> list[str]:
+        """The sums of a shard's clips; none where it was written without."""
+        if name == _FIRST_SUM:
+            return []
+        with safe_open(path, framework="pt") as file:
+            sums = (file.metadata() or {}).get(_SUMS, "")
+        if _name_of(sums) != name or len(sums.split()) != held:
+            raise NearstepError(f"{path} is not the shard that {INDEX} names; make the latents again")
+        return sums.split()
 
     @property
     def shape(self) -> torch.Size:
@@ -241,7 +304,12 @@ class Shards:
             with safe_open(shard_file(self.folder, number), framework="pt") as file:
                 latents = file.get_slice("latents")
                 for place in wanted:
-                    out[place] = latents[rows[place] - self._starts[number]]
+                    inside = rows[place] - self._starts[number]
+                    clip = latents[inside]
+                    if self._sums[number] and _sum_of(clip) != self._sums[number][inside]:
+                        path = shard_file(self.folder, number)
+                        raise NearstepError(f"{path}, clip {inside}: its numbers are not those that were written")
+                    out[place] = clip
         return out
 
     def records(self) -> list[Record]:
@@ -249,19 +317,22 @@ class Shards:
         return [record for number in range(len(self.index.shards)) for record in self._records(number)]
 
     def _records(self, number: int) -> list[Record]:
-        path, count = record_file(self.folder, number), self.index.shards[number]
-        try:
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-            captioned = all(isinstance(record["caption"], str) for record in records)
-        except OSError as error:
-            raise NearstepError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise NearstepError(f"{path} is damaged ({error}); each line is an object with a caption") from error
-        if len(records) != count or not captioned:
-            raise NearstepError(
-                f"{path} has {len(records)} lines for {count} clips; one each, with a caption, is needed"
-            )
-        return records
+        path, clips = record_file(self.folder, number), self.index.shards[number]
+        lines = [line for line in read_text(path).split("\n") if line.strip()]
+        if len(lines) != clips:
+            raise NearstepError(f"{path} has {len(lines)} lines for {clips} clips; one each, with a caption, is needed")
+        return [_record(line, f"{path}, line {place}") for place, line in enumerate(lines, start=1)]
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        record = parsed(line)
+    except ValueError as error:
+        raise NearstepError(f"{where} is damaged ({error}); each is an object with a caption") from error
+    if not isinstance(record, dict):
+        raise NearstepError(f"{where} is damaged; each is an object with a caption")
+    check_fields(record, _RECORD, where, needed=("caption",))
+    return record
 
 
 def _shape_of(path: Path) -> tuple[int, ...]:

@@ -1,31 +1,26 @@
-"""Folders of captioned videos, and clips of a chosen size and rate out of a video file.
-
-A caption stands in a text file beside its video (``dog.mp4``, ``dog.txt``), or in a ``metadata.csv`` or
-``metadata.jsonl`` at the top of the folder, as Hugging Face's video folders have it: a column ``file_name`` and a
-column ``caption``, ``text`` or ``prompt``. Sub-folders are searched too.
-"""
+"""Folders of captioned videos (data/captions.py), and clips of a chosen size and rate out of a video file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
-from nearstep.data.prompts import TABLES, caption_in, read_table, read_text
+from nearstep.data.captions import caption_beside, table_captions, text_files
+from nearstep.data.containers import Film, open_film, rgb, timed, turn_of
 from nearstep.errors import NearstepError
+from nearstep.pictures import Picture, fitted
+from nearstep.ranges import check_count, check_number
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
-FILE_COLUMNS = ("file_name", "file", "video", "path")
-METADATA = tuple(f"metadata{suffix}" for suffix in TABLES)
+MOST_FPS = 10_000
+"""No camera makes more."""
 
-Picture = np.ndarray
-"""uint8 [H, W, 3]."""
 Frame = TypeVar("Frame")
 
 
@@ -38,6 +33,8 @@ class Video:
     path: Path
     caption: str
     """Empty where there is none."""
+    fault: str = ""
+    """Why its caption cannot be read, where that is so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +50,10 @@ class ClipSize:
     """At most; one after the other from the beginning."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps < inf:
-            raise NearstepError(f"fps={self.fps:g}; a frame rate is greater than 0")
-        if self.clips_per_video < 1:
-            raise NearstepError(f"clips_per_video={self.clips_per_video}; at least 1")
+        check_number("fps", self.fps, above=0, most=MOST_FPS)
+        for name in ("frames", "height", "width"):
+            check_count(name, getattr(self, name), most=10**6)
+        check_count("clips_per_video", self.clips_per_video, most=sys.maxsize)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------
@@ -74,41 +71,20 @@ def list_videos(folder: Path, *, column: str | None = None) -> list[Video]:
     """
     if not folder.is_dir():
         raise NearstepError(f"{folder} is {'a file' if folder.exists() else 'not there'}; give a folder of videos")
-    captions = _metadata(folder, column)
     inside = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     found = {path.as_posix() for path in inside if not any(part.startswith(".") for part in path.parts)}
     if not found:
         raise NearstepError(f"{folder} holds no videos; known are {', '.join(SUFFIXES)}")
-    return [
-        Video(name=name, path=folder / name, caption=captions.get(name) or _beside(folder / name))
-        for name in sorted(found | set(captions))
-    ]
+    captions, texts = table_captions(folder, found, column), text_files(folder)
+    return [_video(folder, name, captions.get(name, ""), texts) for name in sorted(found | set(captions))]
 
 
-def _metadata(folder: Path, column: str | None) -> dict[str, str]:
-    files = [folder / name for name in METADATA if (folder / name).is_file()]
-    if not files:
-        return {}
-    if len(files) > 1:
-        raise NearstepError(f"{folder} holds {' and '.join(METADATA)}; keep one")
-    captions: dict[str, str] = {}
-    for line, row in read_table(files[0]):
-        where = f"{files[0]}, line {line}"
-        name = next((row[name] for name in FILE_COLUMNS if row.get(name)), None) if isinstance(row, dict) else None
-        if not isinstance(name, str):
-            raise NearstepError(f"{where}: no column {' or '.join(FILE_COLUMNS)} that names a video")
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise NearstepError(f"{where}: {name} is not inside {folder}; name videos relative to it")
-        if path.as_posix() in captions:
-            raise NearstepError(f"{where}: {name} is named twice; one caption each")
-        captions[path.as_posix()] = caption_in(row, where, column).strip()
-    return captions
-
-
-def _beside(video: Path) -> str:
-    text = video.with_suffix(".txt")
-    return " ".join(read_text(text).split()) if text.is_file() else ""
+def _video(folder: Path, name: str, caption: str, texts: Mapping[str, Path]) -> Video:
+    try:
+        own, fault = caption or caption_beside(folder / name, texts), ""
+    except NearstepError as error:  # one file in another encoding costs its video and no other
+        own, fault = "", str(error)
+    return Video(name=name, path=folder / name, caption=own, fault=fault)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -126,8 +102,8 @@ def read_clips(path: Path, size: ClipSize) -> list[np.ndarray]:
     """
     clips: list[np.ndarray] = []
     pictures: list[Picture] = []
-    with _container(path) as container:
-        for picture in _pictures(container, size):
+    with open_film(path) as film:
+        for picture in _pictures(film, size):
             pictures.append(picture)
             if len(pictures) == size.frames:
                 clips.append(np.stack(pictures))
@@ -137,6 +113,46 @@ def read_clips(path: Path, size: ClipSize) -> list[np.ndarray]:
     if not clips:
         raise NearstepError(f"too short: {len(pictures)} frames at {size.fps:g} fps, {size.frames} are needed")
     return clips
+
+
+def read_ending(path: Path, size: ClipSize, most: int) -> np.ndarray:
+    """The last pictures of a video, cut and resized as :func:`read_clips` does, uint8 [T, H, W, 3].
+
+    Args:
+        path: the video.
+        size: of the pictures, and their rate; its ``frames`` are not asked for.
+        most: how many, if there are as many; no more are held.
+
+    Raises:
+        NearstepError: saying why there are none.
+    """
+    with open_film(path) as film:
+        pictures = [*deque(_pictures(film, size), maxlen=most)]
+    if not pictures:
+        raise NearstepError("it holds no frames")
+    return np.stack(pictures)
+
+
+def count_clips(path: Path, size: ClipSize) -> int:
+    """How many clips a video has, as its head says; nothing is decoded.
+
+    Raises:
+        NearstepError: saying why there is none.
+    """
+    with open_film(path) as film:
+        stream = film.stream
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        elif film.container.duration is not None:
+            seconds = film.container.duration / 1e6  # in FFmpeg's unit
+        else:
+            return size.clips_per_video  # it does not say
+        rate = float(stream.average_rate or size.fps)
+    # Frames are taken as long as the last one is nearest (at_rate); a head may be off by less than a frame.
+    pictures = int(max(0.0, seconds - 1 / (2 * rate)) * size.fps + 1e-6) + 1
+    if pictures < size.frames:
+        raise NearstepError(f"too short: {pictures} frames at {size.fps:g} fps, {size.frames} are needed")
+    return min(size.clips_per_video, pictures // size.frames)
 
 
 class VideoFacts(NamedTuple):
@@ -154,9 +170,9 @@ def read_facts(path: Path) -> VideoFacts:
     Raises:
         NearstepError: saying why it is none.
     """
-    with _container(path) as container:
-        stream = container.streams.video[0]
-        return VideoFacts(stream.height, stream.width, container.metadata.get("comment", ""))
+    with open_film(path) as film:
+        context = film.stream.codec_context
+        return VideoFacts(context.height, context.width, film.container.metadata.get("comment", ""))
 
 
 def read_frames(path: Path, most: int) -> np.ndarray:
@@ -165,57 +181,29 @@ def read_frames(path: Path, most: int) -> np.ndarray:
     Raises:
         NearstepError: saying why there are none.
     """
-    with _container(path) as container:
-        frames = _timed(container.decode(container.streams.video[0]), rate=1.0)
-        pictures = [frame.to_ndarray(format="rgb24") for _, (_, frame) in zip(range(most), frames, strict=False)]
+    with open_film(path) as film:
+        pictures = [rgb(frame) for _, (_, frame) in zip(range(most), timed(film.frames(), rate=1.0), strict=False)]
     if not pictures:
         raise NearstepError("it holds no frames")
     return np.stack(pictures)
 
 
-@contextmanager
-def _container(path: Path) -> Iterator[Any]:
-    import av
-
-    if not path.is_file():
-        raise NearstepError("there is no such file")
-    try:
-        with av.open(path) as container:
-            if not container.streams.video:
-                raise NearstepError("it holds no video stream")
-            yield container
-    except (av.FFmpegError, OSError) as error:
-        raise NearstepError(f"it cannot be decoded: {error.strerror}") from error
-
-
-def _pictures(container: Any, size: ClipSize) -> Iterator[Picture]:
+def _pictures(film: Film, size: ClipSize) -> Iterator[Picture]:
     """Upright pictures of the target's size and rate."""
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1  # files are decoded beside each other
+    stream = film.stream
     rate = float(stream.average_rate or size.fps)
     shown, picture = None, None
-    for frame in at_rate(_timed(container.decode(stream), rate), size.fps, last=1 / rate):
+    for frame in at_rate(timed(film.frames(), rate), size.fps, last=1 / rate):
         if frame is not shown or picture is None:
-            turns = round((frame.rotation or 0) / 90)
-            aspect = float(stream.sample_aspect_ratio or 1)
+            turn, aspect = turn_of(frame), float(stream.sample_aspect_ratio or 1)
             picture = fitted(
-                np.rot90(frame.to_ndarray(format="rgb24"), turns),
+                turn(rgb(frame)),
                 height=size.height,
                 width=size.width,
-                aspect=1 / aspect if turns % 2 else aspect,
+                aspect=1 / aspect if turn.transposed else aspect,
             )
             shown = frame
         yield picture
-
-
-def _timed(frames: Iterable[Any], rate: float) -> Iterator[tuple[float, Any]]:
-    start = None
-    for number, frame in enumerate(frames):
-        if frame.is_corrupt:
-            raise NearstepError(f"it cannot be decoded: frame {number} is damaged")
-        time = number / rate if frame.time is None else frame.time
-        start = time if start is None else start
-        yield time - start, frame
 
 
 def at_rate(frames: Iterable[tuple[float, Frame]], fps: float, *, last: float) -> Iterator[Frame]:
@@ -236,23 +224,3 @@ def at_rate(frames: Iterable[tuple[float, Frame]], fps: float, *, last: float) -
     while before and taken / fps <= before[0] + last / 2:
         yield before[1]
         taken += 1
-
-
-def fitted(picture: Picture, *, height: int, width: int, aspect: float = 1.0) -> Picture:
-    """The largest centred crop with the aspect of ``width x height``, resized to it.
-
-    Args:
-        picture: uint8 [H, W, 3].
-        height: of the result.
-        width: of the result.
-        aspect: width of the picture's pixels over their height.
-    """
-    rows, columns, _ = picture.shape
-    wanted = width / height / aspect  # columns for each row
-    kept_rows = min(rows, max(1, round(columns / wanted)))
-    kept_columns = min(columns, max(1, round(rows * wanted)))
-    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
-    crop = np.ascontiguousarray(picture[top : top + kept_rows, left : left + kept_columns])
-    pixels = torch.from_numpy(crop).permute(2, 0, 1)[None]  # bytes stay bytes: nine times as fast as float32
-    resized = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()

@@ -7,8 +7,6 @@ order of those, so that they pair with a model's results.
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +30,10 @@ from nearstep.evaluate.results import (
     write_results,
 )
 from nearstep.evaluate.tables import table
+from nearstep.json_files import parsed
 from nearstep.protocols import Verdict, World
 from nearstep.stream.output import prompt_digest, safe_name
+from nearstep.words import unknown_words
 
 _NAME = re.compile(r"(?P<prompt>.+)-\d+")
 _SHORTENED = re.compile(r"~[0-9a-f]{8}$")
@@ -136,9 +136,7 @@ def _named(world: World, path: Path, words: set[str]) -> NamedClip:
     origin = _origin(facts.comment)
     prompt = _prompt(path, origin)
     if unknown := [word for word in re.findall(r"[a-z0-9]+", prompt.lower()) if word not in words]:
-        near = difflib.get_close_matches(unknown[0], words, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "give a folder of clips of the world's own captions"
-        raise NearstepError(f"{path}: {world.name} does not know the word {unknown[0]!r}; {hint}")
+        raise NearstepError(f"{path}: {world.name} does not know the word {unknown_words(unknown[:1], words)}")
     steps, commits, plan = origin.get("steps"), origin.get("commits"), origin.get("plan")
     return NamedClip(
         path=path,
@@ -151,7 +149,7 @@ def _named(world: World, path: Path, words: set[str]) -> NamedClip:
 def _origin(comment: str) -> Mapping[str, object]:
     # What nearstep generate says of a clip; any other program's comment says nothing.
     try:
-        origin = json.loads(comment)
+        origin = parsed(comment)
     except ValueError:
         return {}
     return origin if isinstance(origin, dict) else {}

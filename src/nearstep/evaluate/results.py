@@ -5,7 +5,6 @@ Results are one JSON file. Names of attributes and figures are those that the wo
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,21 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
 from nearstep.evaluate.statistics import Interval
 from nearstep.files import write_json
+from nearstep.json_files import (
+    NUMBER,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    Kind,
+    check_fields,
+    count,
+    either,
+    list_of,
+    map_of,
+    object_of,
+    optional,
+    read_object,
+)
 from nearstep.protocols import Verdict
 
 Head = Literal["total", "quality", "semantic", "correct"]
@@ -73,6 +87,19 @@ class Results(TypedDict):
     plans: dict[str, PlanResults]
 
 
+_BOUNDS = object_of({"value": NUMBER, "low": NUMBER, "high": NUMBER})
+_PLAN: dict[str, Kind] = {
+    **dict.fromkeys((*SUMS, "frechet"), _BOUNDS),
+    **dict.fromkeys(("agreement", "figures"), map_of(_BOUNDS)),
+    "course": list_of(NUMBER),
+    "clips": object_of(dict.fromkeys(SUMS, list_of(NUMBER))),
+    "calls": optional(count(least=0)),
+    "seconds_per_clip": NUMBER,
+}
+_RESULTS: dict[str, Kind] = {"settings": map_of(either(TEXT, WHOLE)), "plans": map_of(OBJECT)}
+"""What a file of results may say."""
+
+
 def summarise(verdicts: Sequence[Verdict]) -> Summary:
     """Means with intervals; an attribute or figure that a clip has not is left out of its mean."""
     columns: dict[Head, list[float]] = {name: [float(getattr(v, name)) for v in verdicts] for name in SUMS}
@@ -119,10 +146,25 @@ def open_results(out: Path, settings: EvaluationSettings) -> Results:
     """
     if not out.exists():
         return {"settings": settings, "plans": {}}
-    results: Results = json.loads(out.read_text(encoding="utf-8"))
+    results = read_results(out)
     if settings_of(results) != settings:
         raise NearstepError(f"{out} holds results of {settings_of(results)}, not {settings}; name another file")
     return results
+
+
+def read_results(file: Path) -> Results:
+    """The results that a file holds.
+
+    Raises:
+        NearstepError: if it holds none, or numbers that are none.
+    """
+    content = read_object(file, "name another file, or remove it")
+    check_fields(content, _RESULTS, file)
+    for plan, found in content["plans"].items():
+        check_fields(found, _PLAN, f"{file}, plan {plan}", needed=_PLAN.keys() - {"seconds_per_clip"})
+        if len({len(found["clips"][name]) for name in SUMS}) > 1:
+            raise NearstepError(f"{file} is damaged: the clips of plan {plan} do not have a value each")
+    return content  # type: ignore[return-value]
 
 
 def settings_of(results: Results) -> EvaluationSettings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_o
 from nearstep.evaluate.results import PlanResults, Results, open_results, plan_results, write_results
 from nearstep.evaluate.tables import table
 from nearstep.protocols import Verdict, World
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
 
@@ -43,8 +46,9 @@ def evaluate(
     seed: int = 0,
     batch: int = 16,
     out: Path = Path("evaluation.json"),
-    device: str | None = None,
+    device: str = "auto",
     vgg: Path | None = None,
+    told: Callable[[CausalVideoPipeline], None] | None = None,
 ) -> str:
     """Measure a model folder and return the table of its results.
 
@@ -60,15 +64,19 @@ def evaluate(
         out: where the results go; plans that it already holds are not measured again.
         device: where the model runs, as for CausalVideoPipeline.from_pretrained.
         vgg: file of VGG16's weights, for a second Fréchet distance (evaluate/vgg.py).
+        told: called with the pipeline when it is loaded.
     """
     looks = looks_of(world, vgg)  # a file that cannot be read is found before any work
     from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
     from nearstep.stream.request import plan_clip
 
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer, device=device)
+    pipe.set_progress_bar_config(disable=True)  # ours counts batches of clips
+    if told is not None:
+        told(pipe)
 
     def generate(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
-        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt").frames
+        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt")[0]
         return torch.as_tensor(video).cpu()  # where the judge is
 
     def calls(plan: str) -> int:

@@ -18,11 +18,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import NamedTuple
 
 from nearstep.errors import NearstepError
 from nearstep.flow.times import shifted
+from nearstep.ranges import check_count, check_number
 
 GRID = 4
 """Steps of the grid a student is distilled on [paper]."""
@@ -37,6 +37,8 @@ GRAMMAR = (
 
 MOST_STEPS = 1000
 """Most steps of a chunk; flow-matching teachers are trained on 1,000 times, and run with 50."""
+MOST_FRAMES = 10**6
+"""Most latent frames of a plan that is written out; streams have no end."""
 MOST_RATE = 1000
 """Frames a second."""
 _SHOWN = 80  # characters of a plan in an error
@@ -78,8 +80,8 @@ def respaced(steps: int, *, shift: float, grid: int = GRID) -> Schedule:
     does not divide evenly the low times are kept: a list that ends low is better (docs/stream.md).
     """
     _positive(steps)
-    if grid < 1 or not (isfinite(shift) and shift > 0):
-        raise NearstepError(f"grid={grid}, shift={shift}: a grid has at least 1 step, and a shift is above 0")
+    check_count("grid", grid)
+    check_number("shift", shift, above=0)
     cells = [-(-k * grid // steps) / grid if steps <= grid else k / steps for k in range(steps)]
     return Schedule(tuple(shifted(1 - cell, shift) for cell in cells))
 
@@ -154,6 +156,8 @@ def parse(text: str) -> Steps | Live:
     Raises:
         NearstepError: if the string is no plan, or has a chunk without steps.
     """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  (from a file, or a notebook)
+        raise NearstepError(f"plan={text!r:.60}; a plan is a string, such as '4' or '4,1x'")
     text = text.strip()
     if _STEPS.fullmatch(text):
         written = text.removesuffix("x").split(",")
@@ -206,10 +210,10 @@ def chunk_lengths(frames: int, chunk_frames: int | None) -> tuple[int, ...]:
     Raises:
         NearstepError: unless the frames divide into whole chunks.
     """
+    check_count("frames", frames, least=0, most=MOST_FRAMES)
+    check_count("chunk_frames", chunk_frames)
     if chunk_frames is None:
         return (frames,)
-    if chunk_frames < 1:
-        raise NearstepError(f"chunk_frames={chunk_frames}; a chunk has at least 1 latent frame")
     if frames < 1 or frames % chunk_frames:
         less = max(1, frames // chunk_frames) * chunk_frames
         raise NearstepError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearstep.errors import NearstepError
+from nearstep.json_files import NUMBER, OBJECT, check_fields, count, map_of, object_of, optional, read_object
 from nearstep.version import __version__
 
 CARD = "README.md"
@@ -124,16 +124,16 @@ def _code(config: Mapping[str, Any], plan: str | None, library: str) -> str:
 
 def _results(file: Path) -> str:
     """The plans of a results file as a table."""
-    try:
-        plans = json.loads(file.read_text(encoding="utf-8"))["plans"]
-        rows = [
-            f"| {plan} | {found['calls']} | " + " | ".join(f"{100 * found[key]['value']:.1f}" for key in _MEASURES)
-            for plan, found in plans.items()
-        ]
-    except OSError as error:
-        raise NearstepError(f"cannot read the results {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NearstepError(f"{file} holds no results of nearstep evaluate ({error!r})") from error
+    content = read_object(file, "name a file of nearstep evaluate")
+    check_fields(content, {"plans": map_of(OBJECT)}, file)
+    value = object_of({"value": NUMBER})
+    rows = []
+    for plan, found in content["plans"].items():
+        check_fields(
+            found, {"calls": optional(count(least=0)), **dict.fromkeys(_MEASURES, value)}, f"{file}, plan {plan}"
+        )
+        values = " | ".join(f"{100 * found[key]['value']:.1f}" for key in _MEASURES)
+        rows.append(f"| {plan} | {'-' if found['calls'] is None else found['calls']} | {values}")
     head = f"| plan | calls | {' | '.join(_MEASURES)} |"
     return "\n".join([head, "|---" * (2 + len(_MEASURES)) + "|", *(f"{row} |" for row in rows)])
 

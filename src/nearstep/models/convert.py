@@ -98,7 +98,9 @@ def with_loras(layout: Layout, files: Sequence[LoraFile], dtype: torch.dtype | N
         raise NearstepError("a LoRA changes a network, and the source has none")
     weights = layout.transformer.weights
     changes = open_loras(files, weights.shapes)
-    merged = weights.mapped(lambda name, value: changes[name].merged(value, dtype) if name in changes else value)
+    merged = weights.mapped(
+        lambda name, value: changes[name].merged_into(name, value, dtype) if name in changes else value
+    )
     return replace(layout, transformer=Component(config=layout.transformer.config, weights=merged))
 
 
@@ -166,9 +168,21 @@ def _component(folder: Path, name: str, part: Component) -> None:
     if part.folder is None:
         _write_weights(folder / name, _STEMS.get(name, _STEM), part.weights)
     else:  # the text encoder alone is 11 GB
+        for weight, value in part.weights.items():
+            check_finite(weight, value, part.folder)
         for file in (*weight_files(part.folder), *part.folder.glob("*.safetensors.index.json")):
             link_or_copy(file, folder / name / file.name)
     write_json(folder / name / CONFIG, part.config)
+
+
+def check_finite(name: str, value: Tensor, source: Path) -> None:
+    """Refuse a weight that is not finite: it is damaged, or did not fit into half precision.
+
+    Raises:
+        NearstepError: naming it.
+    """
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise NearstepError(f"{source}: {name} holds NaN or infinity, which are not finite; it is damaged")
 
 
 def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
@@ -187,6 +201,7 @@ def _write_weights(folder: Path, stem: str, weights: Weights) -> None:
         if held and size + bytes_ > SHARD_BYTES:
             flush()
             size = 0
+        check_finite(name, value, weights.source)
         held[name] = value.contiguous()
         size, total = size + bytes_, total + bytes_
     flush()

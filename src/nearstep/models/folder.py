@@ -8,9 +8,8 @@ hold a second network beside ``transformer/`` (the bidirectional ``teacher/``), 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib import resources
@@ -19,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.files import check_regular, path_of
+from nearstep.json_files import parsed, read_object, shown
+from nearstep.models.hub import FROM_THE_HUB, Hub, download
+from nearstep.models.schema import check_component
 from nearstep.shapes import latent_frames
 
 EMBEDDED = "playground"
@@ -27,7 +30,8 @@ STREAM = "stream"
 """Sub-folder of a student that was trained for streams, where a model has one."""
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PARTS = ("vae", "text_encoder", "scheduler")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPE_NAMES: dict[str, str] = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
@@ -117,11 +121,11 @@ def _check_plan(name: str, plan: object) -> None:
     from nearstep.flow.plan import parse_steps  # which needs torch, and most of a folder is read without
 
     if not isinstance(plan, str):
-        raise NearstepError(f"{name}={plan!r} is no plan; write one as a string, such as {name}='4'")
+        raise NearstepError(f"{name}={shown(plan)} is no plan; write one as a string, such as {name}='4'")
     try:
         parse_steps(plan, plan.count(",") + 1)
     except NearstepError as error:
-        raise NearstepError(f"{name}={plan!r}: {error}") from None
+        raise NearstepError(f"{name}={shown(plan)}: {error}") from None
 
 
 def _levels(agreement: object) -> tuple[tuple[float, ...], ...]:
@@ -144,17 +148,30 @@ class ModelFolder:
     path: Path
     index: Mapping[str, Any]
     """model_index.json."""
+    variant: str | None = None
+    """Weights are read from files of this variant, such as fp16, where a component has them."""
 
     @classmethod
-    def open(cls, name: str | Path) -> ModelFolder:
-        """The model called ``name``: ``"playground"``, a folder, or a hub id ``owner/model`` (downloaded once)."""
-        path = _locate(name)
-        return cls(path, read_json(path / INDEX))
+    def open(cls, name: str | Path, *, hub: Hub = FROM_THE_HUB, variant: str | None = None) -> ModelFolder:
+        """The model called ``name``: ``"playground"``, a folder, or a hub id ``owner/model`` (downloaded once).
+
+        Raises:
+            NearstepError: naming the file that is missing or wrong, or a variant that no component has.
+        """
+        path = _locate(name, hub)
+        if variant is not None and not [*path.glob(f"*/*.{variant}*.safetensors")]:
+            raise NearstepError(
+                f"{path} has no files of variant {variant!r}, such as transformer/*.{variant}.safetensors"
+            )
+        return cls(path, read_json(path / INDEX), variant)
 
     @cached_property
     def settings(self) -> Settings:
         """The model's own defaults."""
-        return Settings.of(self.index.get("nearstep"))
+        stated = self.index.get("nearstep")
+        if not isinstance(stated, Mapping | None):
+            raise NearstepError(f'"nearstep" in {self.path / INDEX} is {shown(stated)}, not an object of settings')
+        return Settings.of(stated)
 
     def networks(self) -> list[str]:
         """Sub-folders that hold a video transformer, ``transformer`` first."""
@@ -163,10 +180,16 @@ class ModelFolder:
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component, ``scheduler`` included."""
+        if not isinstance(component, str):
+            raise NearstepError(f"a part of a model is named by its sub-folder, a string, not {component!r}")
         if not (self.path / component).is_dir():
             held = ", ".join(sorted(f"{entry.name}/" for entry in self.path.iterdir() if entry.is_dir()))
             raise NearstepError(f"{self.path} has no {component}/; it holds {held or 'nothing'}")
-        return read_json(self.path / component / (SCHEDULER_CONFIG if component == "scheduler" else CONFIG))
+        file = self.path / component / (SCHEDULER_CONFIG if component == "scheduler" else CONFIG)
+        config = read_json(file)
+        if component in _PARTS or _is_network(config) or "_class_name" not in config:
+            check_component(component, config, file)
+        return config
 
     def check_class(self, component: str, *allowed: str) -> None:
         """Refuse a component that is some other kind of model."""
@@ -178,9 +201,14 @@ class ModelFolder:
     def tensors(self, component: str) -> dict[str, TensorInfo]:
         """Names, shapes and types of a component's weights; every file is checked to be whole."""
         found: dict[str, TensorInfo] = {}
-        for file in weight_files(self.path / component):
+        for file in weight_files(self.path / component, self.variant_of(component)):
             found |= read_header(file)
         return found
+
+    def variant_of(self, component: str) -> str | None:
+        """The variant, where a component has files of it; diffusers' ``variant=`` for it."""
+        there = self.variant and [*(self.path / component).glob(f"*.{self.variant}*.safetensors")]
+        return self.variant if there else None
 
 
 @dataclass(frozen=True)
@@ -194,29 +222,42 @@ class TensorInfo:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or one line about what is wrong with it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NearstepError(f"{path} is missing: is {path.parent} a complete model folder?") from None
-    except OSError as error:
-        raise NearstepError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise NearstepError(f"{path} is not valid JSON ({error}): fetch or export it again") from error
-    if not isinstance(content, dict):
-        raise NearstepError(f"{path} holds a {type(content).__name__}, not a JSON object")
-    return content
+    if not path.exists():
+        raise NearstepError(f"{path} is missing: is {path.parent} a complete model folder?")
+    return read_object(path)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component, sharded or not."""
-    sharded = sorted(folder.glob("*.safetensors.index.json"))
-    files = [folder / name for name in _shards(sharded[0])] if sharded else sorted(folder.glob("*.safetensors"))
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The safetensors files of one component, sharded or not; of a variant, such as fp16, where one is named."""
+    end = "" if variant is None else f".{variant}"
+    sharded = sorted(folder.glob(f"*.safetensors.index{end}.json"))
+    files = [folder / name for name in _shards(sharded[0])] if sharded else sorted(folder.glob(f"*{end}.safetensors"))
+    if variant is None:  # beside x.safetensors, x.fp16.safetensors is a variant of it
+        stems = {file.stem for file in files}
+        files = [file for file in files if file.stem.rpartition(".")[0] not in stems]
     if files:
+        _check_once(folder, files, [file for file in folder.glob("*.safetensors") if "." not in file.stem])
         return files
     pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
     if pickles:
         raise NearstepError(f"{folder / pickles[0]} is a pickle, which can run code: convert it to .safetensors first")
     raise NearstepError(f"{folder} holds no .safetensors weights: is the model folder complete?")
+
+
+def _check_once(folder: Path, files: Sequence[Path], beside: Sequence[Path]) -> None:
+    """Refuse a folder that holds a weight twice: two networks, or one with what is left of another."""
+    if len({*files, *beside}) == 1:
+        return
+    homes: dict[str, Path] = {}
+    for file in dict.fromkeys((*files, *(path for path in beside if path not in files))):
+        if file in files and not file.exists():
+            continue  # which is said where it is read
+        for name in read_header(file):
+            if (first := homes.setdefault(name, file)) is not file:
+                raise NearstepError(
+                    f"{folder} holds {name} twice, in {first.name} and in {file.name}: two networks, or one and "
+                    "what is left of another; keep the files of one"
+                )
 
 
 def _shards(index: Path) -> list[str]:
@@ -232,6 +273,7 @@ def _shards(index: Path) -> list[str]:
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Names and shapes in a safetensors file: 8 bytes of length, a JSON header, then the data it measures out."""
+    check_regular(file)
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
@@ -243,7 +285,9 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     except OSError as error:
         raise NearstepError(f"cannot read {file}: {error.strerror}") from error
     try:
-        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        content = parsed(header.decode())
+        _metadata(content)
+        entries = {name: entry for name, entry in content.items() if name != "__metadata__"}
         tensors = {name: _tensor(entry) for name, entry in entries.items()}
         expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, AttributeError, KeyError, TypeError, IndexError):
@@ -263,6 +307,12 @@ def _what_else(start: bytes, size: int) -> str:
     return f"no whole safetensors file ({size} bytes): fetch or export it again"
 
 
+def _metadata(header: Mapping[str, Any]) -> None:
+    stated = header.get("__metadata__", {})
+    if not all(isinstance(value, str) for value in stated.values()):
+        raise ValueError("its metadata holds more than texts")
+
+
 def _tensor(entry: Mapping[str, Any]) -> TensorInfo:
     (first, last), dtype = entry["data_offsets"], str(entry["dtype"])
     return TensorInfo(tuple(entry["shape"]), _DTYPE_NAMES.get(dtype, dtype), last - first)
@@ -272,35 +322,26 @@ def _is_network(config: Mapping[str, Any]) -> bool:
     return config.get("_class_name") in ("VideoTransformer", "WanTransformer3DModel")
 
 
-def _locate(name: str | Path) -> Path:
+def _locate(name: str | Path, hub: Hub) -> Path:
     if str(name) == EMBEDDED:
         embedded = Path(str(resources.files("nearstep"))) / "assets" / EMBEDDED
         if not embedded.is_dir():
             raise NearstepError(f"this installation lacks the embedded model ({embedded}); name a model folder instead")
+        hub.check_unused(embedded)
         return embedded
-    path = Path(name).expanduser()
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise NearstepError(f"a model is {EMBEDDED!r}, a folder, or a hub id owner/name, not {name!r:.60}")
+    path = path_of(name)
     if path.is_dir():
+        hub.check_unused(path)
         if not (path / INDEX).exists() and any(path.glob("*.safetensors")):
             raise NearstepError(f"{path} holds weights and no {INDEX}: nearstep convert {path} NEW makes a model of it")
         return path
     if path.exists():
         raise NearstepError(f"{path} is a file; a model is a folder with {INDEX} (a student's file: --student {path})")
     if isinstance(name, str) and _HUB_ID.fullmatch(name):
-        return _download(name)
+        return download(name, hub)
     raise NearstepError(f"there is no folder {path}; a model is {EMBEDDED!r}, a folder, or a hub id owner/name")
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.safetensors", "*/*.model"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except RepositoryNotFoundError as error:
-        raise NearstepError(f"{name} is neither a folder here nor a model on the hub") from error
-    except OSError as error:  # the hub's own errors are OSErrors
-        raise NearstepError(f"{name} is no folder here, and the hub did not give it: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -311,6 +352,6 @@ def first_line(error: Exception) -> str:
 def shift_of(scheduler: Mapping[str, Any]) -> float:
     """The shift k of a saved scheduler: FlowMatchEuler calls it ``shift``, Wan's UniPC ``flow_shift``."""
     for name in ("flow_shift", "shift"):
-        if name in scheduler:
+        if scheduler.get(name) is not None:
             return float(scheduler[name])
     raise NearstepError("the scheduler's config has neither shift nor flow_shift; a flow-matching scheduler is needed")

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
+from nearstep.json_files import above, check_fields, count
 from nearstep.models.folder import CONFIG, INDEX, ModelFolder, read_json, shift_of, weight_files
 from nearstep.models.networks import open_network
 from nearstep.models.official import Shapes, codec_config, codec_name, text_config, text_name
 from nearstep.models.quantised import dequantised, is_quantised
+from nearstep.models.schema import check_component
 from nearstep.models.wan import sizes_of
 from nearstep.models.weights import Weights, open_weights
 
@@ -73,7 +76,7 @@ def open_layout(
     Raises:
         NearstepError: naming the file that is wrong, or what the folder is not.
     """
-    path = Path(source).expanduser()
+    path = path_of(source)
     if path.is_file():
         return Layout(transformer=_network(path, role, head_dim, usual=usual))
     if role is not None:
@@ -88,6 +91,7 @@ def _folder(path: Path, head_dim: int | None) -> Layout:
     config = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
     kind = config.get("_class_name")
     if kind in NETWORKS:
+        check_component("transformer", config, path / CONFIG)
         return Layout(transformer=_component(path, config))
     if kind is not None and kind not in OFFICIAL_NETWORKS:
         raise NearstepError(f"{path / CONFIG} is a {kind}, not a network of Wan2.1 ({', '.join(NETWORKS)}, WanModel)")
@@ -118,6 +122,7 @@ def _network(
     """A network whose sizes are those of its weights; ``stated`` is the release's config.json."""
     weights, stated = open_network(path, role, usual=usual), stated or {}
     if head_dim is None and "num_heads" in stated:
+        check_fields(stated, {"dim": count(), "num_heads": count(), "eps": above(0)}, path / CONFIG, needed=["dim"])
         head_dim = stated["dim"] // stated["num_heads"]
     try:
         sizes = sizes_of(weights.shapes, head_dim=head_dim or 128)

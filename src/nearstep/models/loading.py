@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -27,16 +28,19 @@ from nearstep.models.student import Student
 from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import find_device
-from nearstep.nets.text import text_length, tokens
+from nearstep.nets.text import check_tokenizer, text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer, kept_in_float32
+from nearstep.ranges import check_count
 from nearstep.shapes import spatial_stride
 
 Model = TypeVar("Model")
 TEXT_ENCODERS = ("UMT5EncoderModel", "umt5")
 """What a text encoder's config.json may call itself."""
+LOADING = RLock()
+"""Held by whoever loads a component: transformers and diffusers patch torch while they do, for all threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +138,7 @@ def merge(network: VideoTransformer, changes: Changes) -> None:
     """Make changes to a network's weights, in place and in their types."""
     own = network.state_dict()
     for name, change in changes.items():
-        own[name].copy_(change.merged(own[name]))
+        own[name].copy_(change.merged_into(name, own[name]))
 
 
 def load_codec(folder: ModelFolder, *, torch_dtype: torch.dtype | None = None) -> AutoencoderKLWan:
@@ -180,8 +184,11 @@ def load_component(
     check_types({key: tensor.dtype for key, tensor in tensors.items()}, folder.path / name)
     path, option = folder.path / name, "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     try:
-        model, report = kind.from_pretrained(path, output_loading_info=True, **{option: dtype})  # type: ignore[attr-defined]
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        options = {option: dtype, "variant": folder.variant_of(name)}
+        with LOADING:
+            whole: Any = kind  # of either library, with options of its own
+            model, report = whole.from_pretrained(path, output_loading_info=True, **options)
+    except Exception as error:  # a damaged configuration surfaces as almost any type, the libraries' own included
         raise NearstepError(f"{path / CONFIG} does not fit its weights: {first_line(error)}") from error
     for problem in ("missing", "unexpected", "mismatched"):
         if found := sorted(map(str, report.get(f"{problem}_keys", ()))):
@@ -215,7 +222,9 @@ def load_student(
     dtype = _own_type(weights) if torch_dtype is None else torch_dtype
     if changes:
         wide = None if dtype is None else torch.float32  # to be rounded once, below
-        weights = weights.mapped(lambda name, value: changes[name].merged(value, wide) if name in changes else value)
+        weights = weights.mapped(
+            lambda name, value: changes[name].merged_into(name, value, wide) if name in changes else value
+        )
     network.load_state_dict({name: _in_type(name, weights, dtype) for name in weights}, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -247,7 +256,9 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerFast:
     if not path.is_dir():
         raise NearstepError(f"{path} is missing: is the model folder complete?")
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        check_tokenizer(tokenizer)
+        return tokenizer
     except Exception as error:  # damaged JSON surfaces as almost any type, the Rust tokenizer's own included
         raise NearstepError(f"{path} holds no tokenizer that can be read: {first_line(error)}") from error
 
@@ -274,6 +285,7 @@ def tile_codec(vae: AutoencoderKLWan, size: int) -> None:
     Raises:
         NearstepError: if the codec cannot cut such tiles.
     """
+    check_count("vae_tile", size, most=10**6)
     stride = spatial_stride(vae.config)
     overlap = -(-size // (4 * stride)) * stride
     Tiling(size=(size, size), overlap=(overlap, overlap)).check(stride)

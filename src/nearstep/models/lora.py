@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nearstep.errors import NearstepError
+
 Shape = tuple[int, ...]
 
 
@@ -40,6 +42,20 @@ class Change(ABC):
     def merged(self, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The weight with the change made, in the weight's type or another; summed in float32."""
         return (weight.float() + self.delta(weight.float())).to(dtype or weight.dtype)
+
+    def merged_into(self, name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``merged``, of the weight called ``name``.
+
+        Raises:
+            NearstepError: if finite factors make a weight that is not.
+        """
+        made = self.merged(weight, dtype)
+        if not (made.is_meta or made.isfinite().all()):
+            raise NearstepError(
+                f"{name} with its LoRA holds NaN or infinity in {str(made.dtype).removeprefix('torch.')}, which is not "
+                f"finite: the adapter is too strong (FILE:0.1) or damaged, or the weight is"
+            )
+        return made
 
     def delta(self, weight: Tensor) -> Tensor:
         """What the change adds to a float32 weight."""

@@ -8,6 +8,7 @@ from math import isfinite
 from pathlib import Path
 
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 
 NAMES = tuple(f"{stem}{end}" for end in (".safetensors", ".bin") for stem in ("pytorch_lora_weights", "adapter_model"))
 """What diffusers and peft call the file in an adapter's folder."""
@@ -40,10 +41,10 @@ class LoraFile:
         """
         if isinstance(given, LoraFile):
             return replace(given, path=adapter_file(given.path), alpha=given.alpha if alpha is None else alpha)
-        path, strength = Path(given).expanduser(), 1.0
+        path, strength = path_of(given), 1.0
         stem, colon, number = str(given).rpartition(":")
         if colon and not path.exists() and (parsed := _number(number)) is not None:
-            path, strength = Path(stem).expanduser(), parsed
+            path, strength = path_of(stem), parsed
         return cls(path=adapter_file(path), strength=strength, alpha=alpha)
 
 

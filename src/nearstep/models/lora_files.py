@@ -7,7 +7,6 @@ file is applied in closed form (models/lora.py) or refused by the name of its ki
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.models.folder import read_json
+from nearstep.json_files import parsed
+from nearstep.models.folder import first_line, read_json
 from nearstep.models.lora import (
     Change,
     Changes,
@@ -301,8 +301,11 @@ def _metadata(path: Path) -> dict[str, Any]:
     """What a safetensors file says about its scale; nothing where it says nothing of one."""
     if path.suffix != ".safetensors":
         return {}
-    with safe_open(path, framework="pt") as opened:
-        said: dict[str, Any] = dict(opened.metadata() or {})
+    try:
+        with safe_open(path, framework="pt") as opened:
+            said: dict[str, Any] = dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise NearstepError(f"{path} is no whole safetensors file ({first_line(error)}): fetch it again") from error
     for nested in ("lora_adapter_metadata", "ss_network_args"):
         if nested in said:
             said |= _json(said[nested], f"{path}: its metadata {nested}")
@@ -321,8 +324,8 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 def _json(text: str, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parsed(text)
+    except ValueError as error:
         raise NearstepError(f"{what} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise NearstepError(f"{what} is no JSON object")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +127,10 @@ def preset_of(given: str | Path) -> tuple[Preset | None, str]:
     Raises:
         NearstepError: for a name that is not published, with the nearest ones.
     """
+    written = path_of(given)
     text = str(given)
     name, equals, path = text.partition("=")
-    if not equals or "/" in name or Path(text).expanduser().exists():
+    if not equals or "/" in name or written.exists():
         return None, text
     if (preset := PRESETS.get(name.lower())) is None:
         near = difflib.get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.5)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 from nearstep.models.presets import preset_of
+from nearstep.ranges import check_count, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,15 @@ class Causality:
     """Its plan unless another is asked for."""
 
     def __post_init__(self) -> None:
-        for name in ("chunk_frames", "shift", "grid"):
-            if not getattr(self, name) > 0:
-                raise NearstepError(f"{name}={getattr(self, name)}; it must be above 0")
+        for name in ("chunk_frames", "grid"):
+            check_count(name, getattr(self, name))
+        check_number("shift", self.shift, above=0)
+        check_count("sink_frames", self.sink_frames, least=0)
+        check_count("window_frames", self.window_frames)
         if self.window_frames is not None and self.window_frames < self.chunk_frames:
             raise NearstepError(f"window_frames={self.window_frames} is less than a chunk of {self.chunk_frames}")
-        if self.sink_frames < 0:
-            raise NearstepError(f"sink_frames={self.sink_frames}; it cannot be negative")
+        if not isinstance(self.default_plan, str):
+            raise NearstepError(f"default_plan={self.default_plan!r} is no plan; write one as a string, such as '4'")
 
     @property
     def network(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class Student(Causality):
             preset, path = preset_of(given)
             fields: dict[str, Any] = {**(preset.options if preset else {}), **asked}
             student = cls(path=path, **fields)
-        if not Path(student.path).expanduser().exists():
+        path = path_of(student.path)
+        if not path.exists():
             raise NearstepError(f"there is no student {student.path}; give a weights file")
-        return replace(student, path=Path(student.path).expanduser())
+        return replace(student, path=path)

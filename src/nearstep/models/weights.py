@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.models.folder import read_header, weight_files
+from nearstep.files import check_regular
+from nearstep.models.folder import first_line, read_header, weight_files
 from nearstep.models.wan import ROLES, weights_in
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -118,6 +119,7 @@ def open_weights(path: Path, role: str | None = None, *, roles: Sequence[str] = 
         role: what to take of a checkpoint.
         roles: where no role is named: what to look for.
     """
+    check_regular(path)
     if path.is_dir():
         files = _files_in(path)
     elif not path.exists():
@@ -158,8 +160,11 @@ def _safetensors(files: list[Path], source: Path) -> Weights:
             homes[name], shapes[name], types[name] = file, info.shape, info.dtype
 
     def read(name: str) -> Tensor:
-        with safe_open(homes[name], framework="pt") as opened:
-            return opened.get_tensor(name)
+        try:
+            with safe_open(homes[name], framework="pt") as opened:
+                return opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise NearstepError(f"{homes[name]} is damaged: {first_line(error)}; fetch or export it again") from error
 
     return Weights(shapes, types, read, source)
 
@@ -207,7 +212,7 @@ def _whole(file: Path) -> Mapping[str, Any]:
         raise NearstepError(
             f"{file} holds more than weights, and reading that could run code: {_reason(error)}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of an unpickler, anything
         raise NearstepError(f"{file} is damaged: {_reason(error)}; fetch it again") from None
     if not isinstance(content, Mapping):
         raise NearstepError(f"{file} holds a {type(content).__name__}, not named weights")

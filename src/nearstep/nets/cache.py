@@ -3,13 +3,16 @@
 The cache is an object that the caller owns and passes in. A read never changes what it holds; only `commit` writes,
 detached, so that no gradient of a later chunk reaches an earlier one. Positions travel with the keys, and what a chunk
 may read follows from positions by the rule of masks.py, so a cached call sees what the masked call sees.
+
+A chunk that may break off is made on a branch, which shares the memory and writes behind what the cache holds: until
+the next branch, the cache it was made from is as good as new. No keys or values are copied for that.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -33,6 +36,17 @@ class Past(NamedTuple):
     keys: Tensor
     values: Tensor
     room: bool
+
+
+class Move(NamedTuple):
+    """A gap that is being closed."""
+
+    change: tuple[tuple[int, ...], tuple[int, ...]]
+    """Positions before and after."""
+    index: int
+    """Which part moves now: those before it have moved."""
+    part: Tensor | None
+    """What it is; None before anything has moved."""
 
 
 class KVCache:
@@ -78,6 +92,10 @@ class KVCache:
         """Frames by which the held keys of the sink have been rotated forward."""
         self.skipped: tuple[int, int] = (0, 0)
         """From which frame to which nothing was committed (`skip_to`): nobody sees anything there."""
+        self.branched = False
+        """Whether another cache needs the frames held here that no later chunk sees."""
+        self._move: Move | None = None
+        """Where the closing of a gap is; it may break off."""
 
     def in_sight(self, positions: Sequence[int]) -> tuple[int, ...]:
         """Those of `positions` at which anything was committed: where frames were skipped, nobody sees anything."""
@@ -116,8 +134,10 @@ class KVCache:
                 f"cannot commit frames from {start} on: the cache ends at frame {self.end}; commit chunks in order"
             )
         frames = layers[0][0].shape[1] // self.tokens_per_frame
-        self._forget(frames)
+        if not self.branched:
+            self._forget(frames)
         held = len(self.positions)
+        self._check_room(held, frames)
         tokens = self._tokens(slice(held, held + frames))
         with torch.no_grad():
             for layer, (keys, values) in enumerate(layers):
@@ -126,9 +146,27 @@ class KVCache:
         self.positions += tuple(range(start, start + frames))
         self.end = start + frames
 
+    def branch(self) -> KVCache:
+        """Another cache that holds the same, in the same memory; what is committed to it does not show here.
+
+        This one may be read, and branched again, until a branch of it is branched or cleared. A branch forgets only
+        when it is branched in its turn.
+        """
+        self._forget(0)
+        branch = copy.copy(self)
+        branch.branched = True
+        return branch
+
+    def emptied(self) -> KVCache:
+        """An empty cache in the memory of this one, which is of no use any more."""
+        empty = copy.copy(self)
+        empty.clear()
+        return empty
+
     def clear(self) -> None:
         """Forget all frames, as if none had been committed."""
         self.end, self.positions, self._sink, self.sink_shift, self.skipped = 0, (), [], 0, (0, 0)
+        self.branched, self._move = False, None
 
     def skip_to(self, frame: int) -> None:
         """Go on at a later frame, with nothing in between: what a stream has forgotten stays forgotten."""
@@ -140,44 +178,65 @@ class KVCache:
 
     def copy(self) -> KVCache:
         """Another cache that holds the same, and shares nothing with this one."""
-        return copy.deepcopy(self)
+        other = copy.deepcopy(self)
+        other.branched = False
+        return other
 
     def _forget(self, frames: int) -> None:
         """Drop what no chunk after the next `frames` sees, and close the gap, so that a read is a view.
 
         slots   [ sink | hidden | window | free ]   ->   [ sink | window | next `frames` | free ]
+
+        Where this breaks off it goes on when it is called again, and nothing may be read before.
         """
-        held = len(self.positions)
-        if self.append_only and held + frames > self.capacity_frames:
+        if self.append_only:
+            return
+        # The chunk after the next frames ends here at the earliest; later chunks see no older frames.
+        next_end = self.end + frames + self.chunk_frames
+        kept = tuple(p for p in self.positions if self.reach.covers(p, next_end))
+        self._check_room(len(kept), frames)
+        self._shift_sink(next_end)
+        if kept != self.positions:
+            self._close_gaps(kept)
+            self.positions = kept
+
+    def _close_gaps(self, kept: tuple[int, ...]) -> None:
+        """What is kept moves down to the first slots, run by run, in ascending order: nothing kept is overwritten.
+
+        Each part is copied before it moves, for old and new place may overlap, and the copy is kept until the next part
+        moves: a part that was moving when something broke off is moved again.
+        """
+        ends = list(accumulate(run.stop - run.start for run in self.find(kept)))
+        targets = [slice(a, b) for a, b in pairwise([0, *ends])]
+        runs = [(self._tokens(run), self._tokens(target)) for run, target in zip(self.find(kept), targets, strict=True)]
+        parts = [(buffer, *run) for run in runs if run[0] != run[1] for buffer in (*self.keys, *self.values)]
+        change = (self.positions, kept)
+        move = self._move if self._move and self._move.change == change else Move(change, 0, None)
+        with torch.no_grad():
+            for index in range(move.index, len(parts)):
+                buffer, source, target = parts[index]
+                part = move.part if index == move.index and move.part is not None else buffer[:, source].clone()
+                self._move = Move(change, index, part)
+                buffer[:, target] = part
+        self._move = Move(change, len(parts), None)
+
+    def _check_room(self, held: int, frames: int) -> None:
+        if held + frames <= self.capacity_frames:
+            return
+        if self.append_only:
             raise NearstepError(
                 f"an append-only cache of {self.capacity_frames} frames cannot take {frames} more after "
                 f"{held}; make it with at least {held + frames} frames"
             )
-        # The chunk after the next frames ends here at the earliest; later chunks see no older frames.
-        next_end = self.end + frames + self.chunk_frames
-        kept = tuple(p for p in self.positions if self.append_only or self.reach.covers(p, next_end))
-        if len(kept) + frames > self.capacity_frames:
-            raise NearstepError(
-                f"a cache of {self.capacity_frames} frames cannot take {frames} more after {len(kept)} that are still "
-                f"in sight; make it with at least {len(kept) + frames} frames or set a shorter window"
-            )
-        self._shift_sink(next_end)
-        if kept == self.positions:
-            return
-        # What is kept moves down to the first slots, run by run, in ascending order: nothing kept is overwritten.
-        place = 0
-        with torch.no_grad():
-            for run in self.find(kept):
-                source, target = self._tokens(run), self._tokens(slice(place, place := place + run.stop - run.start))
-                if source != target:
-                    for buffer in (*self.keys, *self.values):
-                        buffer[:, target] = buffer[:, source].clone()  # they may overlap
-        self.positions = kept
+        raise NearstepError(
+            f"a cache of {self.capacity_frames} frames cannot take {frames} more after {held} that are still "
+            f"in sight; make it with at least {held + frames} frames or set a shorter window"
+        )
 
     def _shift_sink(self, end: int) -> None:
         """Rotate a relative sink's keys to where a chunk that ends before frame `end` sees them.
 
-        Always from what was committed: rounding does not add up.
+        Always from what was committed: rounding does not add up, and it may be done twice.
         """
         frames = self.reach.sink_shift(end)
         if frames == self.sink_shift or not self.positions:

@@ -148,12 +148,12 @@ class _CausalConv3d(WanCausalConv3d):
     """diffusers' causal convolution without the products with zeros that a clip's first frame has for a past."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        left, _, top, _, past, _ = self._padding
+        left, _, top, _, past, _ = cast(tuple[int, ...], self._padding)
         if cache_x is not None or x.shape[2] != 1 or past != self.kernel_size[0] - 1:
             return super().forward(x, cache_x)
         # Of the kernel's taps in time only the last meets the frame: a convolution of the picture, a third of the work.
-        height_width = self.stride[1:]
-        return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, height_width, (top, left)).unsqueeze(2)
+        _, height, width = self.stride
+        return F.conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, (height, width), (top, left)).unsqueeze(2)
 
 
 class _Tiles:

@@ -24,6 +24,8 @@ def find_device(name: torch.device | str) -> torch.device:
     Raises:
         NearstepError: for a device that is not here, or no device's name; it lists those that are.
     """
+    if not isinstance(name, torch.device | str):
+        raise NearstepError(f"a device is a name, such as {AUTO}, or torch's, not {name!r:.60}")
     if isinstance(name, torch.device) and name.type == "meta":
         return name
     here = _here()
@@ -31,7 +33,7 @@ def find_device(name: torch.device | str) -> torch.device:
         return torch.device(here[0])
     if str(name) not in (*here, *(f"{kind}:0" for kind in here)):
         missing = "" if str(name).partition(":")[0] not in ("cuda", "mps", "xpu") else f"; {_why_missing(str(name))}"
-        raise NearstepError(f"device {str(name)!r} is not here: use {AUTO}, {' or '.join(here)}{missing}")
+        raise NearstepError(f"device {str(name)[:60]!r} is not here: use {AUTO}, {' or '.join(here)}{missing}")
     return torch.device(name)
 
 

@@ -7,13 +7,11 @@ Wan pads every prompt to a fixed length, zeroes the features of the padding and 
 
 from __future__ import annotations
 
-import difflib
-import html
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import ftfy
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -23,11 +21,10 @@ from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from nearstep.errors import NearstepError
 from nearstep.nets.devices import device_of
+from nearstep.nets.prompts import Encoded, check_encoded, cleaned, words_of
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"  # T5's special tokens, in T5's order
-WORD_START = "\u2581"  # how sentence-piece vocabularies mark a piece that begins a word
 WAN_TEXT_LENGTH = 512
-LISTED_WORDS = 200  # a vocabulary up to this size is shown whole in an error
 
 
 class Tokens(NamedTuple):
@@ -93,27 +90,38 @@ class PromptEncoder(nn.Module):
         return vocabulary(self.tokenizer)
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer that prompts cannot be read with.
+
+    Raises:
+        NearstepError: if it names no end, or nothing to fill up with.
+    """
+    text_length(tokenizer)
+    if tokenizer.pad_token_id is None:
+        raise NearstepError("the tokenizer has no token for padding: its tokenizer_config.json is damaged")
+
+
 def text_length(tokenizer: PreTrainedTokenizerFast) -> int:
     """Text tokens L that a tokenizer names as its most, or Wan's 512 where it names none."""
-    return tokenizer.model_max_length if tokenizer.model_max_length < LARGE_INTEGER else WAN_TEXT_LENGTH
+    most = tokenizer.model_max_length
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise NearstepError(f"the tokenizer's model_max_length is {most!r}, not a number of tokens: it is damaged")
+    return most if most < LARGE_INTEGER else WAN_TEXT_LENGTH
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: int) -> Tokens:
     """Cleaned prompts as token ids and mask, both ``[B, length]`` int64.
 
     Raises:
-        NearstepError: if a prompt holds words the tokenizer does not know, or is longer than ``length`` tokens. (Wan
-            cuts it there without a word: diffusers ``pipeline_wan.py``, truncation=True.)
+        NearstepError: if a prompt holds words the tokenizer does not know, or is longer than ``length`` tokens.
     """
     if isinstance(prompts, str):
         raise NearstepError(f"a list of prompts is needed, got the single string {prompts!r}")
     prompts = [cleaned(prompt) for prompt in prompts]
     encoded = tokenizer(prompts, return_offsets_mapping=True)
-    rows = list(zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True))
-    _check_words(tokenizer, rows)
-    for prompt, ids, _ in rows:
-        if len(ids) > length:
-            raise NearstepError(f"a prompt has {len(ids)} tokens, {length} fit: shorten {prompt[:60]!r}...")
+    rows = [Encoded(*row) for row in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True)]
+    known = partial(vocabulary, tokenizer)
+    check_encoded(rows, unknown=cast(int | None, tokenizer.unk_token_id), length=length, known=known)
     padded = torch.full((len(rows), length), cast(int, tokenizer.pad_token_id))
     mask = torch.zeros_like(padded)
     for row, (_, ids, _) in enumerate(rows):
@@ -124,43 +132,7 @@ def tokens(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], length: i
 
 def vocabulary(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Every word (or piece of one) that a tokenizer knows, without its special tokens, sorted."""
-    known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    return sorted({token.removeprefix(WORD_START) for token in known})
-
-
-def _check_words(
-    tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[str, list[int], list[tuple[int, int]]]]
-) -> None:
-    unknown: dict[str, None] = {}  # an ordered set
-    for prompt, ids, places in rows:
-        found = zip(ids, places, strict=True)
-        unknown |= dict.fromkeys(_word_at(prompt, *place) for token, place in found if token == tokenizer.unk_token_id)
-    if unknown:
-        raise NearstepError(_unknown_message(list(unknown), vocabulary(tokenizer)))
-
-
-def cleaned(prompt: str) -> str:
-    """What Wan does to a prompt first: broken encodings mended, HTML entities read, white space made single."""
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
-
-
-def _word_at(prompt: str, start: int, end: int) -> str:
-    """The whole word around ``prompt[start:end]``, which a sub-word tokenizer may have cut to a letter."""
-    while start > 0 and prompt[start - 1].isalnum():
-        start -= 1
-    while end < len(prompt) and prompt[end].isalnum():
-        end += 1
-    return prompt[start:end]
-
-
-def _unknown_message(unknown: list[str], vocabulary: list[str]) -> str:
-    """One line: the unknown words, what is near each, and all that is understood when that is short."""
-    named = []
-    for word in unknown:
-        near = difflib.get_close_matches(word.lower(), vocabulary, n=3, cutoff=0.6)
-        named.append(f"{word!r}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-    known = f"; it knows: {' '.join(vocabulary)}" if len(vocabulary) <= LISTED_WORDS else ""
-    return f"the model does not know {'the word' if len(unknown) == 1 else 'the words'} {', '.join(named)}{known}"
+    return words_of(tokenizer.get_vocab(), tokenizer.all_special_tokens)
 
 
 def build_tokenizer(words: Iterable[str], length: int) -> PreTrainedTokenizerFast:

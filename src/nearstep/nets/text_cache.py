@@ -91,6 +91,9 @@ class CachedPromptEncoder:
     def _features(self, prompt: str, tokens: Tokens) -> Tensor:
         """[tokens, D], from the folder or from the network, which then fills the folder."""
         path, count = self.path(prompt), int(tokens.mask.sum())
+        if path.is_symlink():
+            warnings.warn(f"{path} is a link, which is not followed; the entry is made again", stacklevel=2)
+            path.unlink()
         if path.exists():
             try:
                 return _read(path, count)

@@ -6,13 +6,13 @@ every other's, so the way back is a look-up and a caption is never ambiguous.
 
 from __future__ import annotations
 
-import difflib
 import random
 import re
 
 from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.playground.world import Scene
+from nearstep.words import unknown_words
 
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "shape": {
@@ -136,11 +136,11 @@ def parse(text: str) -> dict[str, str]:
     """The attributes that ``text`` states, by name; attributes it leaves open are absent.
 
     Raises:
-        NearstepError: on words outside the vocabulary, naming them, their nearest known words, and what is understood.
+        NearstepError: on words outside the vocabulary, with the known words that come closest to them.
     """
     words = tokens(text)
     if unknown := [word for word in words if word not in _MEANING and word not in _GLUE]:
-        raise NearstepError(_explain(unknown))
+        raise NearstepError(f"unknown in this world: {unknown_words(unknown, vocabulary())}")
     stated: dict[str, set[str]] = {}
     for word in words:
         if word in _MEANING:
@@ -167,14 +167,3 @@ def _direction(stated: dict[str, set[str]], motion: str | None) -> str | None:
     if {"up", "down"} <= set(said) or {"left", "right"} <= set(said):
         raise NearstepError(f"a slide goes one way, not {' and '.join(said)}; a bounce goes both")
     return " ".join(said) or None
-
-
-def _explain(unknown: list[str]) -> str:
-    known = vocabulary()
-    near = {word: difflib.get_close_matches(word, known, n=1) for word in unknown}
-    named = ", ".join(f"{word!r}" + (f" (did you mean {near[word][0]!r}?)" if near[word] else "") for word in unknown)
-    groups = "; ".join(
-        f"{name}: {', '.join(word for words in WORDS[name].values() for word in words)}"
-        for name in ("size", "colour", "shape", "motion", "speed", "background")
-    )
-    return f"unknown in this world: {named}. Understood: {groups}; left, right, up, down"

@@ -278,6 +278,7 @@ def background(name: str, size: int = SIZE) -> Tensor:
     return torch.lerp(top[:, None], bottom[:, None], mix)[:, :, None]
 
 
+@torch.autocast("cpu", enabled=False)  # a pure function, whatever the caller computes in
 def render(scenes: Sequence[Scene], frames: int = FRAMES, first: int = 0) -> Tensor:
     """Draw frames ``first .. first + frames - 1`` of the scenes, [B, T, 3, SIZE, SIZE] in [0, 1], float32."""
     video = torch.stack([background(scene.background) for scene in scenes])[:, None]

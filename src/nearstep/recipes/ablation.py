@@ -9,8 +9,8 @@ different cells or seeds may share the folders.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,15 @@ from typing import Any
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.figures import draw_totals
+from nearstep.evaluate.results import read_results
 from nearstep.evaluate.run import evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
 from nearstep.files import write_json
+from nearstep.flow.plan import parse_steps
 from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.nets.devices import AUTO, find_device
 from nearstep.playground import PLAYGROUND
+from nearstep.ranges import check_count
 from nearstep.recipes import playground as recipes
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
 from nearstep.train.distill.adversary import AdversaryConfig
@@ -31,6 +35,7 @@ from nearstep.train.health import read_metrics
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
 SIMILARITY_PROMPTS = 64
+MOST = 10**7
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "teacher": {"transformer": "teacher", "plans": ("20",)},
@@ -116,20 +121,37 @@ class AblationConfig:
     plans: tuple[str, ...] = PLANS
     compile: bool = False
     """Compile the networks: half the time a step, after some minutes."""
+    device: str = AUTO
+    """Where networks are measured: "auto" (CUDA, then MPS, then the CPU), or cpu, cuda, cuda:1, mps. Training takes
+    CUDA where it is here."""
     runs: Path = Path("runs/ablation")
     out: Path = Path("docs/results/ablation")
 
     def __post_init__(self) -> None:
         known = (*NETWORKS, *CELLS)
         if unknown := [cell for cell in self.cells if cell not in known]:
-            raise NearstepError(f"there is no cell {', '.join(unknown)}; cells are {', '.join(known)}")
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"cells are {', '.join(known)}"
+            raise NearstepError(f"there is no cell {unknown[0]}: {hint}")
+        check_count("captions", self.captions, most=MOST)
+        check_count("steps", self.steps, most=MOST)
+        for name in ("cells", "seeds", "plans"):
+            if not getattr(self, name):
+                raise NearstepError(f"{name} is empty; name at least one, or leave it out")
+        for seed in self.seeds:
+            check_count("seeds", seed, least=0)
+        for plan in self.plans:
+            parse_steps(plan, plan.count(",") + 1)
 
     def run(self) -> Path:
         """Run what is missing, seed by seed over all cells, and write tables and plots; returns the tables' file."""
+        find_device(self.device)
         model = ModelFolder.open(str(self.model)).path
         for cell in [cell for cell in self.cells if cell in NETWORKS]:
             out = self.out / f"{cell}-0.json"
-            evaluate(PLAYGROUND, str(self.model), captions=self.captions, out=out, **NETWORKS[cell])
+            evaluate(
+                PLAYGROUND, str(self.model), captions=self.captions, out=out, **NETWORKS[cell], **self._measured_on
+            )
         for seed in self.seeds:
             for cell in [cell for cell in self.cells if cell in CELLS]:
                 self._run(cell, seed, model)
@@ -138,6 +160,17 @@ class AblationConfig:
         draw_totals({name: cells[name] for name in cells if name in PLOTTED} or cells, self.out / "totals.png")
         return write_tables(cells, self.out / "tables.md")
 
+    @property
+    def missing(self) -> list[str]:
+        """What is still to run or to measure: CELL-SEED."""
+        asked = {f"{cell}-0": NETWORKS[cell]["plans"] for cell in self.cells if cell in NETWORKS}
+        asked |= {f"{cell}-{seed}": self.plans for seed in self.seeds for cell in self.cells if cell in CELLS}
+        return [name for name, plans in asked.items() if not _holds(self.out / f"{name}.json", plans)]
+
+    @property
+    def _measured_on(self) -> dict[str, Any]:
+        return {} if self.device == AUTO else {"device": self.device}  # evaluate's own is auto
+
     def _similarity(self) -> None:
         """The paper's evidence for first-frame enhancement, on the model's own student."""
         from nearstep.stream.pipeline import CausalVideoPipeline
@@ -145,13 +178,14 @@ class AblationConfig:
         target = self.out / "similarity.json"
         if not target.exists():
             prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
-            matrices = step_similarity(CausalVideoPipeline.from_pretrained(self.model), prompts)
+            pipe = CausalVideoPipeline.from_pretrained(self.model, device=self.device)
+            matrices = step_similarity(pipe, prompts)
             draw_similarity(matrices, self.out / "similarity.png")
             write_json(target, matrices.tolist(), indent=None)
 
     def _run(self, cell: str, seed: int, model: Path) -> None:
         result = self.out / f"{cell}-{seed}.json"
-        if result.exists() and set(self.plans) <= json.loads(result.read_text(encoding="utf-8"))["plans"].keys():
+        if _holds(result, self.plans):
             return
         recipe = CELLS[cell]()
         loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}", steps=self.steps)
@@ -161,7 +195,12 @@ class AblationConfig:
                 f"{loop.folder} was stopped after {done} of {self.steps} steps, so it is not evaluated; "
                 "the same command goes on with it"
             )
-        evaluate(PLAYGROUND, str(student), plans=self.plans, captions=self.captions, out=result)
+        evaluate(PLAYGROUND, str(student), plans=self.plans, captions=self.captions, out=result, **self._measured_on)
+
+
+def _holds(result: Path, plans: Sequence[str]) -> bool:
+    """Whether a file has the results of these plans."""
+    return result.exists() and set(plans) <= read_results(result)["plans"].keys()
 
 
 def playground() -> AblationConfig:

@@ -6,11 +6,10 @@ enhancement (FFE) is the plan ``4,1x`` in place of ``1``, so it needs no run of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nearstep.evaluate.results import Results
+from nearstep.evaluate.results import Results, read_results
 from nearstep.evaluate.statistics import pooled
 from nearstep.evaluate.tables import HEADS, clips, difference_table, markdown, points, pooled_table
 from nearstep.files import replacing
@@ -98,7 +97,7 @@ def read_cells(folder: Path, known: Sequence[str]) -> dict[str, list[Results]]:
     """The results in ``folder``, files ``CELL-SEED.json``, in the order of ``known``; plans that every seed has."""
     found: dict[str, list[Results]] = {}
     for path in sorted(folder.glob("*-*.json")):
-        found.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text(encoding="utf-8")))
+        found.setdefault(path.stem.rpartition("-")[0], []).append(read_results(path))
     return {name: _shared_plans(found[name]) for name in known if name in found}
 
 

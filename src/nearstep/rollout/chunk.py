@@ -18,6 +18,9 @@ Renoise = Literal["fresh", "implied"]
 """``fresh``: new noise between steps, the few-step student's way (Self-Forcing). ``implied``: the noise that the
 prediction implies, which makes each step an Euler step of the ODE, the many-step teacher's way."""
 
+AfterStep = Callable[[int, Tensor], Tensor]
+"""(step, what the next one begins with: noise at its time, or x0 after the last) -> what to go on with."""
+
 
 def denoise_chunk(
     denoiser: CausalDenoiser[Cache],
@@ -30,6 +33,7 @@ def denoise_chunk(
     stop: StopRule | None = None,
     renoise: Renoise = "fresh",
     graph: bool = False,
+    after: AfterStep | None = None,
 ) -> tuple[Tensor, int]:
     """x0 of the frames that begin at ``start``, after one call per time of ``schedule``; and how many calls it took.
 
@@ -43,6 +47,7 @@ def denoise_chunk(
         stop: stops the chunk before its schedule ends.
         renoise: where the noise between steps comes from.
         graph: keep the last step's graph for training; the steps before it never have one.
+        after: sees every step, and may change what it leaves.
     """
     x, x0 = draw(0), None
     for step, time in enumerate(schedule.times):
@@ -55,9 +60,10 @@ def denoise_chunk(
                 v = denoiser(x, t, cache=cache, start=start)
             x0 = x0_from_velocity(x, v, t)
         if last or (stop is not None and stop(step + 1, earlier, x0)):
-            return x0, step + 1
+            return (x0 if after is None else after(step, x0)), step + 1
         eps = draw(step + 1) if renoise == "fresh" else eps_from_velocity(x, v, t)
         x = noised(x0, eps, torch.full_like(t, schedule.times[step + 1]))
+        x = x if after is None else after(step, x)
     raise AssertionError("a schedule has at least one step")
 
 

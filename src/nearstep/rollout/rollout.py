@@ -56,6 +56,8 @@ class PlannedChunk(NamedTuple):
 
 Draw = Callable[[int, int, int], Tensor]
 """(chunk, frames, step) -> its noise [B, frames, C, H, W]."""
+AfterEachStep = Callable[[int, int, Tensor], Tensor]
+"""(chunk, step, what it leaves) -> what to go on with (chunk.AfterStep)."""
 
 
 def rollout(
@@ -110,6 +112,7 @@ def unroll(
     renoise: Renoise = "fresh",
     graph: bool = False,
     fused: bool = False,
+    after: AfterEachStep | None = None,
 ) -> Iterator[Chunk]:
     """The loop itself: ``chunks`` may be without end, and each is asked for only when its turn comes.
 
@@ -125,6 +128,7 @@ def unroll(
         graph: keep each chunk's last step differentiable. What is committed is detached, so a chunk's loss never
             reaches earlier chunks (in-place cache writes under grad leak; method.md section 3).
         fused: commit a chunk and call for the next in one network call, where no graph is asked for.
+        after: sees every step of every chunk, and may change what it leaves.
 
     Yields:
         Each chunk as soon as it is finished; its commit happens when the next one is asked for, and the last is never
@@ -145,6 +149,7 @@ def unroll(
             stop=stop,
             renoise=renoise,
             graph=graph,
+            after=None if after is None else partial(after, index),
         )
         yield Chunk(index=index, start=start, latents=latents, steps=steps)
         before, start = latents.detach(), start + frames

@@ -25,17 +25,18 @@ class Deferred(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], T], beside: Executor | None = None) -> None:
-        self._lock, self._make = threading.Lock(), make
+        self._lock = threading.Lock()
+        self._make: Callable[[], T] | None = make
         self._started: Future[T] | None = beside.submit(make) if beside else None
         self._value: list[T] = []
 
     def result(self) -> T:
         """The value, once it is there."""
         with self._lock:
-            if not self._value:
+            if self._make is not None and not self._value:
                 started, self._started = self._started, None
-                self._value.append(started.result() if started else self._make())
-                del self._make  # and with it all that the value was made of
+                self._value.append(self._make() if started is None or started.cancel() else started.result())
+            self._make = None  # and with it all that the value was made of
             return self._value[0]
 
 
@@ -61,17 +62,18 @@ class DecoderThread:
 
     def start(self, before: Deferred[Decoded], latents: Tensor) -> Deferred[Decoded]:
         """The chunk ``latents`` [B, F, C, h, w] after what ``before`` decoded, which stays as it is."""
-        ready = torch.cuda.current_stream(latents.device).record_event() if self._cuda else None
+        cuda = self._cuda  # and not self: what waits to be decoded keeps no thread alive
+        ready = torch.cuda.current_stream(latents.device).record_event() if cuda else None
 
         @torch.no_grad()
         def decode() -> Decoded:
-            with torch.cuda.stream(self._cuda):  # none: where we are
-                if self._cuda and ready:
-                    self._cuda.wait_event(ready)
+            with torch.cuda.stream(cuda):  # none: where we are
+                if cuda and ready:
+                    cuda.wait_event(ready)
                 stream = before.result().stream.copy()  # a decoding that breaks off leaves no trace
                 video = check_finite(stream.decode(latents).float(), "a chunk's pixels")
-                if self._cuda:
-                    self._cuda.synchronize()
+                if cuda:
+                    cuda.synchronize()
             return Decoded(stream, video)
 
         return Deferred(decode, self._pool)

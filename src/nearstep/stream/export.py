@@ -66,7 +66,7 @@ def clip_of(frames: Frames) -> Tensor:
     given = tuple(clip.shape)
     if clip.ndim == 4 and isinstance(frames, np.ndarray):
         clip = clip.movedim(-1, 1)
-    if clip.ndim != 4 or clip.shape[1] != 3 or not len(clip):
+    if clip.ndim != 4 or clip.shape[1] != 3 or not clip.numel():
         raise NearstepError(f"no clip has the shape {given}; use [T, H, W, 3], or tensors [T, 3, H, W]")
     clip = clip.float() / 255 if clip.dtype == torch.uint8 else clip.detach().float()
     if clip.isfinite().all() and not 0 <= clip.min() <= clip.max() <= 1:

@@ -1,4 +1,4 @@
-"""A loaded model: its components, how they come from a folder and go back, and what binds a text to its network."""
+"""A loaded model: its components, and how they come from a folder and go back."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from nearstep.errors import NearstepError
-from nearstep.files import open_to_readers
-from nearstep.flow.guidance import Guided
-from nearstep.flow.live_plan import LivePlan, live_plan
+from nearstep.files import open_to_readers, path_of
 from nearstep.models.card import Card, write_card
 from nearstep.models.configs import Configs, ModelConfigs
-from nearstep.models.folder import INDEX, Settings, shift_of
-from nearstep.models.loading import DeferredTextEncoder, load_model
+from nearstep.models.folder import INDEX, ModelFolder, Settings, shift_of
+from nearstep.models.hub import FROM_THE_HUB, Hub
+from nearstep.models.loading import LOADING, DeferredTextEncoder, load_model
 from nearstep.models.lora_choice import Given, loras_of
 from nearstep.models.lora_peft import peft_adapter
 from nearstep.models.student import Student
-from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.devices import device_of, find_device
+from nearstep.nets.precision import find_dtype, one_dtype
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.protocols import CausalDenoiser, LatentStream
-from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.finite import check_finite, check_weights
-from nearstep.stream.request import Conditioning, own_guidance, prompts_of, samples_of, seed_of
+from nearstep.protocols import LatentStream
+from nearstep.stream.finite import check_weights
+from nearstep.stream.names import LOADING_NAMES, naming
 
 Loaded = TypeVar("Loaded", bound="VideoModel")
 Loras = Given | Sequence[Given] | None
@@ -79,6 +76,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         self.register_to_config(nearstep=dict(nearstep or {}))
 
     @classmethod
+    @naming(LOADING_NAMES)
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # ours names what it takes
         cls: type[Loaded],
         name: str | Path | ModelConfigs,
@@ -86,13 +84,19 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: str | None = None,
         student: Student | str | Path | None = None,
         lora: Loras = None,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         text_device: torch.device | str | None = None,
         text_cache: str | Path | None = None,
-        vae_dtype: torch.dtype | None = None,
+        vae_dtype: torch.dtype | str | None = None,
         vae_tile: int | None = None,
         tiny_decoder: str | Path | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> Loaded:
         """Load a model folder.
 
@@ -105,7 +109,8 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
                 :class:`Student` says how it was trained (docs/wan.md), a path alone means Self-Forcing's way.
             lora: adapter files of any writer, or several, merged into the network's weights; ``"FILE:0.8"`` counts 0.8
                 times. Those that should come off again: ``load_lora_weights``.
-            torch_dtype: of network and text encoder.
+            torch_dtype: of network and text encoder, as saved by default: a type or its name, ``"bfloat16"``.
+            dtype: the same under its newer name.
             device: where to put it: ``"auto"`` is CUDA where it is here, then MPS, then the CPU; unless
                 this is said it stays on the CPU, as diffusers' pipelines do.
             text_device: where to put the text encoder, if elsewhere: ``"cpu"`` leaves the GPU to the network.
@@ -114,26 +119,36 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             vae_tile: decode in tiles of so many pixels, a quarter shared. Less memory while a tile is made, but more
                 kept between chunks and more work, as much as tiles share (``pipe.vae.enable_tiling`` sets more).
             tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
+            variant: read weights from files of this variant, such as ``"fp16"``, where a component has them.
+            revision: of a hub id: a branch, a tag or a commit.
+            cache_dir: where files of the hub are kept.
+            token: for models of the hub that ask for one.
+            local_files_only: take what is in the cache, and ask nobody.
 
         Raises:
             NearstepError: naming the file that is missing, damaged or of another kind, or the device that is not here.
         """
         device = None if device is None else find_device(device)
         text_device = None if text_device is None else find_device(text_device)
+        if transformer is not None and not isinstance(transformer, str):
+            raise NearstepError(f"transformer={transformer!r:.60}; give a sub-folder of the model, such as 'teacher'")
+        precision = one_dtype(torch_dtype, dtype)
+        hub = Hub(revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
         if not isinstance(name, ModelConfigs):
-            model = ModelConfigs.open(name, transformer or "transformer", student, loras_of(lora))
-        elif transformer is None and student is None and lora is None:
+            folder = ModelFolder.open(name, hub=hub, variant=variant)
+            model = ModelConfigs.open(folder, transformer or "transformer", student, loras_of(lora))
+        elif transformer is None and student is None and lora is None and variant is None and hub == FROM_THE_HUB:
             model = name
         else:
-            raise NearstepError("a model that is open names its network, student and LoRAs already; leave them out")
+            raise NearstepError("a model that is open names its files and network already; leave all about them out")
         loaded = load_model(
             model,
-            torch_dtype=torch_dtype,
+            torch_dtype=precision,
             text_device=text_device,
-            text_cache=None if text_cache is None else Path(text_cache),
-            vae_dtype=vae_dtype,
+            text_cache=None if text_cache is None else path_of(text_cache),
+            vae_dtype=None if vae_dtype is None else find_dtype(vae_dtype),
             vae_tile=vae_tile,
-            tiny_decoder=None if tiny_decoder is None else Path(tiny_decoder),
+            tiny_decoder=None if tiny_decoder is None else path_of(tiny_decoder),
         )
         pipe = cls(
             transformer=loaded.transformer,
@@ -174,7 +189,9 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the card is ours
         self, save_directory: str | Path, *, card: Card | None = None, **options: Any
     ) -> None:
-        """Write a model folder, with a model card, that :meth:`from_pretrained` and diffusers load.
+        """Write a model folder, with a model card, that :meth:`from_pretrained` loads.
+
+        WanPipeline loads what ``nearstep convert FOLDER NEW --to diffusers`` makes of it.
 
         Args:
             save_directory: the folder.
@@ -242,71 +259,27 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
     @property
     def prompt_encoder(self) -> PromptEncoder | CachedPromptEncoder:
         """Prompts to token features."""
+        return self.prompt_encoder_of(None)
+
+    def prompt_encoder_of(self, length: int | None) -> PromptEncoder | CachedPromptEncoder:
+        """One that pads to so many tokens, or to as many as the tokenizer says."""
         if (deferred := self._deferred_text) is not None:
-            return CachedPromptEncoder(deferred.cache, deferred.source, self.tokenizer, self._load_text_encoder)
-        return PromptEncoder(self.tokenizer, self.text_encoder)
+            return CachedPromptEncoder(deferred.cache, deferred.source, self.tokenizer, self._load_text_encoder, length)
+        return PromptEncoder(self.tokenizer, self.text_encoder, length)
 
     def _load_text_encoder(self) -> UMT5EncoderModel:
         """The text encoder; one that was not needed until now is loaded, and offloaded like the others."""
-        deferred = self._deferred_text
-        if self.text_encoder is not None or deferred is None:
-            return cast(UMT5EncoderModel, self.text_encoder)
+        with LOADING:  # of several threads that need it the first loads it
+            if self.text_encoder is None and self._deferred_text is not None:
+                self._place_text_encoder(self._deferred_text)
+        return cast(UMT5EncoderModel, self.text_encoder)
+
+    def _place_text_encoder(self, deferred: DeferredTextEncoder) -> None:
         encoder: Any = deferred.load()
-        self.register_modules(text_encoder=encoder)
         place = deferred.device or cast(VideoTransformer, self.transformer).device
-        if getattr(self, "_all_hooks", None):
-            self.maybe_free_model_hooks()  # which hooks all models anew
-        elif str(place) != "meta":  # where layers are offloaded one by one; this one then stays on the CPU
+        hooked = getattr(self, "_all_hooks", None)
+        if not hooked and str(place) != "meta":  # where layers are offloaded one by one; this one then stays on the CPU
             encoder.to(place)
-        return encoder
-
-    # --- text and plans --------------------------------------------------------------------------------------------
-
-    def conditioning(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative_prompt: str | Sequence[str] = "",
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        samples: Sequence[int] | None = None,
-    ) -> Conditioning:
-        """What is to be shown, checked and tokenised, apart from size and plan; arguments as for :meth:`request`."""
-        prompts, negative = prompts_of(prompt, negative_prompt)
-        own = own_guidance(self.configs)
-        texts = tuple(dict.fromkeys((*prompts, *negative)))
-        return Conditioning(
-            prompts=prompts,
-            negative=negative,
-            guidance=float(own if guidance_scale is None else guidance_scale),
-            seed=seed_of(seed, generator),
-            samples=samples_of(samples, len(prompts)),
-            tokens=self.prompt_encoder.tokens(texts),  # unknown words are found here
-        )
-
-    @torch.no_grad()
-    def denoiser(self, conditioning: Conditioning) -> CausalDenoiser[KVCache]:
-        """The network with the text bound, guided where that is wanted; under grad its keys would hold a graph."""
-        network, text = cast(VideoTransformer, self.transformer), self._features(conditioning, conditioning.prompts)
-        if not conditioning.guided:
-            return TextDenoiser(network, text)
-        both = torch.cat([text, self._features(conditioning, conditioning.negative)])
-        return Guided(TextDenoiser(network, both), conditioning.guidance)
-
-    def _features(self, conditioning: Conditioning, texts: Sequence[str]) -> Tensor:
-        """Texts [B] -> [B, L, D] where the network is; a text that is there more than once is encoded once."""
-        different = tuple(dict.fromkeys(texts))
-        features = self.prompt_encoder(different, conditioning.tokens_of(different)).to(self.network_device)
-        check_finite(features, f"the text encoder's features of {different[0][:60]!r}")
-        return features if different == tuple(texts) else features[[different.index(text) for text in texts]]
-
-    def live_plan(self, text: str) -> LivePlan:
-        """What a plan string means for a stream of this model."""
-        return live_plan(
-            text,
-            shift=shift_of(self.scheduler.config),
-            grid=self.settings.grid,
-            frames=TEMPORAL_STRIDE * self.chunk_frames,
-            levels=self.settings.agreement,
-        )
+        self.register_modules(text_encoder=encoder)
+        if hooked:
+            self.maybe_free_model_hooks()  # which hooks all models anew

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import Configs
+from nearstep.nets.codec import VideoCodec
+from nearstep.pictures import fitted
+from nearstep.ranges import check_count
 from nearstep.reach import Reach
-from nearstep.shapes import latent_frames
+from nearstep.shapes import TEMPORAL_STRIDE, latent_frames
 
 Picture = Image.Image | np.ndarray | Tensor | str | Path
 """A file, a PIL image, an array [H, W, 3] (uint8, or floating in [0, 1]), or a tensor [3, H, W] in [0, 1]."""
@@ -27,7 +31,10 @@ _BYTES_OF_16_BITS = 65535 / 255
 
 
 def context_video(image: Picture | None, video: PixelClip | None, *, height: int, width: int) -> Tensor | None:
-    """The picture or clip to go on from as [T, 3, H, W] in [0, 1], float32; None where there is neither.
+    """The picture or clip to go on from as [T, 3, H, W], bytes or numbers in [0, 1]; None where there is neither.
+
+    A picture from a file, or of PIL, is cut at the centre and resized as videos are; arrays and tensors are taken as
+    they are.
 
     Raises:
         NearstepError: if there are both, or they are not of this size or no pictures.
@@ -36,7 +43,7 @@ def context_video(image: Picture | None, video: PixelClip | None, *, height: int
         raise NearstepError("give an image or a video to go on from, not both")
     if image is None and video is None:
         return None
-    frames = _frames([_opened(image)] if image is not None else video)
+    frames = _frames([_sized(_opened(image), height, width)] if image is not None else video)
     if frames.shape[2:] != (height, width):
         what, (high, wide) = "image" if video is None else "video", frames.shape[2:]
         raise NearstepError(
@@ -80,6 +87,12 @@ def _opened(picture: Picture) -> Picture:
     return picture
 
 
+def _sized(picture: Picture, height: int, width: int) -> Picture:
+    if not isinstance(picture, Image.Image) or picture.size == (width, height):
+        return picture
+    return Image.fromarray(fitted(np.asarray(upright(picture)), height=height, width=width))
+
+
 def stream_reach(
     model: Configs, chunk: int, *, window: int | None, sink: int | None, relative_sink: bool | None
 ) -> Reach:
@@ -91,6 +104,11 @@ def stream_reach(
     Raises:
         NearstepError: for a window shorter than a chunk, or a negative sink.
     """
+    check_count("window", window)
+    if sink is not None and (isinstance(sink, bool) or not isinstance(sink, Integral)):
+        raise NearstepError(f"sink={sink!r:.60}; give a whole number of frames")
+    if not isinstance(relative_sink, bool | None):
+        raise NearstepError(f"relative_sink={relative_sink!r:.60}; give True or False")
     config, trained = model.transformer, latent_frames(model.settings.num_frames)
     own, trained_sink = config.get("window_frames"), config.get("sink_frames") or 0
     usual = trained_sink if own else min(chunk, max(0, trained - chunk))
@@ -108,19 +126,46 @@ def digest(tensor: Tensor) -> str:
     return hashlib.blake2b(tensor.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
+def _single(pictures: Any) -> list[Any]:
+    """Frames as arrays or tensors, all of one kind and size."""
+    if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes) or not pictures:
+        raise NearstepError(f"a video is an array, a tensor or a list of pictures, not {pictures!r:.60}")
+    images = [np.asarray(upright(part)) if isinstance(part, Image.Image) else part for part in pictures]
+    if strange := [part for part in images if not isinstance(part, np.ndarray | Tensor)]:
+        raise NearstepError(f"a frame is a picture, an array or a tensor, not {strange[0]!r:.60}")
+    if len({(type(part), str(part.dtype), tuple(part.shape)) for part in images}) > 1:
+        raise NearstepError("the frames of a video are of one kind and one size")
+    return images
+
+
 def _frames(pictures: Any) -> Tensor:
-    """Pictures or a clip as [T, 3, H, W] in [0, 1], float32."""
+    """Pictures or a clip as [T, 3, H, W]: bytes, or float32 in [0, 1]."""
     if isinstance(pictures, Tensor | np.ndarray):
         parts = pictures
     else:
-        images: Any = [np.asarray(upright(part)) if isinstance(part, Image.Image) else part for part in pictures]
+        images = _single(pictures)
         parts = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
-    frames = parts if isinstance(parts, Tensor) else torch.from_numpy(parts).movedim(-1, 1)
-    if frames.ndim != 4 or frames.shape[1] != 3:
+    given = tuple(parts.shape)
+    if isinstance(parts, np.ndarray):
+        if parts.dtype.kind not in "uif":
+            raise NearstepError(f"an image or video of {parts.dtype} was given; use bytes, or numbers from 0 to 1")
+        parts = torch.from_numpy(np.ascontiguousarray(np.moveaxis(parts, -1, 1) if parts.ndim == 4 else parts))
+    frames = parts
+    if frames.ndim != 4 or frames.shape[1] != 3 or not frames.numel():
         raise NearstepError(
-            f"an image or video of shape {tuple(parts.shape)} was given; use arrays [T, H, W, 3], tensors [T, 3, H, W]"
+            f"an image or video of shape {given} was given; use arrays [T, H, W, 3], tensors [T, 3, H, W]"
         )
-    frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+    if frames.dtype == torch.uint8:
+        return frames  # a quarter of the memory; encode makes numbers of a few at a time
     if not 0 <= frames.min() <= frames.max() <= 1:
         raise NearstepError("pictures are bytes, or numbers from 0 to 1; these go beyond")
-    return frames
+    return frames.float()
+
+
+def encoded(frames: Tensor, codec: VideoCodec, device: torch.device) -> Tensor:
+    """Frames [T, 3, H, W] as latents [1, F, C, h, w], four frames at a time: equal to encoding them whole."""
+    stream, cuts = codec.encoder_stream(), [1] + [TEMPORAL_STRIDE] * ((len(frames) - 1) // TEMPORAL_STRIDE)
+    if sum(cuts) != len(frames):
+        latent_frames(len(frames))  # which refuses such a number
+    parts = (part.float() / 255 if part.dtype == torch.uint8 else part for part in frames.split(cuts))
+    return torch.cat([stream.encode(part[None].to(device)) for part in parts], dim=1)

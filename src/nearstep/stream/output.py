@@ -8,14 +8,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import pairwise
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
-from nearstep.files import NAME_BYTES, check_writable, new_part, replacing
+from nearstep.files import NAME_BYTES, check_writable, new_part, path_of, replacing
+from nearstep.json_files import parsed
+from nearstep.ranges import check_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +46,8 @@ def pixels(video: Tensor) -> Pixels:
     Raises:
         NearstepError: if not all of it is finite.
     """
+    if video.ndim != 4 or video.shape[1] != 3 or not video.numel():
+        raise NearstepError(f"a video of shape {tuple(video.shape)}; it is [T, 3, H, W], with numbers from 0 to 1")
     if not video.isfinite().all():
         raise NearstepError("a video with NaN or infinity among its numbers is not finite and cannot be written")
     return (video.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -59,11 +65,11 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
     Raises:
         NearstepError: for an unknown suffix, or if the file cannot be written; nothing half-written stays.
     """
-    path = Path(path)
+    path = path_of(path)
     check_fps(fps)
     if not hasattr(video, "detach"):
         raise NearstepError("write_video takes a tensor [T, 3, H, W]; export_to_video(frames, path, fps) takes all")
-    encode, clip, comment = _encoder(path), pixels(video), json.dumps(dict(metadata or {}))
+    encode, clip, comment = _encoder(path), pixels(video), _comment(metadata)
     with replacing(path) as part:
         encode(part, clip, fps, comment)
     return path
@@ -77,10 +83,19 @@ def write_sheet(
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write :func:`contact_sheet` of the clips as a PNG, whole or not at all, with ``metadata`` as its comment."""
-    path, sheet = Path(path), contact_sheet(clips, labels)
+    path, sheet, comment = path_of(path), contact_sheet(clips, labels), _comment(metadata)
     with replacing(path) as part:
-        sheet.save(part, format="PNG", pnginfo=_png_text(json.dumps(dict(metadata or {}))))
+        sheet.save(part, format="PNG", pnginfo=_png_text(comment))
     return path
+
+
+def _comment(metadata: Mapping[str, Any] | None) -> str:
+    if not isinstance(metadata, Mapping | None):
+        raise NearstepError(f"metadata is a mapping of names to values, not {metadata!r:.60}")
+    try:
+        return json.dumps(dict(metadata or {}))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NearstepError(f"metadata cannot be written as JSON: {error}") from error
 
 
 def check_fps(fps: float) -> None:
@@ -89,16 +104,19 @@ def check_fps(fps: float) -> None:
     Raises:
         NearstepError: unless it is above 0 and no more than MOST_FPS.
     """
-    if not 0 < fps <= MOST_FPS:
-        raise NearstepError(f"fps={fps}: frames a second, above 0 and at most {MOST_FPS}")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps <= MOST_FPS:
+        raise NearstepError(f"fps={fps!r:.60}: frames a second, above 0 and at most {MOST_FPS}")
 
 
 def count_frames(path: Path) -> int:
     """Frames of a video, by its packets: nothing is decoded."""
     import av
 
-    with av.open(path) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))
+    try:
+        with av.open(path) as container:
+            return sum(packet.size > 0 for packet in container.demux(video=0))
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise NearstepError(f"{path} is there and cannot be read as a video; --overwrite replaces it") from error
 
 
 def check_video_path(path: str | Path) -> None:
@@ -142,9 +160,9 @@ def read_comment(path: Path) -> dict[str, Any] | None:
         else:
             with Image.open(path) as image:
                 comment = image.info.get("comment") or image.info.get("xmp")
-        found = json.loads(comment)
-    except (OSError, ValueError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
-        return None
+        found = parsed(comment.decode() if isinstance(comment, bytes) else comment)
+    except (OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, Image.DecompressionBombError):
+        return None  # PyAV's and PIL's errors are any of these
     return found if isinstance(found, dict) else None
 
 
@@ -169,7 +187,16 @@ def side_by_side(clips: Sequence[Tensor], labels: Sequence[str], *, width: int =
 
 
 def contact_sheet(clips: Sequence[Tensor], labels: Sequence[str] = (), columns: int = SHEET_COLUMNS) -> Image.Image:
-    """A row of evenly spaced frames for each clip ``[T, 3, H, W]``, its label above."""
+    """A row of evenly spaced frames for each clip ``[T, 3, H, W]``, its label above.
+
+    Raises:
+        NearstepError: for what are no clips, or labels that do not belong to them.
+    """
+    if not isinstance(clips, Sequence) or not clips or not all(hasattr(clip, "detach") for clip in clips):
+        raise NearstepError("a contact sheet is of a list of clips, tensors [T, 3, H, W]")
+    if not isinstance(labels, Sequence) or not all(isinstance(label, str) for label in labels):
+        raise NearstepError("the labels of a contact sheet are a list of strings, one for each clip")
+    check_count("columns", columns, most=1000)
     return _sheet([pixels(clip) for clip in clips], labels, columns)
 
 
@@ -232,6 +259,23 @@ def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, commen
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def piped_mp4(file: BinaryIO, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
+    """A video for who reads it while it is made, such as a player behind a pipe; as :func:`growing_mp4`.
+
+    Raises:
+        NearstepError: if it cannot be written.
+        BrokenPipeError: if nobody reads it any more.
+    """
+    try:
+        with _writer(file, height, width, fps, comment, FRAGMENTS) as write:
+            yield write
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise NearstepError(f"cannot write the video: {error.strerror}") from error
+
+
 def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
     _, height, width, _ = clip.shape
     with _writer(path, height, width, fps, comment, WHOLE) as grow:
@@ -245,6 +289,21 @@ class _Layout(NamedTuple):
     encoder: dict[str, str]
 
 
+class _Colours(NamedTuple):
+    """How pictures become luma and chroma."""
+
+    name: str
+    """As FFmpeg's scaler calls it."""
+    matrix: int
+    """ITU-T H.273's number."""
+
+
+BT601, BT709 = _Colours("ITU601", 6), _Colours("ITU709", 1)
+HD_LINES = 720
+"""From here on players take BT.709 where a file does not say; it says so."""
+_VIDEO_RANGE = 1  # 16 to 235
+
+
 # faststart puts the index first, so that a page can play the file while it loads.
 WHOLE = _Layout({"movflags": "faststart"}, {})
 # No index but one for each frame, and no frame that waits for later ones: what was written can be read.
@@ -254,20 +313,28 @@ FRAGMENTS = _Layout(
 
 
 @contextmanager
-def _writer(path: Path, height: int, width: int, fps: float, comment: str, layout: _Layout) -> Iterator[Grow]:
+def _writer(
+    file: Path | BinaryIO, height: int, width: int, fps: float, comment: str, layout: _Layout
+) -> Iterator[Grow]:
     import av  # a tenth of a second that only this format needs
 
     if height % 2 or width % 2:
         raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
-    with av.open(path, "w", format="mp4", options=layout.container) as container:
+    with av.open(file, "w", format="mp4", options=layout.container) as container:
         container.metadata["comment"] = comment
         options = {**H264_OPTIONS, **layout.encoder}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        colours = BT709 if height >= HD_LINES else BT601
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = colours.matrix, BT709.matrix, BT709.matrix
+        context.color_range = _VIDEO_RANGE
 
         def grow(clip: Pixels) -> None:
             for picture in clip:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = frame.reformat(format="yuv420p", dst_colorspace=colours.name, dst_color_range=_VIDEO_RANGE)
+                container.mux(stream.encode(frame))
 
         try:
             yield grow
@@ -276,16 +343,30 @@ def _writer(path: Path, height: int, width: int, fps: float, comment: str, layou
 
 
 def _gif(path: Path, clip: Pixels, fps: float, comment: str) -> None:
-    _animation(path, clip, fps, format="GIF", comment=comment.encode())
+    _animation(path, clip, delays(len(clip), fps, unit=10), format="GIF", comment=comment.encode())
 
 
 def _webp(path: Path, clip: Pixels, fps: float, comment: str) -> None:
-    _animation(path, clip, fps, format="WEBP", quality=WEBP_QUALITY, xmp=comment.encode())
+    lasting = delays(len(clip), fps, unit=1)
+    _animation(path, clip, lasting, format="WEBP", quality=WEBP_QUALITY, xmp=comment.encode())
 
 
-def _animation(path: Path, clip: Pixels, fps: float, **options: Any) -> None:
-    first, *rest = (Image.fromarray(picture) for picture in clip)
-    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
+def delays(frames: int, fps: float, *, unit: int) -> list[int]:
+    """Milliseconds of each frame, in whole units of so many, such that each frame begins as near its time as can be.
+
+    The sum is that of the frames to half a unit, however long the clip is. A frame gets none where the rate is higher
+    than the format can show.
+    """
+    begins = [round(1000 * frame / fps / unit) * unit for frame in range(frames + 1)]
+    return [later - sooner for sooner, later in pairwise(begins)]
+
+
+def _animation(path: Path, clip: Pixels, lasting: Sequence[int], **options: Any) -> None:
+    shown = [(Image.fromarray(picture), delay) for picture, delay in zip(clip, lasting, strict=True) if delay]
+    if not shown:
+        shown = [(Image.fromarray(clip[0]), 1)]
+    (first, *rest), each = zip(*shown, strict=True)
+    first.save(path, save_all=True, append_images=rest, duration=list(each), loop=0, **options)
 
 
 def _png(path: Path, clip: Pixels, _fps: float, comment: str) -> None:

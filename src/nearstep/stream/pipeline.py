@@ -10,225 +10,32 @@ the pipeline makes is what training saw.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.nets.cache import KVCache
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.protocols import CausalDenoiser, LatentStream
 from nearstep.reach import Reach
-from nearstep.rollout.rollout import Chunk, rollout
-from nearstep.stream.finite import check_finite
-from nearstep.stream.model import VideoModel
-from nearstep.stream.opening import Picture, PixelClip, context_video, digest, stream_reach
+from nearstep.stream.clips import ClipModel
+from nearstep.stream.names import CALL, naming
+from nearstep.stream.opening import Picture, PixelClip, context_video, digest, encoded, stream_reach
 from nearstep.stream.recording import Opening, Recording
-from nearstep.stream.request import Conditioning, Request, check_room, latent_shape, plan_clip
-from nearstep.stream.results import OUTPUT_TYPES, ChunkVideo, VideoOutput, formatted
+from nearstep.stream.request import Conditioning, check_room, latent_shape
 from nearstep.stream.session import Session
 from nearstep.stream.setup import Script, Setup
 
 
-class CausalVideoPipeline(VideoModel):
+class CausalVideoPipeline(ClipModel):
     """Text to video with a causal few-step student, or with a bidirectional many-step teacher.
 
-    Made by :meth:`from_pretrained`, or of its components (stream/model.py).
+    Made by :meth:`from_pretrained`, or of its components (stream/model.py). Calling it makes clips (stream/clips.py);
+    what is here makes streams.
     """
 
-    # --- clips -----------------------------------------------------------------------------------------------------
-
-    def __call__(
-        self,
-        prompt: str | Sequence[str],
-        plan: str | None = None,
-        *,
-        output_type: str = "np",
-        negative_prompt: str | Sequence[str] = "",
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        samples: Sequence[int] | None = None,
-    ) -> VideoOutput:
-        """Make clips whole.
-
-        Args:
-            prompt: one prompt, or one for each clip.
-            plan: steps per chunk, such as ``"4"`` or ``"4,1x"`` (flow/plan.py); the model's own by default.
-            output_type: ``"np"``, ``"pt"``, ``"pil"`` or ``"latent"``; see :class:`VideoOutput`.
-            negative_prompt: as for :meth:`request`, and so are the others.
-            num_frames: pixel frames, 4n+1.
-            height: pixels.
-            width: pixels.
-            num_inference_steps: n means the plan ``"n"``.
-            guidance_scale: w in v = u + w (c - u); 1 is none.
-            seed: names all noise.
-            generator: a torch generator to draw the seed from.
-            samples: which samples of the seed the clips are.
-        """
-        if output_type not in OUTPUT_TYPES:
-            raise NearstepError(f"output_type={output_type!r}; use one of {', '.join(OUTPUT_TYPES)}")
-        request = self.request(
-            prompt,
-            plan,
-            negative_prompt=negative_prompt,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            generator=generator,
-            samples=samples,
-        )
-        # All chunks before the first is decoded: an offloaded network moves once, and its cache is gone by then.
-        latents = [chunk.latents for chunk in self._chunks(request)]
-        clips = torch.cat(latents, dim=1) if output_type == "latent" else formatted(self._decoded(latents), output_type)
-        self.maybe_free_model_hooks()
-        return VideoOutput(frames=clips, plan=request.clip.plan, seed=request.seed, request=request)
-
-    def stream(
-        self,
-        prompt: str | Sequence[str],
-        plan: str | None = None,
-        *,
-        negative_prompt: str | Sequence[str] = "",
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        samples: Sequence[int] | None = None,
-    ) -> Iterator[ChunkVideo]:
-        """Make clips chunk by chunk, yielding each as soon as it is decoded; arguments as for :meth:`request`.
-
-        Joined, the chunks are exactly what calling the pipeline gives.
-        """
-        request = self.request(
-            prompt,
-            plan,
-            negative_prompt=negative_prompt,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            generator=generator,
-            samples=samples,
-        )
-        return self.play(request)
-
-    def request(
-        self,
-        prompt: str | Sequence[str],
-        plan: str | None = None,
-        *,
-        negative_prompt: str | Sequence[str] = "",
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
-        samples: Sequence[int] | None = None,
-    ) -> Request:
-        """Check what is wanted and complete it from the model's settings; quick, no network runs.
-
-        Args:
-            prompt: one prompt, or one for each clip.
-            plan: steps per chunk; the model's own by default.
-            negative_prompt: what guidance leads away from; unused without guidance.
-            num_frames: pixel frames, 4n+1.
-            height: pixels.
-            width: pixels.
-            num_inference_steps: n means the plan ``"n"``.
-            guidance_scale: w in v = u + w (c - u); 1 is none, the student's default.
-            seed: names all noise; a random one by default (it is in the result).
-            generator: a torch generator to draw the seed from, in place of ``seed``.
-            samples: which samples of the seed the clips are; 0, 1, 2, ... by default. A clip depends on its prompt, the
-                seed and its own sample, not on the clips beside it.
-        """
-        clip = plan_clip(
-            self.configs,
-            plan=plan,
-            num_inference_steps=num_inference_steps,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-        )
-        conditioning = self.conditioning(
-            prompt,
-            negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            generator=generator,
-            samples=samples,
-        )
-        return Request.of(conditioning, clip)
-
-    @torch.no_grad()
-    def play(
-        self,
-        request: Request,
-        *,
-        denoiser: CausalDenoiser[KVCache] | None = None,
-        stream: LatentStream | None = None,
-        fused: bool = True,
-    ) -> Iterator[ChunkVideo]:
-        """The chunks of a request, decoded as they are made.
-
-        Args:
-            request: what to make.
-            denoiser: in the place of :meth:`denoiser`'s: one that is timed, or one that has this text bound already.
-            stream: in the place of a fresh stream of the decoder.
-            fused: commit a chunk in the first call of the next (rollout.unroll).
-        """
-        stream, start = self.latent_stream() if stream is None else stream, 0
-        for chunk in self._chunks(request, denoiser, fused=fused):
-            video = check_finite(stream.decode(chunk.latents).float(), f"the pixels of chunk {chunk.index}")
-            yield ChunkVideo(index=chunk.index, start=start, video=video, latents=chunk.latents, steps=chunk.steps)
-            start += video.shape[1]
-        self.maybe_free_model_hooks()
-
-    @torch.no_grad()
-    def _decoded(self, chunks: Sequence[Tensor]) -> Tensor:
-        """The chunks of a clip as [B, T, 3, H, W] in [0, 1], float32."""
-        stream = self.latent_stream()
-        video = torch.cat([stream.decode(chunk).float() for chunk in chunks], dim=1)
-        return check_finite(video, "the pixels")
-
-    @torch.no_grad()
-    def _chunks(
-        self, request: Request, denoiser: CausalDenoiser[KVCache] | None = None, *, fused: bool = True
-    ) -> Iterator[Chunk]:
-        clip = request.clip
-        for chunk in rollout(
-            self.denoiser(request) if denoiser is None else denoiser,
-            clip.plan,
-            shape=clip.shape.frame,
-            seed=request.seed,
-            samples=request.samples,
-            renoise=clip.renoise,
-            fused=fused,
-            device=self.network_device,
-        ):
-            check_finite(chunk.latents, f"the latents of chunk {chunk.index}")
-            yield chunk
-
-    # --- streams ---------------------------------------------------------------------------------------------------
-
+    @naming(CALL)
     def open(
         self,
         prompt: str,
@@ -353,7 +160,7 @@ class CausalVideoPipeline(VideoModel):
         frames, context = context_video(image, video, height=opening.height, width=opening.width), None
         if frames is not None:
             with torch.no_grad():
-                latents = self.codec.encode(frames[None].to(self.decoder_device))
+                latents = encoded(frames, self.codec, self.decoder_device)
             context = latents.to(self.network_device, torch.float32)
         made_on = {
             "context": None if context is None else digest(context),

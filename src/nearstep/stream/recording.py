@@ -12,13 +12,32 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.files import check_regular, path_of, replacing
+from nearstep.json_files import FLAG, NUMBER, TEXT, WHOLE, Kind, check_fields, count, list_of, optional, parsed, within
 
 VERSION = 2
+_OPENING: dict[str, Kind] = {
+    **dict.fromkeys(("prompt", "negative_prompt", "plan", "weights", "torch"), TEXT),
+    **dict.fromkeys(("seed", "sample"), WHOLE),
+    **dict.fromkeys(("height", "width"), count(10**6)),
+    "guidance": NUMBER,
+    "window": optional(count()),
+    "sink": count(least=0),
+    "relative_sink": FLAG,
+    "context": optional(TEXT),
+}
+"""What the fields of an opening may be in a file."""
+_ENTRY: dict[str, Kind] = {
+    "times": list_of(within(0, 1)),
+    "prompt": optional(TEXT),
+    "plan": optional(TEXT),
+    "seed": optional(WHOLE),
+}
 _FIRST_NAMES = {"following": "relative_sink", "given": "context"}
 """What version 1 called fields of the opening -> their names now."""
 
@@ -75,12 +94,16 @@ class ChunkEntry:
     """What changed just before it."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Recording:
     """One stream, as far as it was made."""
 
     opening: Opening
-    chunks: list[ChunkEntry] = field(default_factory=list)
+    chunks: tuple[ChunkEntry, ...] = ()
+
+    def then(self, entry: ChunkEntry) -> Recording:
+        """The recording with one more chunk."""
+        return Recording(self.opening, (*self.chunks, entry))
 
     def until(self, chunk: int) -> Recording:
         """The recording up to, and without, this chunk."""
@@ -125,9 +148,10 @@ class Recording:
         Raises:
             NearstepError: naming the first line that is no part of a recording.
         """
+        check_regular(path_of(path))
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise NearstepError(f"cannot read the recording {path}: {error}") from error
         *lines, torn = text.split("\n")
         if torn and (len(lines) == 0 or _is_object(torn)):
@@ -135,7 +159,45 @@ class Recording:
         elif torn:
             warnings.warn(f"{path} breaks off in its line {len(lines) + 1}, which is left out", stacklevel=2)
         rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
-        return cls(_opening(path, rows[0] if rows else {}), [_entry(path, *row) for row in enumerate(rows[1:])])
+        return cls(_opening(path, rows[0] if rows else {}), tuple(_entry(path, *row) for row in enumerate(rows[1:])))
+
+
+class Log:
+    """A file that follows a recording as it grows, line by line.
+
+    Args:
+        path: the file; what is there is replaced.
+        recording: what it holds first.
+
+    Raises:
+        NearstepError: if it cannot be written.
+    """
+
+    def __init__(self, path: Path, recording: Recording) -> None:
+        self.path = path
+        self._there: Recording | None = recording
+        self._stopped = False
+        recording.save(path)
+
+    def follow(self, recording: Recording) -> None:
+        """Bring the file up to date: one more line, or all of them.
+
+        A full disk stops the log, with a warning, and not what is watched.
+        """
+        if self._stopped or recording is self._there:
+            return
+        there, self._there = self._there, None  # not known, should this break off
+        try:
+            if there is not None and recording.chunks and recording.chunks[:-1] == there.chunks:
+                recording.append_last(self.path)
+            else:
+                recording.save(self.path)
+        except (OSError, NearstepError) as error:
+            self._stopped = True
+            ends = len(recording.chunks) - 1
+            warnings.warn(f"the log {self.path} ends at chunk {ends}: {error}", stacklevel=2)
+            return
+        self._there = recording
 
 
 def _opening(path: str | Path, row: Mapping[str, Any]) -> Opening:
@@ -152,29 +214,37 @@ def _opening(path: str | Path, row: Mapping[str, Any]) -> Opening:
         raise NearstepError(f"{path} is no recording that can be made again: its first line lacks {missing[0]}")
     if unknown := sorted(opening.keys() - {part.name for part in fields(Opening)}):
         raise NearstepError(f"{path}, line 1: a recording of version {version} has no {unknown[0]!r}")
+    check_fields(opening, _OPENING, f"{path}, line 1", needed=())
     return Opening(**opening)
 
 
 def _entry(path: str | Path, index: int, row: dict[str, Any]) -> ChunkEntry:
+    from nearstep.flow.plan import MOST_STEPS  # which needs torch
+
     times = row.pop("times", None)
     if row.pop("chunk", None) != index or not isinstance(times, list):
         raise NearstepError(f"{path}, line {index + 2}: chunk {index} and its times belong here; cut it off")
     if unknown := sorted(row.keys() - {part.name for part in fields(Changes)}):
         raise NearstepError(f"{path}, line {index + 2}: {unknown[0]!r} is nothing that changes between chunks")
+    where = f"{path}, line {index + 2}"
+    check_fields({"times": times, **row}, _ENTRY, where, needed=())
+    falling = all(later < sooner for sooner, later in pairwise(times))
+    if not 0 < len(times) <= MOST_STEPS or times[0] != 1 or not falling:
+        raise NearstepError(f"{where} is damaged: times fall from 1 (noise), and are at most {MOST_STEPS}")
     return ChunkEntry(times=tuple(times), changes=Changes(**row))
 
 
 def _is_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(parsed(line), dict)
+    except ValueError:
         return False
 
 
 def _row(path: str | Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parsed(line)
+    except ValueError:
         row = None
     if not isinstance(row, dict):
         raise NearstepError(f"{path}, line {number} is no JSON object; a recording is one to a line")

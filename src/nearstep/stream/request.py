@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
+from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.models.configs import Configs
@@ -19,6 +22,8 @@ from nearstep.nets.text import Tokens
 from nearstep.reach import EVERYTHING, Reach
 from nearstep.rollout.chunk import Renoise
 from nearstep.shapes import TEMPORAL_STRIDE, LatentShape, latent_frames, spatial_stride
+from nearstep.stream.given import GivenTensor
+from nearstep.stream.opening import digest
 
 _SEED_BITS = 63
 MOST_GUIDANCE = 1000
@@ -54,12 +59,22 @@ class Conditioning:
     samples: tuple[int, ...]
     tokens: Tokens = field(repr=False, compare=False)
     """Those of :attr:`texts`."""
+    row_seeds: tuple[int, ...] = ()
+    """One for each row, where a list of generators named them; else ``seed`` is that of all."""
+    features: GivenTensor | None = None
+    """[B, L, D] in the place of what the text encoder makes of the prompts, which are "" then."""
+    negative_features: GivenTensor | None = None
+    """The same of the negative ones."""
+    text_length: int | None = None
+    """Text tokens L that prompts are padded to, if not the tokenizer's own."""
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance)
         check_negative(self.negative, self.guidance)
-        if strange := [sample for sample in self.samples if isinstance(sample, bool) or not isinstance(sample, int)]:
-            raise NearstepError(f"sample {strange[0]!r} is not a whole number")
+        if self.negative_features is not None and not self.guided:
+            raise NearstepError("negative_prompt_embeds act through guidance, and there is none (1); leave them out")
+        for sample in self.samples:
+            whole("sample", sample)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -68,7 +83,13 @@ class Conditioning:
 
     def tokens_of(self, texts: Sequence[str]) -> Tokens:
         """The tokens of some of :attr:`texts`."""
-        return self.tokens.rows([self.texts.index(text) for text in texts])
+        rows = {text: row for row, text in enumerate(self.texts)}
+        return self.tokens.rows([rows[text] for text in texts])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of the rows."""
+        return self.row_seeds or (self.seed,) * len(self.prompts)
 
     @property
     def guided(self) -> bool:
@@ -81,23 +102,47 @@ class Request(Conditioning):
     """Everything that names a result: equal requests to equal weights give equal clips."""
 
     clip: Clip
+    latents: GivenTensor | None = None
+    """[B, F, C, h, w] in the place of the noise that chunks begin as; seed and samples still name the noise between
+    steps."""
 
     @classmethod
-    def of(cls, conditioning: Conditioning, clip: Clip) -> Request:
+    def of(cls, conditioning: Conditioning, clip: Clip, latents: GivenTensor | None = None) -> Request:
         """A clip, with what it is to show."""
         named = {part.name: getattr(conditioning, part.name) for part in fields(Conditioning)}
-        return cls(**named, clip=clip)
+        return cls(**named, clip=clip, latents=latents)
+
+    def draw(self, chunk: int, frames: int, step: int, device: torch.device | str | None = None) -> Tensor:
+        """The noise [B, frames, C, h, w] of a step, by name; step 0 is what a chunk begins as."""
+        if step == 0 and self.latents is not None:
+            first = sum(self.clip.plan.lengths[:chunk])
+            return self.latents.tensor[:, first : first + frames].to(device)
+        shape = (frames, *self.clip.shape.frame)
+        names = zip(self.seeds, self.samples, strict=True)
+        rows = [rng.noise(shape, seed=seed, samples=[sample], chunk=chunk, step=step) for seed, sample in names]
+        return torch.cat(rows).to(device)
+
+    def noise(self) -> Tensor:
+        """What the clips begin as, [B, F, C, h, w]: handed over as ``latents``, it makes them again."""
+        return torch.cat([self.draw(chunk, frames, 0) for chunk, frames in enumerate(self.clip.plan.lengths)], dim=1)
 
     def metadata(self, row: int) -> dict[str, Any]:
         """What to keep beside the clip of one prompt, so that it can be made again."""
-        return clip_metadata(
+        said = clip_metadata(
             self.clip,
             prompt=self.prompts[row],
             negative=self.negative[row],
             guidance=self.guidance,
-            seed=self.seed,
+            seed=self.seeds[row],
             sample=self.samples[row],
         )
+        given = {
+            "prompt_embeds": self.features,
+            "negative_prompt_embeds": self.negative_features,
+            "starting_noise": self.latents,
+        }
+        digests = {name: digest(tensor.tensor[row]) for name, tensor in given.items() if tensor is not None}
+        return {**said, **digests, **({"text_length": self.text_length} if self.text_length else {})}
 
 
 def clip_metadata(
@@ -122,22 +167,6 @@ def own_guidance(model: Configs) -> float:
     return 1.0 if model.transformer.get("chunk_frames") is not None else model.settings.guidance_scale
 
 
-def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that says nothing, or is no text.
-
-    Raises:
-        NearstepError: for what is empty, blank, or holds half a character.
-    """
-    if not isinstance(prompt, str):
-        raise NearstepError(f"a prompt is a string, not {prompt!r}")
-    if not prompt.strip():
-        raise NearstepError("a prompt is empty; say what the clip shows")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise NearstepError(f"the prompt {prompt[:60]!r} is no text in UTF-8: it holds half a character") from None
-
-
 def check_negative(negative: Sequence[str], guidance: float) -> None:
     """Refuse a negative prompt that nothing would come of.
 
@@ -151,14 +180,26 @@ def check_negative(negative: Sequence[str], guidance: float) -> None:
         )
 
 
+def guidance_of(weight: float) -> float:
+    """A guidance as a number.
+
+    Raises:
+        NearstepError: for what is none.
+    """
+    if isinstance(weight, bool) or not isinstance(weight, Real):
+        raise NearstepError(f"guidance_scale={weight!r} is not a number; 1 is none")
+    return float(weight)
+
+
 def check_guidance(weight: float) -> None:
     """Refuse a guidance that no clip can be made with.
 
     Raises:
-        NearstepError: for one that is not finite, below 0 or absurd.
+        NearstepError: for one that is not finite, below 1 or absurd.
     """
-    if not 0 <= weight <= MOST_GUIDANCE:
-        raise NearstepError(f"guidance {weight}: give a number from 0 to {MOST_GUIDANCE}; 1 is none")
+    if not 1 <= weight <= MOST_GUIDANCE:
+        # diffusers takes 0 for none; in v = u + w (c - u) it would be a clip that its prompt has no part in.
+        raise NearstepError(f"guidance {weight}: give a number from 1, which is none, to {MOST_GUIDANCE}")
 
 
 def check_room(model: Configs, shape: LatentShape, reach: Reach, *, chunk: int) -> None:
@@ -216,7 +257,9 @@ def plan_clip(
     if plan is not None and num_inference_steps is not None:
         raise NearstepError(f"give plan={plan!r} or num_inference_steps={num_inference_steps}, not both")
     if num_inference_steps is not None:
-        plan = str(num_inference_steps)
+        plan = str(whole("num_inference_steps", num_inference_steps))
+    if plan is not None and not isinstance(plan, str):
+        raise NearstepError(f"plan={plan!r}; a plan is a string, such as '4' or '4,1x'")
     shape = latent_shape(model, num_frames=num_frames, height=height, width=width)
     check_room(model, shape, EVERYTHING, chunk=chunk_frames or shape.frames)
     own = model.settings.default_plan if chunk_frames else model.settings.teacher_plan
@@ -239,9 +282,9 @@ def latent_shape(
         NearstepError: for a size that codec or patches do not divide, or too many frames.
     """
     settings, transformer = model.settings, model.transformer
-    frames = settings.num_frames if num_frames is None else num_frames
-    height = settings.height if height is None else height
-    width = settings.width if width is None else width
+    frames = settings.num_frames if num_frames is None else whole("num_frames", num_frames)
+    height = settings.height if height is None else whole("height", height)
+    width = settings.width if width is None else whole("width", width)
     stride, (_, *patch) = spatial_stride(model.vae), transformer["patch_size"]
     limit = transformer["rope_max_seq_len"]
     for name, side, multiple in zip(("height", "width"), (height, width), (stride * p for p in patch), strict=True):
@@ -256,39 +299,44 @@ def latent_shape(
     return LatentShape(frames=latent, channels=model.vae["z_dim"], height=height // stride, width=width // stride)
 
 
-def prompts_of(prompt: str | Sequence[str], negative: str | Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Prompts and as many negative prompts."""
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    negatives = (negative,) * len(prompts) if isinstance(negative, str) else tuple(negative)
-    if not prompts:
-        raise NearstepError("no prompt was given; give a string or a list of strings")
-    if len(negatives) != len(prompts):
-        raise NearstepError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each")
-    for prompt in prompts:
-        check_prompt(prompt)
-    if strange := [text for text in negatives if not isinstance(text, str)]:
-        raise NearstepError(f"a negative prompt is a string, not {strange[0]!r}")
-    return prompts, negatives
-
-
-def seed_of(seed: int | None, generator: torch.Generator | None) -> int:
+def seed_of(seed: int | None, generator: torch.Generator | None = None) -> int:
     """The seed that names all noise: as given, drawn from a generator (which moves on), or a new random one."""
     if generator is not None:
         if seed is not None:
             raise NearstepError(f"give seed={seed} or a generator, not both")
         if not isinstance(generator, torch.Generator):
-            raise NearstepError("one generator names the noise of all prompts; use seed= and samples= to name each")
+            raise NearstepError(f"a generator is a torch.Generator, or a list of one for each clip, not {generator!r}")
         return int(torch.randint(2**_SEED_BITS - 1, (), generator=generator, device=generator.device))
-    if seed is None:
-        return secrets.randbits(32)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise NearstepError(f"seed={seed!r} is not a whole number")
-    return seed
+    return secrets.randbits(32) if seed is None else whole("seed", seed)
+
+
+def whole(name: str, number: int) -> int:
+    """A whole number of any library.
+
+    Raises:
+        NearstepError: for anything else.
+    """
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise NearstepError(f"{name}={number!r} is not a whole number")
+    return int(number)
+
+
+def row_seeds_of(
+    generators: Sequence[torch.Generator], seed: int | None, samples: Sequence[int] | None, count: int
+) -> tuple[int, ...]:
+    """A seed for each clip, so that it is the one that its generator makes alone."""
+    if len(generators) != count:
+        raise NearstepError(f"{len(generators)} generators for {count} clips; give one, or one each")
+    if seed is not None or samples is not None:
+        raise NearstepError("a generator for each clip names its noise already; leave seed and samples out")
+    return tuple(seed_of(None, generator) for generator in generators)
 
 
 def samples_of(samples: Sequence[int] | None, count: int) -> tuple[int, ...]:
     """Which samples of the seed the prompts are: 0, 1, 2, ... unless named."""
-    chosen = tuple(range(count)) if samples is None else tuple(samples)
+    if isinstance(samples, str | Tensor) or not (samples is None or isinstance(samples, Iterable)):
+        raise NearstepError(f"samples={samples!r}; give whole numbers, one for each clip")
+    chosen = tuple(range(count)) if samples is None else tuple(whole("sample", sample) for sample in samples)
     if len(chosen) != count:
-        raise NearstepError(f"{len(chosen)} samples for {count} prompts; name one each")
+        raise NearstepError(f"{len(chosen)} samples for {count} prompts; name one for each clip")
     return chosen

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,23 +29,25 @@ from nearstep.flow.plan import Schedule
 from nearstep.rollout.rollout import Chunk, PlannedChunk, unroll
 from nearstep.stream.decoding import DecoderThread
 from nearstep.stream.finite import check_finite
-from nearstep.stream.recording import Changes, ChunkEntry, Recording
+from nearstep.stream.recording import Changes, ChunkEntry, Log, Recording
 from nearstep.stream.request import seed_of
 from nearstep.stream.results import ChunkVideo
 from nearstep.stream.setup import Script, Setup
-from nearstep.stream.state import PendingChunk, State, continued, first_state
+from nearstep.stream.state import Ended, PendingChunk, Standing, State, continued, first_state
+
+T = TypeVar("T")
 
 
 class Session:
     """An endless stream of chunks; iterate over it. Made by ``CausalVideoPipeline.open`` and ``replay``.
 
+    Whatever breaks off in it (an error, Ctrl-C) leaves it as it was, bit for bit; the call may be made again.
+
     Args:
         setup: what holds from beginning to end.
         script: what to make again; the stream ends with it.
         log: a file that follows the recording as it grows.
-        state: where to go on; by default at the beginning.
-        recording: what led to ``state``.
-        waiting: chunks that are begun and not handed out; ``state`` comes after them.
+        standing: where to go on; by default at the beginning.
     """
 
     def __init__(
@@ -56,21 +56,26 @@ class Session:
         *,
         script: Script | None = None,
         log: Path | None = None,
-        state: State | None = None,
-        recording: Recording | None = None,
-        waiting: Sequence[PendingChunk] = (),
+        standing: Standing | None = None,
     ) -> None:
-        self._setup, self._model, self._script, self._log = setup, setup.model, script, log
-        self._making, self._closed = threading.Lock(), False
+        self._setup, self._model, self._script = setup, setup.model, script
+        self._gate = threading.Lock()
+        self._claim: object | None = None
+        """Of whoever makes something now."""
         self._decoder = DecoderThread(setup.model.decoder_device, beside=setup.prefetch)
-        self._undo: deque[State] = deque(maxlen=setup.undo_depth + 1 if setup.undo_depth else 0)
-        self._waiting = deque(waiting)
-        self.recording = recording or Recording(setup.opening)
-        self._go_on_from(state or self._beginning())
-        if log is not None:
-            self.recording.save(log)
+        self._at: Standing | Ended = standing or Standing(state=self._beginning(), recording=Recording(setup.opening))
+        self._log = None if log is None else Log(log, self.recording)
 
     # --- what there is to see --------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        where = "closed" if not isinstance(self._at, Standing) else f"chunk {self.index} comes next"
+        return f"Session({where}; {self.prompt!r}, plan {self.plan}, seed {self.seed})"
+
+    @property
+    def recording(self) -> Recording:
+        """What has been made, and how to make it again."""
+        return self._at.recording
 
     @property
     def index(self) -> int:
@@ -80,17 +85,43 @@ class Session:
     @property
     def prompt(self) -> str:
         """What the next chunk will show."""
-        return self._direction.prompt
+        return self._at.direction.prompt
 
     @property
     def plan(self) -> str:
         """What decides its steps."""
-        return self._direction.plan
+        return self._at.direction.plan
 
     @property
     def seed(self) -> int:
         """What names its noise."""
-        return self._direction.seed
+        return self._at.direction.seed
+
+    # --- wholly or not at all --------------------------------------------------------------------------------------
+
+    def _whole(self, step: Callable[[Standing], tuple[Standing | Ended, T]]) -> T:
+        """Go from one standing to the next, one thing at a time; what breaks off has not happened.
+
+        Args:
+            step: standing -> the next one, and what the caller gets. It changes neither the session nor the standing.
+        """
+        claim = object()
+        try:
+            with self._gate:
+                if isinstance(at := self._at, Ended):
+                    raise NearstepError("this session is closed; open another")
+                if self._claim is not None:
+                    raise NearstepError("a chunk of this session is being made; ask again between chunks")
+                self._claim = claim
+            after, result = step(at)
+            if self._log is not None:
+                self._log.follow(after.recording)
+            # Python looks for signals in calls: from here to the caller there are none, so no chunk is lost to Ctrl-C.
+            self._at = after
+            return result
+        finally:
+            if self._claim is claim:
+                self._claim = None
 
     # --- making chunks ---------------------------------------------------------------------------------------------
 
@@ -103,105 +134,113 @@ class Session:
         Raises:
             NearstepError: if the session is closed, or another thread is making a chunk of it.
         """
-        with self._exclusive():
-            if not self._waiting:
-                self._waiting.append(self._begin())
-            # The first chunk is handed out at once: nothing is begun beside it.
-            if self._setup.prefetch and self._waiting[0].index and len(self._waiting) < 2 and not self._script_ended:
-                self._waiting.append(self._begin())
-            video = self._waiting[0].finish(self._state.plan)
-            self._note(self._waiting.popleft())
-            return video
+        return self._whole(self._next)
 
-    def _note(self, pending: PendingChunk) -> None:
-        """Into the recording."""
-        self.recording.chunks.append(pending.entry)
-        self._write(last=True)
+    def _next(self, at: Standing) -> tuple[Standing, ChunkVideo]:
+        state, waiting = replace(at.state, plan=at.state.plan.copy()), list(at.waiting)
+        undo = at.undo
+        if not waiting:
+            state, undo = self._begun(state, undo, waiting)
+        # The first chunk is handed out at once: nothing is begun beside it.
+        if self._setup.prefetch and waiting[0].index and len(waiting) < 2 and not self._script_ended(state):
+            # A second chunk may be begun at once only in the first call, or after a rewind: there is one branch.
+            state, undo = self._begun(state if at.waiting else state.copy(), undo, waiting)
+        first, *rest = waiting
+        video = first.finish(state.plan)
+        recording = at.recording.then(first.entry)
+        return Standing(state=state, recording=recording, waiting=tuple(rest), undo=undo), video
 
-    @property
-    def _script_ended(self) -> bool:
-        """Whether all of a script has been begun."""
-        return self._script is not None and self._state.index == len(self._script.chunks)
-
-    def _begin(self) -> PendingChunk:
+    def _begun(
+        self, state: State, undo: tuple[State, ...], waiting: list[PendingChunk]
+    ) -> tuple[State, tuple[State, ...]]:
+        """Begin the next chunk, to be handed out after those that wait; the state after it, and what to go back to."""
         if self._script is None:
-            return self._advance(self._planned())
-        if self._script_ended:
+            state, pending = self._advanced(state, self._planned(state))
+        elif self._script_ended(state):
             raise StopIteration
-        return self._again(self._script.chunks[self._state.index], keep_times=self._script.keep_times)
+        else:
+            entry = self._script.chunks[state.index]
+            state, pending = self._made_again(state, entry, keep_times=self._script.keep_times)
+        waiting.append(pending)
+        return state, self._kept(undo, state)
 
-    def _again(self, entry: ChunkEntry, *, keep_times: bool = True) -> PendingChunk:
+    def _kept(self, undo: tuple[State, ...], state: State) -> tuple[State, ...]:
+        """With one more state to go back to, where that is wanted."""
+        depth = self._setup.undo_depth
+        return (*undo, state.copy())[-depth - 1 :] if depth else ()
+
+    def _script_ended(self, state: State) -> bool:
+        """Whether all of a script has been begun."""
+        return self._script is not None and state.index == len(self._script.chunks)
+
+    def _made_again(self, state: State, entry: ChunkEntry, *, keep_times: bool = True) -> tuple[State, PendingChunk]:
         """A chunk of a recording."""
-        self._change(entry.changes)
-        return self._advance(ChunkSteps(Schedule(entry.times)) if keep_times else self._planned())
+        state = self._changed(state, entry.changes)
+        return self._advanced(state, ChunkSteps(Schedule(entry.times)) if keep_times else self._planned(state))
 
-    def _planned(self) -> ChunkSteps:
-        return self._state.plan.next(self._state.since, self._state.before)
+    @staticmethod
+    def _planned(state: State) -> ChunkSteps:
+        return state.plan.next(state.since, state.before)
 
     @torch.no_grad()
-    def _advance(self, steps: ChunkSteps) -> PendingChunk:
-        """Make the next chunk [1, F, C, h, w], and go on to the state after it.
-
-        The state is replaced only when the chunk is there: one that breaks off is made anew, with the same noise.
-        """
-        state, began = self._state, self._now()
-        chunk = self._denoised(PlannedChunk(self._model.chunk_frames, *steps))
+    def _advanced(self, before: State, steps: ChunkSteps) -> tuple[State, PendingChunk]:
+        """The state after the next chunk [1, F, C, h, w], which is on its way to be decoded."""
+        began, state = self._now(), before.branch()
+        chunk = self._denoised(state, PlannedChunk(self._model.chunk_frames, *steps))
         check_finite(chunk.latents, f"the latents of chunk {chunk.index}")
         seconds = self._now() - began
         decoded = self._decoder.start(state.decoded, chunk.latents)
         # The times that were run, not those that were planned: a replay need not know why a chunk stopped.
         entry = ChunkEntry(times=steps.schedule.times[: chunk.steps], changes=state.changes)
-        self._go_on_from(state.after(chunk.latents, decoded, self._setup.reach))
-        if self._undo.maxlen:
-            self._undo.append(self._state.copy())
-        return PendingChunk(chunk=chunk, start=state.pixels, seconds=seconds, decoded=decoded, entry=entry)
+        pending = PendingChunk(chunk=chunk, start=state.pixels, seconds=seconds, decoded=decoded, entry=entry)
+        return state.after(chunk.latents, decoded, self._setup.reach), pending
 
-    def _denoised(self, planned: PlannedChunk) -> Chunk:
-        state = self._state
-        # A chunk that was broken off may have committed the one before it already.
-        before = state.before if state.cache.end < state.start else None
+    def _denoised(self, state: State, planned: PlannedChunk) -> Chunk:
+        def draw(chunk: int, frames: int, step: int) -> Tensor:
+            conditioning = state.conditioning
+            return rng.noise(
+                (frames, *self._setup.frame),
+                seed=conditioning.seed,
+                samples=conditioning.samples,
+                chunk=chunk,
+                step=step,
+                device=self._model.network_device,
+            )
+
         (chunk,) = unroll(
             state.denoiser,
             [planned],
-            self._draw,
+            draw,
             cache=state.cache,
             first=state.index,
             start=state.start,
-            before=before,
+            before=state.before,
             fused=True,
         )
         return chunk
-
-    def _draw(self, chunk: int, frames: int, step: int) -> Tensor:
-        conditioning = self._state.conditioning
-        return rng.noise(
-            (frames, *self._setup.frame),
-            seed=conditioning.seed,
-            samples=conditioning.samples,
-            chunk=chunk,
-            step=step,
-            device=self._model.network_device,
-        )
 
     # --- between chunks --------------------------------------------------------------------------------------------
 
     def change(self, *, prompt: str | None = None, plan: str | None = None, seed: int | None = None) -> None:
         """Go on otherwise from the next chunk on; nothing that was made before changes.
 
-        A new prompt also commits the frames in sight anew, as if they had been made under it: else the old one would
-        linger in what they remember.
+        With a new prompt the next chunk also commits the frames in sight anew, as if they had been made under it: else
+        the old one would linger in what they remember.
 
         Raises:
-            NearstepError: for what the model cannot do, or while a chunk is being made; the session goes on as it was.
+            NearstepError: for what the model cannot do, or while a chunk is being made.
         """
-        with self._exclusive():
-            self._change(Changes(prompt=prompt, plan=plan, seed=seed))
+        changes = Changes(prompt=prompt, plan=plan, seed=seed)
+        self._whole(lambda at: (replace(at, state=self._changed(at.state, changes)), None))
 
-    def _change(self, changes: Changes) -> None:
-        state, conditioning = self._state, self._state.conditioning
-        # All that can be refused comes first, and then the text encoder: until here the session is as it was.
-        plan = state.plan if changes.plan is None else self._model.live_plan(changes.plan)
-        conditioning = conditioning if changes.seed is None else replace(conditioning, seed=seed_of(changes.seed, None))
+    def _changed(self, state: State, changes: Changes) -> State:
+        if not changes.named():
+            return state
+        conditioning, plan, denoiser = state.conditioning, state.plan, state.denoiser
+        if changes.plan is not None:
+            plan = self._model.live_plan(changes.plan)
+        if changes.seed is not None:
+            conditioning = replace(conditioning, seed=seed_of(changes.seed, None))
         if changes.prompt is not None:
             conditioning = self._model.conditioning(
                 changes.prompt,
@@ -210,65 +249,62 @@ class Session:
                 seed=conditioning.seed,
                 samples=conditioning.samples,
             )
-        denoiser = state.denoiser if changes.prompt is None else self._model.denoiser(conditioning)
-        again = changes.prompt is not None or changes.plan is not None
-        self._go_on_from(
-            replace(
-                state,
-                conditioning=conditioning,
-                plan_text=state.plan_text if changes.plan is None else changes.plan,
-                denoiser=denoiser,
-                plan=plan,
-                changes=state.changes.then(changes),
-                since=0 if again else state.since,
-            )
+            denoiser = self._model.denoiser(conditioning)
+        return replace(
+            state,
+            conditioning=conditioning,
+            plan_text=state.plan_text if changes.plan is None else changes.plan,
+            denoiser=denoiser,
+            plan=plan,
+            changes=state.changes.then(changes),
+            since=state.since if changes.prompt is changes.plan is None else 0,
+            stale=state.stale or changes.prompt is not None,
         )
-        if changes.prompt is not None:
-            self._state.commit_anew()
 
     def warm_up(self) -> None:
         """Make and throw away a stream like this one, so that nothing is compiled or allocated first in mid-stream.
 
         It goes on until calls have the sizes that they keep, and then through a change of prompt.
         """
-        with self._exclusive():
-            conditioning, opening = self._state.conditioning, replace(self._setup.opening, plan=self.plan)
-            setup = replace(self._setup, opening=opening, conditioning=conditioning, undo_depth=0, prefetch=False)
-            reach = setup.reach
-            chunks = -(-((reach.window or 0) + reach.sink) // self._model.chunk_frames) + 1
-            with Session(setup) as trial:
-                for index in range(chunks + 2):
-                    if index == chunks:
-                        trial.change(prompt=self.prompt)
-                    next(trial)
+        self._whole(self._warmed)
+
+    def _warmed(self, at: Standing) -> tuple[Standing, None]:
+        direction, opening = at.direction, replace(self._setup.opening, plan=at.direction.plan)
+        conditioning = at.state.conditioning
+        setup = replace(self._setup, opening=opening, conditioning=conditioning, undo_depth=0, prefetch=False)
+        reach = setup.reach
+        chunks = -(-((reach.window or 0) + reach.sink) // self._model.chunk_frames) + 1
+        with Session(setup) as trial:
+            for index in range(chunks + 2):
+                if index == chunks:
+                    trial.change(prompt=direction.prompt)
+                next(trial)
+        return at, None
 
     def rewind(self, chunk: int) -> None:
         """Back to where chunk ``chunk`` came next, as it was then, bit for bit.
 
-        At once for the last chunks that ``undo_depth`` keeps; else the chunks up to there are made again.
+        At once for the last chunks that ``undo_depth`` keeps; else the chunks up to there are made again, beside what
+        is there until they are.
 
         Raises:
             NearstepError: for a chunk that was not made.
         """
-        with self._exclusive():
-            self._rewind(chunk)
+        self._whole(lambda at: (self._rewound(at, chunk), None))
 
-    def _rewind(self, chunk: int) -> None:
-        if not 0 <= chunk <= self.index:
-            raise NearstepError(f"cannot rewind to chunk {chunk}: {self.index} were made, so give 0 to that")
+    def _rewound(self, at: Standing, chunk: int) -> Standing:
+        entries = at.recording.chunks
+        if isinstance(chunk, bool) or not isinstance(chunk, int) or not 0 <= chunk <= len(entries):
+            raise NearstepError(f"cannot rewind to chunk {chunk!r}: {len(entries)} were made, so give 0 to that")
         # Back to the newest state that was kept before the chunk, else to the beginning.
-        kept = [state for state in self._undo if state.index <= chunk]
-        recording = self.recording.until(chunk)
-        self._waiting.clear()
-        self._undo = deque(kept, maxlen=self._undo.maxlen)
-        self._go_on_from(kept[-1].copy() if kept else self._beginning())
+        undo = tuple(state for state in at.undo if state.index <= chunk)
+        state = undo[-1].copy() if undo else self._beginning()
         # From there on the recording says what changed and which times were run: named noise makes the same chunks.
-        self.recording = recording.until(self._state.index)
-        for entry in recording.chunks[self._state.index :]:
-            pending = self._again(entry)
+        for entry in entries[state.index : chunk]:
+            state, pending = self._made_again(state, entry)
             pending.decoded.result()
-            self._note(pending)
-        self._write()
+            undo = self._kept(undo, state)
+        return Standing(state=state, recording=at.recording.until(chunk), undo=undo)
 
     def fork(
         self, chunk: int | None = None, *, prompt: str | None = None, plan: str | None = None, seed: int | None = None
@@ -281,13 +317,7 @@ class Session:
             plan: what its chunks get.
             seed: what names their noise.
         """
-        with self._exclusive():
-            other = Session(
-                self._setup,
-                state=self._state.copy(),
-                recording=self.recording.until(self.index),
-                waiting=self._waiting,
-            )
+        other = self._whole(lambda at: (at, Session(self._setup, standing=replace(at, state=at.state.copy(), undo=()))))
         if chunk is not None and chunk != other.index:
             other.rewind(chunk)
         other.change(prompt=prompt, plan=plan, seed=seed)
@@ -295,14 +325,14 @@ class Session:
 
     def close(self) -> None:
         """Let go of all memory that is the session's own, at once."""
-        if not self._closed:
-            with self._exclusive():
-                self._closed = True
-                self._undo.clear()
-                self._waiting.clear()
-                self._decoder.close()
-                del self._state, self._setup
-                self._model.maybe_free_model_hooks()
+        if isinstance(self._at, Standing):
+            self._whole(self._ended)
+        self._decoder.close()
+        vars(self).pop("_setup", None)
+
+    def _ended(self, at: Standing) -> tuple[Ended, None]:
+        self._model.maybe_free_model_hooks()
+        return Ended(recording=at.recording, direction=at.direction), None
 
     def __enter__(self) -> Session:
         return self
@@ -311,22 +341,6 @@ class Session:
         self.close()
 
     # --- helpers ---------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """One thing at a time, and nothing after the end."""
-        if self._closed:
-            raise NearstepError("this session is closed; open another")
-        if not self._making.acquire(blocking=False):
-            raise NearstepError("a chunk of this session is being made; ask again between chunks")
-        try:
-            yield
-        finally:
-            self._making.release()
-
-    def _go_on_from(self, state: State) -> None:
-        self._state = state
-        self._direction = state.direction
 
     @torch.no_grad()
     def _beginning(self) -> State:
@@ -346,16 +360,3 @@ class Session:
         if self._model.network_device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         return time.perf_counter()
-
-    def _write(self, *, last: bool = False) -> None:
-        """Bring the log up to date: one more line, or all of them."""
-        if self._log is None:
-            return
-        try:
-            if not last:
-                self.recording.save(self._log)
-            else:
-                self.recording.append_last(self._log)
-        except (OSError, NearstepError) as error:  # a full disk stops the log, and not what is watched
-            warnings.warn(f"the log {self._log} ends at chunk {self.index - last}: {error}", stacklevel=2)
-            self._log = None

@@ -87,6 +87,8 @@ class Setup:
     def __post_init__(self) -> None:
         if isinstance(self.undo_depth, bool) or not isinstance(self.undo_depth, int) or self.undo_depth < 0:
             raise NearstepError(f"undo_depth={self.undo_depth!r}; give 0 (none) or how many chunks can be taken back")
+        if not isinstance(self.prefetch, bool):
+            raise NearstepError(f"prefetch={self.prefetch!r:.60}; give True or False")
 
     @property
     def reach(self) -> Reach:

@@ -1,4 +1,8 @@
-"""Where a session is between two chunks: all that its next chunk depends on."""
+"""Where a session is between two chunks: all that its next chunk depends on, and what it has made and kept.
+
+Nothing here changes. A session goes from one :class:`Standing` to the next in a single assignment, so whatever breaks
+off on the way leaves it where it was.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from nearstep.reach import Reach
 from nearstep.rollout.rollout import Chunk
 from nearstep.shapes import pixel_frames
 from nearstep.stream.decoding import Decoded, Deferred
-from nearstep.stream.recording import Changes, ChunkEntry
+from nearstep.stream.recording import Changes, ChunkEntry, Recording
 from nearstep.stream.request import Conditioning
 from nearstep.stream.results import ChunkVideo
 
@@ -58,7 +62,7 @@ class Direction(NamedTuple):
     seed: int
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
     """All that the next chunk depends on; a session goes on from it as another would."""
 
@@ -81,12 +85,22 @@ class State:
     """Chunks since the start, or since prompt or plan changed."""
     before: Tensor | None = None
     """The clean frames before it, which are committed together with its first call."""
-    clean: list[tuple[int, Tensor]] = field(default_factory=list)
+    clean: tuple[tuple[int, Tensor], ...] = ()
     """Clean frames that later chunks see, with the first one's number: to be committed anew under another prompt."""
+    stale: bool = False
+    """Whether what the cache holds is of another prompt, so that the next chunk begins with committing ``clean``."""
 
     def copy(self) -> State:
         """A state of its own; tensors that are never written to are shared."""
-        return replace(self, cache=self.cache.copy(), plan=self.plan.copy(), clean=[*self.clean])
+        return replace(self, cache=self.cache.copy(), plan=self.plan.copy())
+
+    def branch(self) -> State:
+        """This state to make a chunk on, which shows here no more than it would in a copy.
+
+        It costs no memory, and ends when it is branched in its turn.
+        """
+        cache = self._committed_anew() if self.stale else self.cache
+        return replace(self, cache=cache.branch(), plan=self.plan.copy(), stale=False)
 
     @property
     def direction(self) -> Direction:
@@ -101,7 +115,7 @@ class State:
     def after(self, latents: Tensor, decoded: Deferred[Decoded], reach: Reach) -> State:
         """The state after this chunk [B, F, C, h, w], which ``decoded`` makes pixels of."""
         length, start = latents.shape[1], self.start
-        clean = [*self.clean, (start, latents)]
+        clean = (*self.clean, (start, latents))
         return replace(
             self,
             decoded=decoded,
@@ -110,16 +124,44 @@ class State:
             start=start + length,
             since=self.since + 1,
             before=latents,
-            clean=[part for part in clean if _in_sight(*part, start + 2 * length, reach)],
+            clean=tuple(part for part in clean if _in_sight(*part, start + 2 * length, reach)),
         )
 
-    def commit_anew(self) -> None:
-        """Fill the cache again with what later chunks see; the newest frames follow with the next call."""
-        self.cache.clear()
+    def _committed_anew(self) -> KVCache:
+        """What later chunks see, in the place of what the cache holds; the newest frames follow with the next call."""
+        cache, newest = self.cache.emptied(), 0 if self.before is None else self.before.shape[1]
         for start, latents in self.clean:
-            self.cache.skip_to(start)
+            cache.skip_to(start)
             if start + latents.shape[1] < self.start:
-                self.denoiser.commit(latents, cache=self.cache, start=start)
+                self.denoiser.commit(latents, cache=cache, start=start)
+        cache.skip_to(self.start - newest)  # in a window of one chunk nobody sees the newest frames
+        return cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a session is between two calls."""
+
+    state: State
+    recording: Recording
+    """What has been handed out."""
+    waiting: tuple[PendingChunk, ...] = ()
+    """Chunks that are begun and not handed out; ``state`` comes after them."""
+    undo: tuple[State, ...] = ()
+    """The newest states, that can be gone back to at once."""
+
+    @property
+    def direction(self) -> Direction:
+        """Where the stream goes from here."""
+        return self.state.direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """What is left of a session that is closed."""
+
+    recording: Recording
+    direction: Direction
 
 
 def first_state(
@@ -151,8 +193,8 @@ def continued(state: State, context: Tensor, chunk: int, reach: Reach) -> State:
     for part in context.split(pieces(context.shape[1], chunk), 1):
         if state.before is not None:
             state.denoiser.commit(state.before, cache=state.cache, start=state.cache.end)
-        clean, start = [*state.clean, (state.start, part)], state.start + part.shape[1]
-        clean = [part for part in clean if _in_sight(*part, start + chunk, reach)]
+        clean, start = (*state.clean, (state.start, part)), state.start + part.shape[1]
+        clean = tuple(part for part in clean if _in_sight(*part, start + chunk, reach))
         state = replace(state, start=start, before=part, clean=clean)
     return state
 

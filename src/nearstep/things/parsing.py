@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,16 +12,12 @@ from nearstep.things.words import (
     ADJECTIVES,
     CATEGORY_NOUNS,
     GLUE,
-    NEAR,
     NOUNS,
     PLACE_WORDS,
     RELATION_WORDS,
     VERBS,
 )
-
-_CLOSE = 0.8
-"""Likeness from which an unknown word counts as a misspelling; shorter words than _SHORTEST never do."""
-_SHORTEST = 4
+from nearstep.words import unknown_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +86,7 @@ def parse(text: str) -> Stated:
     """
     words = tokens(text)
     if unknown := [word for word in words if word not in _WORDS]:
-        raise NearstepError(explain(list(dict.fromkeys(unknown))))
+        raise NearstepError(f"unknown in this world: {unknown_words(unknown, _WORDS)}")
     reader = _Reader(text)
     for kind, value in _units(words):
         reader.read(kind, value)
@@ -197,27 +192,3 @@ class _Reader:
                 f"{self.text!r}: what {'circles' if motion == 'orbit' else 'swings'} has no such direction"
             )
         return turn or " ".join(ways) or None
-
-
-def near_word(word: str) -> str | None:
-    """The known word that comes closest: in meaning, as a singular, or as what a misspelling was meant to be."""
-    if word in NEAR:
-        return NEAR[word]
-    if word.endswith("s") and (word[:-1] in _WORDS or word[:-1] in NEAR):
-        return NEAR.get(word[:-1], word[:-1])
-    if len(word) < _SHORTEST:
-        return None
-    known = [*(other for other in _WORDS if len(other) >= _SHORTEST), *NEAR]
-    close = difflib.get_close_matches(word, known, n=1, cutoff=_CLOSE)
-    return NEAR.get(close[0], close[0]) if close else None
-
-
-def explain(unknown: list[str]) -> str:
-    """What to say of words from outside."""
-    near = {word: near_word(word) for word in unknown}
-    named = "; ".join(f"{word!r}" + (f": did you mean {known}?" if known else "") for word, known in near.items())
-    if all(near.values()):
-        return f"unknown in this world: {named}"
-    groups = {"things": THINGS, "in general": CATEGORY_NOUNS, "motions": VERBS["motion"], "places": PLACE_WORDS}
-    listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in groups.items())
-    return f"unknown in this world: {named}. Understood: {listed}"

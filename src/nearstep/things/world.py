@@ -179,6 +179,7 @@ def _allows(config: WorldConfig, relation: str | None, first: Actor, second: Act
 
 
 @torch.no_grad()
+@torch.autocast("cpu", enabled=False)  # a pure function, whatever the caller computes in
 def render(
     config: WorldConfig, scenes: Sequence[Scene], frames: int | None = None, first: int = 0
 ) -> Float[Tensor, "B T 3 size size"]:

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from nearstep.errors import NearstepError
 from nearstep.files import host_number, part_name
+from nearstep.json_files import NUMBER, Kind, check_fields, count, list_of, map_of, object_of, read_object
 from nearstep.train.optim import NonFiniteError
 from nearstep.train.parallel import Ranks
 from nearstep.train.reading import Planner, Reader
@@ -33,6 +34,15 @@ from nearstep.train.recipe import check_recipe
 _NAME = "checkpoint-"
 _RECIPE = "recipe.json"
 _UNWRITTEN = "unwritten"
+_SUM = Kind(
+    "a sum and a count", lambda row: list_of(NUMBER, 2).holds(row) and isinstance(row[1], int) and row[1] > 0
+)  # as Metrics.unwritten returns them
+_DESCRIBED: dict[str, Kind] = {
+    "step": count(10**12, least=0),
+    "recipe": object_of({"steps": count(10**12, least=0)}, needed=()),
+    _UNWRITTEN: map_of(_SUM),
+}
+"""What a checkpoint says of itself."""
 
 
 @runtime_checkable
@@ -155,28 +165,15 @@ def steps_of(path: Path) -> int | None:
 
 
 def _described(path: Path) -> dict[str, Any]:
+    file = path / _RECIPE
     try:
-        saved = json.loads((path / _RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NearstepError(
-            f"{path} is no readable checkpoint ({_RECIPE}: {reason}); delete it to start the run anew"
-        ) from error
-    right = isinstance(saved, dict) and isinstance(saved.get("recipe"), dict) and _are_sums(saved.get(_UNWRITTEN, {}))
-    if not right or not isinstance(saved.get("step"), int) or saved["step"] < 0:
-        raise NearstepError(
-            f"{path} is no readable checkpoint ({_RECIPE} says no step and recipe); delete it to start the run anew"
-        )
+        saved = read_object(file)
+        check_fields(saved, _DESCRIBED, file, needed=("step", "recipe"))
+        if path.name.removeprefix(_NAME).lstrip("0") != str(saved["step"]).lstrip("0"):
+            raise NearstepError(f"{file} is of step {saved['step']}, and its folder is named {path.name}")
+    except NearstepError as error:
+        raise NearstepError(f"{path} is no readable checkpoint ({error}); delete it to start the run anew") from error
     return saved
-
-
-def _are_sums(given: Any) -> bool:
-    """Whether this is what ``Metrics.unwritten`` returns."""
-    rows = given.values() if isinstance(given, dict) else [None]
-    return all(
-        isinstance(row, list) and len(row) == 2 and isinstance(row[0], float) and isinstance(row[1], int) and row[1] > 0
-        for row in rows
-    )
 
 
 def _reason(error: BaseException) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nearstep.errors import NearstepError
+from nearstep.json_files import NUMBER, count, map_of, parsed, read_text
 
 RECENT = 0.25
 """Part of a run, at its end, that the alarms look at."""
@@ -71,15 +71,24 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         raise NearstepError(f"{path} is missing; name the folder of a training run")
     rows: dict[float, dict[str, float]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            rows[row["step"]] = row
-        except (ValueError, KeyError, TypeError):
-            raise NearstepError(f"{path}, line {number} is no row of metrics: {line[:40]!r}") from None
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        row = _row(line)
+        if row is None:
+            raise NearstepError(f"{path}, line {number} is no row of metrics: {line[:40]!r}")
+        rows[row["step"]] = row
     if not rows:
         raise NearstepError(f"{path} is empty; the run has not logged yet")
     return [rows[step] for step in sorted(rows)]
+
+
+def _row(line: str) -> dict[str, float] | None:
+    """A line's numbers by name, a step among them; None where it is none."""
+    try:
+        row = parsed(line)
+    except ValueError:
+        return None
+    numbers = isinstance(row, dict) and map_of(NUMBER).holds(row)
+    return row if numbers and count(least=0, most=10**12).holds(row.get("step")) else None
 
 
 def findings(rows: Rows) -> list[Finding]:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nearstep.errors import NearstepError
+from nearstep.json_files import parsed
 
 FILE = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -74,7 +75,7 @@ def _take(file: int, path: Path) -> None:
 
 def _owner(file: int) -> dict[str, str]:
     try:
-        said = json.loads(os.pread(file, 4096, 0) or b"{}")
+        said = parsed((os.pread(file, 4096, 0) or b"{}").decode())
     except (ValueError, OSError):
         return {}
     return {str(name): str(value) for name, value in said.items()} if isinstance(said, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -21,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.files import swap_folder, sweep, write_json
+from nearstep.files import check_name, swap_folder, sweep, write_json
+from nearstep.json_files import read_object
 from nearstep.ranges import check_count, check_number
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
@@ -50,6 +50,7 @@ class LoopConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
+        check_name(self.folder)
         for name in ("steps", "log_every", "save_every", "preview_every"):
             check_count(name, getattr(self, name))
         if self.minutes is not None:
@@ -134,7 +135,8 @@ def _train(stage: Stage, config: LoopConfig, recipe: dict[str, Any], here: Ranks
                 stage.state.unwritten = metrics.unwritten() if done % config.save_every == 0 else {}
             if last or done % config.save_every == 0:
                 checkpoint.save(stage.state, recipe, config.folder, here)
-            if not signalled and (last or _previewed(config, done)):
+            # Of a run that a signal stops, the next sitting makes it; a run that is finished has no next one.
+            if done == config.steps or (not signalled and (last or _previewed(config, done))):
                 stage.preview(_picture(config, done))
             if last:
                 break
@@ -168,8 +170,8 @@ def _end(stage: Stage, config: LoopConfig, here: Ranks, signalled: int) -> Path:
 
 def _finished(config: LoopConfig) -> bool:
     try:
-        done = json.loads((config.folder / _END).read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
+        done = read_object(config.folder / _END).get("steps")
+    except NearstepError:  # it says nothing, so the run ends once more
         return False
     return done == config.steps and (config.folder / MODEL).is_dir()
 

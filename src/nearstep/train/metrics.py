@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
+from nearstep.json_files import parsed
 
 
 class Metrics:
@@ -100,8 +101,8 @@ def _drop_rows_after(path: Path, step: int) -> None:
 
 def _step(line: bytes) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return float(parsed(line.decode())["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf
 
 

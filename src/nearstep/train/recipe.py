@@ -16,6 +16,7 @@ from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig, read_prompts
 from nearstep.data.shards import PREPARED, read_index, shard_file
 from nearstep.errors import NearstepError
+from nearstep.files import check_name
 from nearstep.models.folder import Settings
 
 COST = frozenset({"micro", "checkpointing", "compile", "text_cache"})
@@ -111,6 +112,9 @@ def _place(value: Any) -> str:
 def _contents(config: Recipe) -> dict[str, str]:
     """Option -> a name of what lies at its place; only of what is there already."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for value in values.values():
+        if isinstance(value, Path):
+            check_name(value)
     found: dict[str, str | None] = {"latents": _clips(values.get("latents"))}
     if isinstance(model := values.get("model"), Path):
         parts = dict.fromkeys([values.get("source"), values.get("teacher"), "vae", "text_encoder"])

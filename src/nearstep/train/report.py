@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nearstep.errors import NearstepError
-from nearstep.files import replacing
+from nearstep.files import path_of, replacing
 from nearstep.plots import new_figure
 from nearstep.train.health import BANDS, Rows, findings, read_metrics
 
@@ -77,7 +77,7 @@ def shipped_curves() -> dict[str, Path]:
 
 
 def _reference(name: str | Path) -> Path:
-    path = Path(name)
+    path = path_of(name)
     if path.is_dir():
         return path / "metrics.jsonl"
     if path.is_file():
@@ -96,7 +96,7 @@ def _page(run: Path, rows: Rows, curves: bytes) -> str:
     thresholds = ", ".join(f"{name} {band.low:g} to {band.high:g}" for name, band in BANDS.items())
     pictures = "\n".join(
         f"<figure>{_image(path.read_bytes())}<figcaption>step {int(path.stem)}</figcaption></figure>"
-        for path in _spread(sorted((run / "previews").glob("*.png")))
+        for path in _spread(sorted(path for path in (run / "previews").glob("*.png") if path.stem.isdecimal()))
     )
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>\n'

@@ -205,8 +205,8 @@ class CodecStage:
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
         raw = []
         for first in range(0, _STATISTICS_CLIPS, 16):
+            video = self.config.world.clips(_STATISTICS_SEED, range(first, first + 16))
             with torch.autocast("cpu", torch.bfloat16):
-                video = self.config.world.clips(_STATISTICS_SEED, range(first, first + 16))
                 raw.append(codec.posterior(video).mode().float())
         std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
         codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())

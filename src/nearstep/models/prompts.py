@@ -1,0 +1,67 @@
+"""Prompts held against a model's tokenizer before anything of the model is loaded. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from nearstep.errors import NearstepError
+from nearstep.models.folder import ModelFolder, read_json
+
+_TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that says nothing, or is no text.
+
+    Raises:
+        NearstepError: for what is empty, blank, or holds half a character.
+    """
+    if not isinstance(prompt, str):
+        raise NearstepError(f"a prompt is a string, not {prompt!r}")
+    if not prompt.strip():
+        raise NearstepError("a prompt is empty; say what the clip shows")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise NearstepError(f"the prompt {prompt[:60]!r} is no text in UTF-8: it holds half a character") from None
+
+
+def check_prompts(folder: ModelFolder, prompts: Mapping[str, str], length: int = 512) -> None:
+    """Refuse prompts that a model's tokenizer cannot hold; all of them in one pass.
+
+    A model without a ``tokenizer.json`` has its prompts checked when it is loaded.
+
+    Args:
+        folder: the model.
+        prompts: each, and where it stands ("" where it was typed).
+        length: tokens that fit where the tokenizer does not say.
+
+    Raises:
+        NearstepError: naming the first such prompt's place, its unknown words and what is near them, or its length.
+    """
+    from tokenizers import Tokenizer
+
+    from nearstep.nets.prompts import Encoded, check_encoded, cleaned, words_of
+
+    home = folder.path / "tokenizer"
+    if not prompts or not (home / _TOKENIZER).is_file():
+        return
+    settings = read_json(home / _SETTINGS) if (home / _SETTINGS).is_file() else {}
+    try:
+        tokenizer = Tokenizer.from_file(str(home / _TOKENIZER))
+    except Exception:  # of any type; loading says what is wrong with it
+        return
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    known = partial(words_of, tokenizer.get_vocab(with_added_tokens=False), special)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    stated, unknown = settings.get("model_max_length"), settings.get("unk_token")
+    most = stated if isinstance(stated, int) and 0 < stated < length else length
+    strange = tokenizer.token_to_id(unknown) if isinstance(unknown, str) else None
+    texts = [cleaned(prompt) for prompt in prompts]
+    for text, place, found in zip(texts, prompts.values(), tokenizer.encode_batch(texts), strict=True):
+        try:
+            check_encoded([Encoded(text, found.ids, found.offsets)], unknown=strange, length=most, known=known)
+        except NearstepError as error:
+            raise NearstepError(f"{place}: {error}" if place else str(error)) from None
