@@ -84,8 +84,45 @@ def _counts(found: PromptSet) -> list[str]:
     return [f"{found.label}: {len(found.entries)} entries", *lines_of(rows)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Add scores up as VBench's authors do, with intervals over prompts; two folders are also compared.
+
+    Folders hold *_eval_results.json, as the official package and "nearstep vbench score" write them.
+    """
+
+    folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME=]FOLDER ...")]
+    """One for each system; of two, the differences on the same prompts are shown as well."""
+    allow_missing: bool = False
+    """Add up what is there where dimensions are missing, and say how many of the 16 it is."""
+    published: bool = False
+    """Put published totals beside ours, each with its protocol."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE.md")] = None
+    """Write the table there, too."""
+
+
+def _table(arguments: Sequence[str]) -> None:
+    asked = tyro.cli(Table, prog="nearstep vbench table", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    from nearstep.evaluate.vbench.results import read_system
+    from nearstep.evaluate.vbench.tables import vbench_table
+    from nearstep.files import check_writable, replacing
+
+    if not asked.folders:
+        raise NearstepError("no folder; name one with *_eval_results.json, such as what nearstep vbench score wrote")
+    if asked.output:
+        check_writable(asked.output)
+    named = [given.rpartition("=") for given in asked.folders]
+    systems = [read_system(Path(folder), name) for name, _, folder in named]
+    text = vbench_table(systems, allow_missing=asked.allow_missing, published=asked.published)
+    print(text)
+    if asked.output:
+        with replacing(asked.output) as part:
+            part.write_text(text + "\n", encoding="utf-8")
+
+
 PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "prompts": ("which prompts there are, and for which dimensions", _prompts),
+    "table": ("the scores added up, with intervals, and two systems compared", _table),
 }
 """Word after ``nearstep vbench`` -> a line about it, and what runs it."""
 
