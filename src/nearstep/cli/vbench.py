@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nearstep.cli.options import optional
+from nearstep.cli.text import note
 from nearstep.cli.text import table as lines_of
 from nearstep.errors import NearstepError
 
 if TYPE_CHECKING:
     from nearstep.evaluate.vbench.prompts import PromptSet
+    from nearstep.evaluate.vbench.scorers import Job, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +122,82 @@ def _table(arguments: Sequence[str]) -> None:
             part.write_text(text + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Score FOLDER/videos, dimension by dimension, into FOLDER/scores; what is scored already is kept.
+
+    Temporal flickering is computed here. The other dimensions need the official package and its networks: --python
+    names the Python of an environment that has it. Any other measure comes from --command.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """What "nearstep vbench sample" made, or a folder with your own videos/ in it, named PROMPT-INDEX.mp4."""
+    prompts: FlatPrompts = ALL_PROMPTS
+    """Which prompts; a sampled folder knows its own."""
+    python: Annotated[str | None, optional("PATH", "temporal flickering alone, which needs no package")] = None
+    """The Python that has the official package."""
+    command: Annotated[str | None, optional("TEMPLATE", "none")] = None
+    """A program that scores instead: {list} is a file with a video a line, {videos} their folder, {output} the JSON to
+    write, an object of videos and their values. It is run without a shell."""
+    name: Annotated[str | None, optional("NAME", "none")] = None
+    """What the command measures: a dimension of VBench, or any other name."""
+    static: Annotated[Path | None, optional("FOLDER", "FOLDER/videos, unfiltered")] = None
+    """Videos for temporal flickering that the official static filter has chosen."""
+    allow_missing: bool = False
+    """Score the videos that are there where some are missing."""
+
+
+def _score(arguments: Sequence[str]) -> None:
+    asked = tyro.cli(ScoreOptions, prog="nearstep vbench score", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    from nearstep.evaluate.vbench.dimensions import FLICKERING
+    from nearstep.evaluate.vbench.score import Place, jobs, note_on, score_all
+
+    if (asked.command is None) != (asked.name is None):
+        raise NearstepError("--command and --name go together: what scores, and what its values are called")
+    place, prompts = Place.of(asked.folder), _known_prompts(asked)
+    scorers = _scorers(asked, prompts)
+    work: list[tuple[Job, Scorer]] = []
+    for name, scorer in scorers.items():
+        filtered = asked.static is not None and name == FLICKERING
+        videos, fewer = (asked.static, True) if asked.static and filtered else (place.videos, asked.allow_missing)
+        work += [(job, scorer) for job in jobs(videos, prompts, [name], allow_missing=fewer)]
+    notes = {name: note_on(name, filtered=asked.static is not None) for name in scorers}
+    score_all(place.scores, work, tell=note, notes=notes)
+    print(place.scores)
+
+
+def _known_prompts(asked: ScoreOptions) -> PromptSet:
+    """Those that the folder was sampled of, or those of the options."""
+    from nearstep.evaluate.vbench.prompts import recorded
+    from nearstep.evaluate.vbench.results import read_record
+
+    found = recorded(read_record(asked.folder))
+    return asked.prompts.read() if found is None or asked.prompts != ALL_PROMPTS else found
+
+
+def _scorers(asked: ScoreOptions, prompts: PromptSet) -> dict[str, Scorer]:
+    """Dimension -> who scores it."""
+    from nearstep.evaluate.vbench.dimensions import DIMENSIONS, FLICKERING, check_dimension
+    from nearstep.evaluate.vbench.scorers import INSTALL, Command, Native, Official
+
+    if asked.command is not None and asked.name is not None:
+        return {asked.name: Command(template=asked.command)}
+    wanted = {check_dimension(name) for name in asked.prompts.dimensions}
+    there = {name for entry in prompts.entries for name in entry.dimensions}
+    names = [name for name in DIMENSIONS if name in there and (not wanted or name in wanted)]
+    others = [name for name in names if name != FLICKERING]
+    if others and asked.python is None:
+        if wanted or FLICKERING not in names:
+            raise NearstepError(f"{', '.join(others)}: scored by the official package vbench; {INSTALL}")
+        note(f"{FLICKERING} alone; the other {len(others)} dimensions are scored by the official package: {INSTALL}")
+        names = [FLICKERING]
+    official = None if asked.python is None else Official(python=asked.python)
+    return {name: Native() if name == FLICKERING or official is None else official for name in names}
+
+
 PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "prompts": ("which prompts there are, and for which dimensions", _prompts),
+    "score": ("values of every video: flickering here, the rest by the official package or a command", _score),
     "table": ("the scores added up, with intervals, and two systems compared", _table),
 }
 """Word after ``nearstep vbench`` -> a line about it, and what runs it."""

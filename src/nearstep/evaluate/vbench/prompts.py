@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +185,24 @@ def mini(prompts: PromptSet, count: int, *, seed: int = 0) -> PromptSet:
     kept = tuple(entry for entry in prompts.entries if entry.prompt in chosen)
     among = "" if prompts.subset.startswith("all") else f" ({prompts.subset})"
     return replace(prompts, entries=kept, subset=f"mini: {count} of {most} prompts{among}, seed {seed}")
+
+
+def record(prompts: PromptSet) -> dict[str, Any]:
+    """A set of prompts as JSON, for :func:`recorded`."""
+    entries = [asdict(entry) for entry in prompts.entries]
+    return {"label": prompts.label, "wording": prompts.wording, "subset": prompts.subset, "entries": entries}
+
+
+def recorded(said: Mapping[str, Any]) -> PromptSet | None:
+    """The prompts that a record names; None where it names none.
+
+    Raises:
+        NearstepError: if it cannot be understood.
+    """
+    if "entries" not in said:
+        return None
+    try:
+        entries = tuple(Entry(**{**each, "dimensions": tuple(each["dimensions"])}) for each in said["entries"])
+        return PromptSet(entries=entries, wording=str(said["wording"]), subset=str(said["subset"]))
+    except (TypeError, KeyError) as error:
+        raise NearstepError(f"a record of sampled prompts cannot be read ({error}); sample again") from error

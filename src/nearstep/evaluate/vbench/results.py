@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from nearstep.evaluate.vbench.dimensions import DIMENSIONS
 ENDING = "_eval_results.json"
 RECORD = "sample.json"
 """Beside a folder of videos: what they are."""
+SCORERS = "scorers.json"
+"""Beside scores: who gave them."""
 _NUMBERED = re.compile(r"-\d+$")
 _COUNTS = ("frame_count", "cnt_per_video")
 """Where the official package says how many frames (or pairs of them) a video's value is a mean of."""
@@ -97,6 +99,7 @@ def read_system(folder: Path, name: str = "") -> System:
     if not scores:
         raise NearstepError(f"{folder} holds no scores; nearstep vbench score writes them, in files {'*' + ENDING}")
     notes += [note for score in scores.values() for note in _stale(score)]
+    notes += _said(folder, scores)
     ordered = {each: scores[each] for each in (*DIMENSIONS, *scores) if each in scores}
     return System(name=name or folder.name, scores=ordered, notes=tuple(notes), record=read_record(folder))
 
@@ -106,6 +109,17 @@ def _stale(score: Score) -> list[str]:
     paths = [path for video in score.videos if (path := Path(video.path)).is_file()]
     newer = sum(path.stat().st_mtime_ns > made for path in paths)
     return [f"{score.file} is stale: {newer} of the videos it is about are newer"] if newer else []
+
+
+def _said(folder: Path, scores: Mapping[str, Score]) -> list[str]:
+    notes: list[str] = []
+    for file in sorted(folder.rglob(SCORERS)):
+        found = _json(file)
+        for name, entry in found.items() if isinstance(found, dict) else ():
+            note = entry.get("note") if isinstance(entry, dict) else None
+            if note and name in scores and scores[name].file.parent == file.parent:
+                notes.append(f"{name} is {note}")
+    return notes
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -167,7 +181,11 @@ def _number(value: object, where: str) -> float:
     return float(value)
 
 
-def as_official(name: str, score: float, videos: Sequence[VideoScore]) -> dict[str, Any]:
+def as_official(score: Score) -> dict[str, Any]:
     """A score in the shape of the official package's files."""
-    scale = DIMENSIONS[name].scale if name in DIMENSIONS else 1.0
-    return {name: [score, [{"video_path": each.path, "video_results": each.value * scale} for each in videos]]}
+    scale = DIMENSIONS[score.name].scale if score.name in DIMENSIONS else 1.0
+    rows: list[dict[str, Any]] = []
+    for video in score.videos:
+        counted = {} if video.weight == 1 else {_COUNTS[0]: video.weight}
+        rows.append({"video_path": video.path, "video_results": video.value * scale, **counted})
+    return {score.name: [score.score, rows]}
