@@ -160,8 +160,8 @@ def of_dimensions(prompts: PromptSet, names: Sequence[str]) -> PromptSet:
     """The entries of some dimensions; those that share prompts with one of them come with it."""
     wanted = {check_dimension(name) for name in names}
     kept = tuple(entry for entry in prompts.entries if wanted & set(entry.dimensions))
-    names = ", ".join(name for name in DIMENSIONS if name in wanted)
-    return replace(prompts, entries=kept, subset=f"{len(kept)} entries of {names}")
+    names, count = ", ".join(name for name in DIMENSIONS if name in wanted), "entry" if len(kept) == 1 else "entries"
+    return replace(prompts, entries=kept, subset=f"{len(kept)} {count} of {names}")
 
 
 def mini(prompts: PromptSet, count: int, *, seed: int = 0) -> PromptSet:
