@@ -29,6 +29,7 @@ settings.load_profile("repeatable")
 def _repeatable():
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_grad_enabled(True)  # a test that breaks off inside no_grad, as some do on purpose, may leave it off
 
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "fixtures" / "causal_wan_reference.pt"

@@ -42,7 +42,7 @@ def sizes(pipe: CausalVideoPipeline) -> Sizes:
     )
 
 
-@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("guided", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_call_and_the_decoder_hold_what_is_predicted(pipe: CausalVideoPipeline, guided: bool) -> None:
     found = clip_memory(ClipSetup(sizes=sizes(pipe), dtype="float32", guided=guided))
     request = pipe.request("a ball", "1", seed=7, guidance_scale=2.0 if guided else 1.0)

@@ -107,5 +107,5 @@ def test_sensitivities_change_what_they_name_alone():
 
 
 def test_an_unknown_cell_is_named():
-    with pytest.raises(NearstepError, match=r"no cell asd_beta; cells are teacher, causal, consistency"):
+    with pytest.raises(NearstepError, match=r"there is no cell asd_beta: did you mean asd_"):
         AblationConfig(cells=("asd_beta",))

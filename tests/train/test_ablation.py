@@ -28,9 +28,13 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def evaluate(world: World, student: str, *, plans: tuple[str, ...], captions: int, out: Path) -> str:
         seen.append(student)
         marks = torch.linspace(0, 1, captions).tolist()
-        found = {"calls": 5, "frechet": {"value": 3.0}, "clips": dict.fromkeys(("total", "quality", "semantic"), marks)}
+        sums, half = ("total", "quality", "semantic", "correct"), {"value": 0.5, "low": 0.4, "high": 0.6}
+        found = {
+            **dict.fromkeys(sums, half), "agreement": {}, "figures": {}, "course": [0.5], "calls": 5,
+            "frechet": {"value": 3.0, "low": 2.0, "high": 4.0}, "clips": dict.fromkeys(sums, marks),
+        }  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"plans": dict.fromkeys(plans, found)}))
+        out.write_text(json.dumps({"settings": {"captions": captions}, "plans": dict.fromkeys(plans, found)}))
         return ""
 
     def recipe():

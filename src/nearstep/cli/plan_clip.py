@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from nearstep.cli.memory_options import room_of, text_length_of
 from nearstep.cli.options import OWN_SIZE, FlatClipSize, optional
 from nearstep.cli.text import table
 from nearstep.models.configs import ModelConfigs
@@ -49,7 +50,6 @@ def run(arguments: Sequence[str]) -> None:
     """Print the table."""
     prog = "nearstep plan-memory generate"
     options = tyro.cli(PlanClip, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    from nearstep.cli.plan_memory import room_of
     from nearstep.cost.clip_memory import HOW, ClipSetup, clip_memory
     from nearstep.cost.memory import SHARE
 
@@ -72,7 +72,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def _sizes(options: PlanClip) -> Sizes:
     """Shapes of what is made."""
-    from nearstep.cli.plan_memory import text_length_of
     from nearstep.cost.clip_memory import with_chunks
     from nearstep.cost.sizes import Sizes, wan
     from nearstep.models.configs import Configs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from nearstep.cli.memory_options import GIB, room_of, text_length_of
 from nearstep.cli.text import table
 from nearstep.cli.train import configured
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable, write_json
-from nearstep.json_files import shown
 from nearstep.models.folder import CONFIG, read_json
 from nearstep.models.schema import check_component
 from nearstep.ranges import check_number
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from nearstep.cost.fake_step import Config
     from nearstep.cost.sizes import Sizes
 
-_GIB, _TERA = 2.0**30, 1e12
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*(?:G|GB|GiB)?", re.IGNORECASE)
+_TERA = 1e12
 _WAN = "wan."
 
 Size = Literal["1.3B", "14B"]
@@ -86,14 +84,6 @@ def run(arguments: Sequence[str]) -> None:
         write_json(options.json, [_plain(trial, options, room) for trial in tried])
 
 
-def room_of(memory: str) -> float:
-    """Bytes of one accelerator, as --memory says."""
-    match = _MEMORY.fullmatch(memory.strip())
-    if not match or not float(match[1]):
-        raise NearstepError(f"--memory {memory}: give GiB of one accelerator, like 80G or 24G")
-    return float(match[1]) * _GIB
-
-
 def _check(config: Config, gpus: int) -> None:
     import torch
 
@@ -150,18 +140,6 @@ def _config(folder: Path) -> Mapping[str, Any]:
     config = read_json(folder / CONFIG)
     check_component(folder.name, config, folder / CONFIG)
     return config
-
-
-def text_length_of(path: Path) -> int:
-    """Text tokens that a tokenizer's settings name, or Wan's."""
-    from transformers.tokenization_utils_base import LARGE_INTEGER
-
-    from nearstep.nets.text import WAN_TEXT_LENGTH
-
-    stated = read_json(path).get("model_max_length", LARGE_INTEGER) if path.exists() else LARGE_INTEGER
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or stated < 1:
-        raise NearstepError(f"{path} is damaged: its 'model_max_length' is {shown(stated)}, not a number of tokens")
-    return int(stated) if stated < LARGE_INTEGER else WAN_TEXT_LENGTH
 
 
 def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]:
@@ -255,4 +233,4 @@ def _plain(trial: Trial, options: PlanMemory, room: float) -> dict[str, Any]:
 
 
 def _gib(size: float) -> str:
-    return f"{size / _GIB:.2f}" if size < _GIB else f"{size / _GIB:.1f}"
+    return f"{size / GIB:.2f}" if size < GIB else f"{size / GIB:.1f}"

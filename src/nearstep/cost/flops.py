@@ -128,7 +128,7 @@ def text_encoder_flops(config: Mapping[str, Any], tokens: int, batch: int = 1) -
 def decode_flops(
     decoder: VideoCodec | TinyDecoder, lengths: Sequence[int], *, channels: int, height: int, width: int
 ) -> list[int]:
-    """FLOPs of decoding chunk after chunk of one clip, for each chunk; chunks of one length after the first are alike.
+    """FLOPs of decoding chunk after chunk of one clip, for each chunk.
 
     Args:
         decoder: as it decodes, its tiles set; its weights are not read.
@@ -138,17 +138,19 @@ def decode_flops(
         width: latent columns.
     """
     stream, counted = on_meta(decoder).stream(), []
-    known: dict[int, int] = {}
+    known: dict[int, int] = {}  # by length, of chunks with two frames before them: the first two cost less
+    before = 0
     with torch.no_grad():
-        for index, frames in enumerate(lengths):
-            if index and frames in known:
+        for frames in lengths:
+            if before > 1 and frames in known:
                 counted.append(known[frames])
                 continue
             with counter() as count:
                 stream.decode(torch.zeros(1, frames, channels, height, width, device="meta"))
             counted.append(count.get_total_flops())
-            if index:
+            if before > 1:
                 known[frames] = counted[-1]
+            before += frames
     return counted
 
 

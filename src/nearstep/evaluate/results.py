@@ -95,7 +95,9 @@ _PLAN: dict[str, Kind] = {
     "clips": object_of(dict.fromkeys(SUMS, list_of(NUMBER))),
     "calls": optional(count(least=0)),
     "seconds_per_clip": NUMBER,
+    "perceptual": _BOUNDS,
 }
+_OPTIONAL = {"seconds_per_clip", "perceptual"}
 _RESULTS: dict[str, Kind] = {"settings": map_of(either(TEXT, WHOLE)), "plans": map_of(OBJECT)}
 """What a file of results may say."""
 
@@ -161,7 +163,7 @@ def read_results(file: Path) -> Results:
     content = read_object(file, "name another file, or remove it")
     check_fields(content, _RESULTS, file)
     for plan, found in content["plans"].items():
-        check_fields(found, _PLAN, f"{file}, plan {plan}", needed=_PLAN.keys() - {"seconds_per_clip"})
+        check_fields(found, _PLAN, f"{file}, plan {plan}", needed=_PLAN.keys() - _OPTIONAL)
         if len({len(found["clips"][name]) for name in SUMS}) > 1:
             raise NearstepError(f"{file} is damaged: the clips of plan {plan} do not have a value each")
     return content  # type: ignore[return-value]
