@@ -9,6 +9,8 @@ from nearstep.errors import NearstepError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """What networks run in, by name."""
+_EXACT = {**DTYPES, "float64": torch.float64}
+"""With what a reference is computed in, which no command offers."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -20,9 +22,9 @@ def find_dtype(name: torch.dtype | str) -> torch.dtype:
     """The type that a name means, with or without ``torch.`` before it.
 
     Raises:
-        NearstepError: for others than those of :data:`DTYPES`.
+        NearstepError: for others than those of :data:`DTYPES` and float64.
     """
-    found = DTYPES.get(str(name).removeprefix("torch."))
+    found = _EXACT.get(str(name).removeprefix("torch."))
     if found is None:
         raise NearstepError(f"networks do not run in {name!r}; use {', '.join(DTYPES)}")
     return found
