@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import av
+import numpy as np
 import pytest
 from vbench_files import LONG, write_info
 
 from nearstep.cli.main import main
+from nearstep.data.videos import read_frames
 from nearstep.evaluate.vbench.flickering import flickering
 from nearstep.evaluate.vbench.results import read_system
 from nearstep.stream.output import read_comment
@@ -36,8 +40,27 @@ def sample(tmp_path: Path, model_folder: Path):
     return call
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "videos").iterdir()}
+class Shown(NamedTuple):
+    """What a video says of itself, and its frames."""
+
+    said: dict
+    frames: np.ndarray
+
+    def apart(self, other: Shown) -> float:
+        return float(np.abs(self.frames.astype(float) - other.frames).mean())
+
+
+def contents(folder: Path) -> dict[str, Shown]:
+    paths = sorted((folder / "videos").iterdir())
+    return {path.name: Shown(read_comment(path) or {}, read_frames(path, 99)) for path in paths}
+
+
+def alike(some: dict[str, Shown], whole: dict[str, Shown]) -> bool:
+    """Whether these are videos of the whole: of the same requests, and looking the same.
+
+    The encoder now and then writes other bytes for the same frames, so its own noise is allowed.
+    """
+    return all(clip.said == whole[name].said and clip.apart(whole[name]) < 1 for name, clip in some.items())
 
 
 def test_videos_are_named_by_the_standard_prompts_and_made_of_the_long_ones(sample, tmp_path: Path) -> None:
@@ -52,7 +75,8 @@ def test_videos_are_named_by_the_standard_prompts_and_made_of_the_long_ones(samp
             with av.open(path) as container:
                 assert said is not None and container.streams.video[0].average_rate == 12  # dynamic degree reads it
             assert (said["prompt"], said["seed"], said["sample"]) == (text, 0, 25 * place + index)
-    assert len(set(whole.values())) == 15  # each has noise of its own
+    clips = list(whole.values())  # each has noise of its own
+    assert min(first.apart(second) for first, second in combinations(clips, 2)) > 2
     told = json.loads((folder / "sample.json").read_text())
     assert (told["label"], told["plan"], told["seed"]) == ("longer.txt, all 3", "1", 0)
 
@@ -63,14 +87,15 @@ def test_a_run_goes_on_and_workers_share_one(sample, tmp_path: Path, capsys: pyt
     assert sample("shared", "--part", "2/2") == 0
     assert set(contents(tmp_path / "shared")) == {f"The ball stops.-{index}.mp4" for index in range(5)}
     assert sample("shared", "--part", "1/2") == 0
-    assert contents(tmp_path / "shared") == whole
+    shared = contents(tmp_path / "shared")
+    assert shared.keys() == whole.keys() and alike(shared, whole)
     (tmp_path / "shared" / "videos" / f"{LONG}-3.mp4").unlink()
     capsys.readouterr()
     assert sample("shared") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1 and contents(tmp_path / "shared") == whole
+    assert len(capsys.readouterr().out.splitlines()) == 1 and alike(contents(tmp_path / "shared"), whole)
     assert sample("some", "--dimensions", "scene") == 0  # a subset has videos of the whole
     some = contents(tmp_path / "some")
-    assert len(some) == 5 and some == {name: whole[name] for name in some}
+    assert len(some) == 5 and alike(some, whole)
 
 
 def test_two_kinds_of_videos_do_not_share_a_folder(sample, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,10 @@ def test_differences_are_of_the_prompts_that_both_have(tmp_path: Path) -> None:
         step = 0.01 / DIMENSIONS[name].scale / (DIMENSIONS[name].high - DIMENSIONS[name].low)
         assert found[name].value == pytest.approx(step) == pytest.approx(found[name].low)
         assert found[name].high == pytest.approx(step)
+    text = vbench_table([first, second])
+    assert "| too few prompts |" in text and "| yes |" not in text
+    write_scores(tmp_path / "c", halfway, prompts=12, value=value)
+    assert "| yes |" in vbench_table([first, read_system(tmp_path / "c")])
     back, _ = paired(second, first)
     assert back["total"].value == pytest.approx(-found["total"].value)
 

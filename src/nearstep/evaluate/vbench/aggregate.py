@@ -63,9 +63,10 @@ class Drawn:
         values = sums({name: normalised(name, self.values[name]) for name in names})
         known = {name: normalised(name, self.draws[name]) for name in names if name in self.draws}
         lacking = {DIMENSIONS[name].part for name in names if name not in known}
-        draws = {head: each for head, each in sums(known).items() if head not in lacking}
-        if lacking:
-            draws.pop("total", None)
+        draws: dict[Head, Tensor] = {}
+        for head, each in sums(known).items():
+            if not lacking or head not in {*lacking, "total"}:
+                draws[head] = each
         return values, draws
 
 
@@ -149,9 +150,11 @@ def paired(first: System, second: System, *, seed: int = 0) -> tuple[dict[str, I
         draw({name: system.scores[name] for name in shared}, prompts=shared, seed=seed) for system in (first, second)
     )
     found: dict[str, Interval] = {}
-    values, draws = zip(ours.sums(), theirs.sums(), strict=True)
-    for head in (head for head in HEADS if head in draws[0] and head in draws[1]):
-        found[head] = _difference([each[head] for each in values], [each[head] for each in draws])
+    (first_values, first_draws), (second_values, second_draws) = ours.sums(), theirs.sums()
+    for head in HEADS:
+        if head in first_draws and head in second_draws:
+            pair = [first_values[head], second_values[head]]
+            found[head] = _difference(pair, [first_draws[head], second_draws[head]])
     for name in shared:
         scale = normalised(name, 1.0) - normalised(name, 0.0) if name in DIMENSIONS else 1.0
         pair = [each.values[name] * scale for each in (ours, theirs)]

@@ -13,6 +13,8 @@ from nearstep.evaluate.vbench.published import ROWS
 from nearstep.evaluate.vbench.results import System
 
 _NONE = "-"
+_FEW = 10
+"""Fewer prompts than this make nothing sure: resamples of so few are too alike."""
 
 
 def vbench_table(systems: Sequence[System], *, allow_missing: bool = False, published: bool = False) -> str:
@@ -86,8 +88,9 @@ def _differences(first: System, second: System) -> str:
         found, prompts = paired(first, second)
     except NearstepError as error:
         return f"No differences: {error}."
+    fewest = min(prompts.values())
     rows = [
-        [name.replace("_", " "), str(prompts.get(name, _NONE)), _signed(each), _sure(each)]
+        [name.replace("_", " "), str(prompts.get(name, _NONE)), _signed(each), _sure(each, prompts.get(name, fewest))]
         for name, each in found.items()
     ]
     heads = [f"{first.name} - {second.name}", "prompts", "points, on the same prompts", "sure"]
@@ -98,7 +101,9 @@ def _signed(interval: Interval) -> str:
     return f"{100 * interval.value:+.2f} [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]"
 
 
-def _sure(interval: Interval) -> str:
+def _sure(interval: Interval, prompts: int) -> str:
+    if prompts < _FEW:
+        return "too few prompts"
     return "yes" if interval.excludes_zero else "no"
 
 
