@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -44,7 +44,30 @@ PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Making:
+    """How clips are made, whichever command asks for them."""
+
+    model: Model = EMBEDDED
+    plan: Annotated[str | None, optional("PLAN")] = None
+    """Steps per chunk: "4" for all; "4,1x" for a first chunk of 4 and the rest 1."""
+    size: FlatClipSize = OWN_SIZE
+    """Size of a clip."""
+    guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
+    """In v = u + w (c - u); 1 is none."""
+    negative: Annotated[str, tyro.conf.arg(metavar="PROMPT")] = ""
+    """What guidance leads away from."""
+    seed: Annotated[int | None, optional("N", "random, and printed")] = None
+    """Names all noise."""
+    overwrite: bool = False
+    """Replace files that are there already, whatever they show."""
+    dry_run: bool = False
+    """Check everything, say what would be made, and stop."""
+    loading: FlatLoading = AS_IT_IS
+    """Network, device, precision, decoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Making):
     """Make videos from prompts, chunk by chunk.
 
     One prompt with "-o ball.mp4" makes that file (the suffix names the format: mp4, gif, webp, or png for a contact
@@ -59,29 +82,12 @@ class Generate:
     """More prompts: a .txt with one a line, or a .jsonl or .csv with a caption, text or prompt column."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FILE|FOLDER/")] = "."
     """Where to; - is standard output, for one mp4."""
-    model: Model = EMBEDDED
-    plan: Annotated[str | None, optional("PLAN")] = None
-    """Steps per chunk: "4" for all; "4,1x" for a first chunk of 4 and the rest 1."""
-    size: FlatClipSize = OWN_SIZE
-    """Size of a clip."""
-    guidance: Annotated[float | None, optional("W", "1 for a student, a teacher's own")] = None
-    """In v = u + w (c - u); 1 is none."""
-    negative: Annotated[str, tyro.conf.arg(metavar="PROMPT")] = ""
-    """What guidance leads away from."""
-    seed: Annotated[int | None, optional("N", "random, and printed")] = None
-    """Names all noise."""
     samples: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """Clips per prompt, with indices 0, 1, ..."""
     format: Annotated[Literal["mp4", "gif", "webp", "png"] | None, optional("{mp4,gif,webp,png}", "mp4")] = None
     """Format of the files in a folder."""
     sheet: Annotated[Path | None, optional("FILE.png", "none")] = None
     """One picture of all clips made, a row of frames each."""
-    overwrite: bool = False
-    """Replace files that are there already, whatever they show."""
-    dry_run: bool = False
-    """Check everything, say what would be made, and stop."""
-    loading: FlatLoading = AS_IT_IS
-    """Network, device, precision, decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,12 @@ def generate(options: Generate) -> None:
     prompts = _prompts(options)
     targets = _targets(options, list(prompts))
     _check_paths(options, targets)
+    model, clip = planned(options, prompts)
+    make(options, model, clip, targets, sheet=options.sheet)
+
+
+def planned(options: Making, prompts: Mapping[str, str]) -> tuple[ModelConfigs, Clip]:
+    """The model's configurations and the clip that is asked of it; prompts (each and its place) are held against it."""
     options.loading.check()
     folder = ModelFolder.open(options.model)
     check_prompts(folder, {**prompts, options.negative: "--negative"})  # torch and diffusers are seconds away
@@ -112,8 +124,16 @@ def generate(options: Generate) -> None:
     if options.guidance is not None:
         check_guidance(options.guidance)
     model = options.loading.open(folder)
-    clip = plan_clip(model, plan=options.plan, **options.size.pixels)
+    return model, plan_clip(model, plan=options.plan, **options.size.pixels)
+
+
+def make(
+    options: Making, model: ModelConfigs, clip: Clip, targets: Sequence[Target], *, sheet: Path | None = None
+) -> None:
+    """Make the clips that are not there yet, and a sheet of them where one is asked for."""
     targets = pending(options, model, clip, targets)
+    if sheet and targets and sheet.is_file() and not options.overwrite:
+        raise NearstepError(f"--sheet {sheet} is there already; --overwrite replaces it, or name another file")
     if not targets:
         return
     pipe = options.loading.pipeline(model)
@@ -124,12 +144,12 @@ def generate(options: Generate) -> None:
         for target in targets:
             print(target.path)
         return
-    clips = _write(pipe, _origin(options, model), targets, requests, keep=options.sheet is not None)
-    if options.sheet:
-        print(write_sheet(options.sheet, clips, labels=[target.prompt for target in targets]))
+    clips = _write(pipe, _origin(options, model), targets, requests, keep=sheet is not None)
+    if sheet:
+        print(write_sheet(sheet, clips, labels=[target.prompt for target in targets]))
 
 
-def pending(options: Generate, model: ModelConfigs, clip: Clip, targets: Sequence[Target]) -> list[Target]:
+def pending(options: Making, model: ModelConfigs, clip: Clip, targets: Sequence[Target]) -> list[Target]:
     """The clips that are still to be made: those without a file, for one that shows something else is refused."""
     from nearstep.stream.request import check_negative, clip_metadata, own_guidance
 
@@ -153,8 +173,6 @@ def pending(options: Generate, model: ModelConfigs, clip: Clip, targets: Sequenc
     if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         note(f"skipped, made by this request already: {skipped[0].path}{more} (--overwrite makes them again)")
-    if options.sheet and kept and options.sheet.is_file():
-        raise NearstepError(f"--sheet {options.sheet} is there already; --overwrite replaces it, or name another file")
     return kept
 
 
@@ -232,12 +250,12 @@ def _in_file(file: Path) -> dict[str, str]:
     return dict(zip(found.texts, found.places, strict=True))
 
 
-def _origin(options: Generate, model: ModelConfigs) -> dict[str, Any]:
+def _origin(options: Making, model: ModelConfigs) -> dict[str, Any]:
     """What a clip comes from besides its request."""
     return {"model": options.model, **model.origin, **options.loading.decoding}
 
 
-def _requests(pipe: CausalVideoPipeline, options: Generate, clip: Clip, targets: Sequence[Target]) -> list[Request]:
+def _requests(pipe: CausalVideoPipeline, options: Making, clip: Clip, targets: Sequence[Target]) -> list[Request]:
     """One for each target; a prompt is looked at once, however many samples of it there are."""
     from nearstep.stream.request import Request
 

@@ -1,0 +1,316 @@
+"""``nearstep vbench``: VBench's prompts, and what is made of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from nearstep.cli.generate import Making, Target, make, planned
+from nearstep.cli.options import check_paths, optional
+from nearstep.cli.text import note
+from nearstep.cli.text import table as lines_of
+from nearstep.errors import NearstepError
+from nearstep.files import write_json
+from nearstep.stream.output import check_video_path
+
+if TYPE_CHECKING:
+    from nearstep.evaluate.vbench.prompts import PromptSet
+    from nearstep.evaluate.vbench.scorers import Job, Scorer
+    from nearstep.models.configs import ModelConfigs
+    from nearstep.stream.request import Clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """Which of VBench's prompts."""
+
+    info: Annotated[Path | None, optional("FILE", "that of the installed package")] = None
+    """The official VBench_full_info.json, a folder or a wheel that holds it: "pip download --no-deps vbench==0.1.5"."""
+    rewritten: Annotated[Path | None, optional("FILE", "the standard prompts")] = None
+    """A list with a line for each of its 946 entries, in their order, such as the official all_dimension_longer.txt:
+    videos are made of the lines, and named by the standard prompts."""
+    dimensions: Annotated[tuple[str, ...], optional("NAME ...", "all 16")] = ()
+    """Only these dimensions' prompts; dimensions of one group share theirs."""
+    mini: Annotated[int | None, optional("N", "all prompts")] = None
+    """Only N prompts, drawn with every group in its share; results are then labelled mini."""
+    mini_seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Names the draw."""
+
+    def read(self) -> PromptSet:
+        """The prompts that are asked for."""
+        from nearstep.evaluate.vbench.prompts import mini, of_dimensions, read_prompts
+
+        found = read_prompts(self.info, self.rewritten)
+        if self.dimensions:
+            found = of_dimensions(found, self.dimensions)
+        return found if self.mini is None else mini(found, self.mini, seed=self.mini_seed)
+
+
+ALL_PROMPTS = PromptOptions()
+FlatPrompts = Annotated[PromptOptions, tyro.conf.arg(name="")]
+"""The options beside a command's own, without a prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Count VBench's prompts by the dimensions they are for, or print them."""
+
+    prompts: FlatPrompts = ALL_PROMPTS
+    """Which prompts."""
+    list: bool = False
+    """Print what videos are made of, one a line, each name once."""
+    names: bool = False
+    """Print the names of all videos, as the official evaluator looks them up."""
+
+
+def _prompts(arguments: Sequence[str]) -> None:
+    asked = tyro.cli(Prompts, prog="nearstep vbench prompts", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    found = asked.prompts.read()
+    if asked.list and asked.names:
+        raise NearstepError("--list and --names print two things; leave one out")
+    if asked.list:
+        print("\n".join(entry.text for entry in found.unique))
+    elif asked.names:
+        print("\n".join(entry.file_name(index) for entry in found.unique for index in range(entry.videos)))
+    else:
+        print("\n".join(_counts(found)))
+
+
+def _counts(found: PromptSet) -> list[str]:
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for entry in found.entries:
+        groups.setdefault(entry.dimensions, []).append(entry.videos)
+    rows = [["dimensions", "prompts", "videos"]]
+    rows += [[", ".join(names), str(len(videos)), str(sum(videos))] for names, videos in groups.items()]
+    rows += [["all of them, each name once", str(len(found.unique)), str(found.videos)]]
+    return [f"{found.label}: {len(found.entries)} entries", *lines_of(rows)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Making):
+    """Make the videos of VBench's prompts, named as its evaluator looks them up, into FOLDER/videos.
+
+    Five of each prompt, and more of temporal flickering's, for the official static filter to choose from. Each has
+    noise of its own, named by its prompt's place among all, so a subset has videos of the whole. Those that are there
+    are skipped: the same command goes on after an interruption, and several of them share the work with --part.
+    """
+
+    prompts: FlatPrompts = ALL_PROMPTS
+    """Which prompts."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER/")]
+    """Gets videos/, and sample.json, which says what they are."""
+    flickering: Annotated[int, tyro.conf.arg(metavar="N")] = 25
+    """Videos of each prompt of temporal flickering, at least 5; the official evaluator looks at five."""
+    part: Annotated[str, tyro.conf.arg(metavar="K/N")] = "1/1"
+    """Only every Nth prompt from the Kth on, for N of these commands beside each other."""
+    seed: Annotated[int | None, optional("N", "0")] = 0
+    """Names all noise."""
+
+
+def _sample(arguments: Sequence[str]) -> None:
+    asked = tyro.cli(Sample, prog="nearstep vbench sample", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    check_paths(asked)
+    from nearstep.evaluate.vbench.results import RECORD
+
+    found, (first, step) = asked.prompts.read(), _part(asked.part)
+    targets = _sample_targets(asked, found)
+    mine = targets[first - 1 :: step]
+    # Every worker checks all prompts, so that they all refuse what one would refuse.
+    model, clip = planned(asked, {entry.text: "" for entry in found.unique})
+    wanted = _sample_record(asked, found, model, clip)
+    _check_same(asked, wanted)
+    made = [target for row in mine for target in row]
+    for target in made[:1]:
+        check_video_path(target.path)
+    total = sum(map(len, targets))
+    note(f"{found.label}: {len(made)} of {total} videos, {clip.plan.calls} network calls each")
+    if not asked.dry_run:
+        write_json(asked.output / RECORD, wanted)
+    make(asked, model, clip, made)
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, _, step = text.partition("/")
+    if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
+        raise NearstepError(f"--part {text}: K/N with K from 1 to N, such as 2/8")
+    return int(first), int(step)
+
+
+def _sample_targets(asked: Sample, found: PromptSet) -> list[list[Target]]:
+    """For each prompt its videos; their places name their noise."""
+    from nearstep.evaluate.vbench.dimensions import FLICKERING
+    from nearstep.evaluate.vbench.prompts import FLICKERING_VIDEOS, VIDEOS
+
+    if not VIDEOS <= asked.flickering <= FLICKERING_VIDEOS:
+        raise NearstepError(f"--flickering {asked.flickering}: from {VIDEOS} to {FLICKERING_VIDEOS}")
+    if not found.entries:
+        raise NearstepError("no prompt is of these dimensions; nearstep vbench prompts shows which there are")
+    folder = asked.output / "videos"
+    return [
+        [
+            Target(
+                prompt=entry.text,
+                index=entry.place * FLICKERING_VIDEOS + index,
+                path=folder / entry.file_name(index),
+            )
+            for index in range(asked.flickering if FLICKERING in entry.dimensions else VIDEOS)
+        ]
+        for entry in found.unique
+    ]
+
+
+def _sample_record(asked: Sample, found: PromptSet, model: ModelConfigs, clip: Clip) -> dict[str, Any]:
+    from nearstep.evaluate.vbench.prompts import record
+
+    how = {"model": asked.model, "plan": str(clip.plan), "calls": clip.plan.calls, "seed": asked.seed}
+    return {**how, "flickering": asked.flickering, **model.origin, **asked.loading.decoding, **record(found)}
+
+
+def _check_same(asked: Sample, wanted: Mapping[str, Any]) -> None:
+    """Videos of another model, plan or wording do not come into one folder; other prompts of the same may."""
+    from nearstep.evaluate.vbench.results import RECORD, read_record
+
+    there = read_record(asked.output) if (asked.output / RECORD).is_file() else {}
+    for name in ("model", "plan", "seed", "wording"):
+        if there and there.get(name) != wanted[name] and not asked.overwrite:
+            raise NearstepError(
+                f"{asked.output} has videos of {name} {there.get(name)!r}, not {wanted[name]!r}; name another folder, "
+                "or --overwrite"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Add scores up as VBench's authors do, with intervals over prompts; two folders are also compared.
+
+    Folders hold *_eval_results.json, as the official package and "nearstep vbench score" write them.
+    """
+
+    folders: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME=]FOLDER ...")]
+    """One for each system; of two, the differences on the same prompts are shown as well."""
+    allow_missing: bool = False
+    """Add up what is there where dimensions are missing, and say how many of the 16 it is."""
+    published: bool = False
+    """Put published totals beside ours, each with its protocol."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FILE.md")] = None
+    """Write the table there, too."""
+
+
+def _table(arguments: Sequence[str]) -> None:
+    asked = tyro.cli(Table, prog="nearstep vbench table", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    from nearstep.evaluate.vbench.results import read_system
+    from nearstep.evaluate.vbench.tables import vbench_table
+    from nearstep.files import check_writable, replacing
+
+    if not asked.folders:
+        raise NearstepError("no folder; name one with *_eval_results.json, such as what nearstep vbench score wrote")
+    if asked.output:
+        check_writable(asked.output)
+    named = [given.rpartition("=") for given in asked.folders]
+    systems = [read_system(Path(folder), name) for name, _, folder in named]
+    text = vbench_table(systems, allow_missing=asked.allow_missing, published=asked.published)
+    print(text)
+    if asked.output:
+        with replacing(asked.output) as part:
+            part.write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Score FOLDER/videos, dimension by dimension, into FOLDER/scores; what is scored already is kept.
+
+    Temporal flickering is computed here. The other dimensions need the official package and its networks: --python
+    names the Python of an environment that has it. Any other measure comes from --command.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """What "nearstep vbench sample" made, or a folder with your own videos/ in it, named PROMPT-INDEX.mp4."""
+    prompts: FlatPrompts = ALL_PROMPTS
+    """Which prompts; a sampled folder knows its own."""
+    python: Annotated[str | None, optional("PATH", "temporal flickering alone, which needs no package")] = None
+    """The Python that has the official package."""
+    command: Annotated[str | None, optional("TEMPLATE", "none")] = None
+    """A program that scores instead: {list} is a file with a video a line, {videos} their folder, {output} the JSON to
+    write, an object of videos and their values. It is run without a shell."""
+    name: Annotated[str | None, optional("NAME", "none")] = None
+    """What the command measures: a dimension of VBench, or any other name."""
+    static: Annotated[Path | None, optional("FOLDER", "FOLDER/videos, unfiltered")] = None
+    """Videos for temporal flickering that the official static filter has chosen."""
+    allow_missing: bool = False
+    """Score the videos that are there where some are missing."""
+
+
+def _score(arguments: Sequence[str]) -> None:
+    asked = tyro.cli(ScoreOptions, prog="nearstep vbench score", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    from nearstep.evaluate.vbench.dimensions import FLICKERING
+    from nearstep.evaluate.vbench.score import Place, jobs, note_on, score_all
+
+    if (asked.command is None) != (asked.name is None):
+        raise NearstepError("--command and --name go together: what scores, and what its values are called")
+    place, prompts = Place.of(asked.folder), _known_prompts(asked)
+    scorers = _scorers(asked, prompts)
+    work: list[tuple[Job, Scorer]] = []
+    for name, scorer in scorers.items():
+        filtered = asked.static is not None and name == FLICKERING
+        videos, fewer = (asked.static, True) if asked.static and filtered else (place.videos, asked.allow_missing)
+        work += [(job, scorer) for job in jobs(videos, prompts, [name], allow_missing=fewer)]
+    notes = {name: note_on(name, filtered=asked.static is not None) for name in scorers}
+    score_all(place.scores, work, tell=note, notes=notes)
+    print(place.scores)
+
+
+def _known_prompts(asked: ScoreOptions) -> PromptSet:
+    """Those that the folder was sampled of, or those of the options."""
+    from nearstep.evaluate.vbench.prompts import recorded
+    from nearstep.evaluate.vbench.results import read_record
+
+    found = recorded(read_record(asked.folder))
+    return asked.prompts.read() if found is None or asked.prompts != ALL_PROMPTS else found
+
+
+def _scorers(asked: ScoreOptions, prompts: PromptSet) -> dict[str, Scorer]:
+    """Dimension -> who scores it."""
+    from nearstep.evaluate.vbench.dimensions import DIMENSIONS, FLICKERING, check_dimension
+    from nearstep.evaluate.vbench.scorers import INSTALL, Command, Native, Official
+
+    if asked.command is not None and asked.name is not None:
+        return {asked.name: Command(template=asked.command)}
+    wanted = {check_dimension(name) for name in asked.prompts.dimensions}
+    there = {name for entry in prompts.entries for name in entry.dimensions}
+    names = [name for name in DIMENSIONS if name in there and (not wanted or name in wanted)]
+    others = [name for name in names if name != FLICKERING]
+    if others and asked.python is None:
+        if wanted or FLICKERING not in names:
+            raise NearstepError(f"{', '.join(others)}: scored by the official package vbench; {INSTALL}")
+        note(f"{FLICKERING} alone; the other {len(others)} dimensions are scored by the official package: {INSTALL}")
+        names = [FLICKERING]
+    official = None if asked.python is None else Official(python=asked.python)
+    return {name: Native() if name == FLICKERING or official is None else official for name in names}
+
+
+PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+    "prompts": ("which prompts there are, and for which dimensions", _prompts),
+    "sample": ("the videos of the prompts, named as the official evaluator looks them up", _sample),
+    "score": ("values of every video: flickering here, the rest by the official package or a command", _score),
+    "table": ("the scores added up, with intervals, and two systems compared", _table),
+}
+"""Word after ``nearstep vbench`` -> a line about it, and what runs it."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Find the part that is asked for, and run it."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: nearstep vbench {{{','.join(PARTS)}}} [options]\n")
+        print("\n".join(lines_of([[f"  {name}", line] for name, (line, _) in PARTS.items()])))
+        return
+    name, *rest = arguments
+    if name not in PARTS:
+        near = difflib.get_close_matches(name, PARTS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(PARTS)}"
+        raise NearstepError(f"nearstep vbench has no part {name!r}: {hint}")
+    PARTS[name][1](rest)
