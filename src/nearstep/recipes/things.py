@@ -32,28 +32,26 @@ _SETTINGS = playground.settings_of(THINGS_WORLD)
 def codec() -> CodecConfig:
     """Stage 1: the codec, from nothing."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=6200, save_every=100, preview_every=250),
-        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.35, muon=True),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=7000, save_every=100, preview_every=250),
+        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.6, muon=True),
         phases=(
-            CropPhase(3000, 1, 64, 32),
-            CropPhase(400, 5, 12, 32),
-            CropPhase(600, 13, 5, 32),
-            CropPhase(300, 33, 2, 32),
-            CropPhase(1400, 17, 4, 32),
+            CropPhase(1500, 1, 64, 32),
+            CropPhase(2500, 13, 5, 32),
+            CropPhase(2500, 17, 4, 32),
             CropPhase(500, 33, 1, THINGS_WORLD.size),
         ),
         size=CodecSize(
             base_dim=24,
             decoder_base_dim=32,
             z_dim=16,
-            dim_mult=(1, 2, 2),
+            dim_mult=(1, 2, 4),
             num_res_blocks=1,
             temperal_downsample=(True, True),
             patch_size=2,
         ),
         world=THINGS_WORLD,
-        first_weight=4.0,
-        foreground_weight=3.0,
+        first_weight=2.0,
+        foreground_weight=4.0,
     )
 
 
