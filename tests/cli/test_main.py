@@ -102,18 +102,16 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
 def test_recipes_are_listed_and_their_keys_checked(capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--help"]) == 0
     assert "playground.codec" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "playground.codec", "--loop.stepz", "3"])
-    assert caught.value.code == 2 and "--loop.steps" in capsys.readouterr().err
+    assert main(["train", "playground.codec", "--loop.stepz", "3"]) == 2
+    assert "--loop.steps" in capsys.readouterr().err
 
 
 def test_the_fields_of_an_optional_part_are_options_too(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["train", "playground.distill", "--help"])
     assert "--adversary.weight" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "playground.distill", "--adversary.weight", "-1"])
-    assert caught.value.code == 2 and "give a number at least 0" in capsys.readouterr().err
+    assert main(["train", "playground.distill", "--adversary.weight", "-1"]) == 2
+    assert "give a number at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,10 +124,8 @@ def test_the_fields_of_an_optional_part_are_options_too(capsys: pytest.CaptureFi
     ],
 )
 def test_what_a_model_cannot_be_made_for_is_refused_before_a_run(recipe, option, value, message, capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["train", recipe, option, value])
-    words = capsys.readouterr().err.replace("│", " ").split()  # of a box, whose lines are broken
-    assert caught.value.code == 2 and message in " ".join(words)
+    assert main(["train", recipe, option, value]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_recipe_runs_with_its_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, ModelArgument, check_paths, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
@@ -56,7 +57,7 @@ class Bench:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, measure, print, and write the JSON."""
-    options = tyro.cli(Bench, prog="nearstep bench", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    options = parsed(Bench, "nearstep bench", arguments)
     check_paths(options)
     _check(options)
     options.loading.check()

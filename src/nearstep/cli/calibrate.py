@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.options import AS_IT_IS, FlatLoading, check_paths, optional, place
 from nearstep.cli.text import note, table
 from nearstep.errors import NearstepError
@@ -47,7 +48,7 @@ class Calibrate:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, measure and write."""
-    calibrate(tyro.cli(Calibrate, prog="nearstep calibrate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    calibrate(parsed(Calibrate, "nearstep calibrate", arguments))
 
 
 def calibrate(options: Calibrate) -> None:

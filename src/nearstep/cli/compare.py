@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.made import is_made
 from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
 from nearstep.cli.text import note
@@ -57,7 +58,7 @@ class Compare:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and make the clips."""
-    compare(tyro.cli(Compare, prog="nearstep compare", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    compare(parsed(Compare, "nearstep compare", arguments))
 
 
 def compare(options: Compare) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.options import LoraAlpha, LoraOption, check_paths, chosen_loras, optional
 from nearstep.cli.text import note
 from nearstep.models.presets import preset_of
@@ -65,7 +66,7 @@ class Convert:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and convert."""
-    convert(tyro.cli(Convert, prog="nearstep convert", args=arguments))
+    convert(parsed(Convert, "nearstep convert", arguments, flags=()))
 
 
 def convert(options: Convert) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.options import AUTO, check_device, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
@@ -59,7 +60,7 @@ _OF_A_MODEL = ("plans", "transformer", "guidance", "captions", "seed", "device")
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print the table of the results."""
-    asked = tyro.cli(Evaluate, prog="nearstep evaluate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    asked = parsed(Evaluate, "nearstep evaluate", arguments)
     check_paths(asked)
     from nearstep.recipes.worlds import find_world
 

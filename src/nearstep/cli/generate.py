@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.made import is_made
 from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
 from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
@@ -101,7 +102,7 @@ class Target:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and make the clips."""
-    generate(tyro.cli(Generate, prog="nearstep generate", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    generate(parsed(Generate, "nearstep generate", arguments))
 
 
 def generate(options: Generate) -> None:

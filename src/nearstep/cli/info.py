@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from nearstep.cli.arguments import parsed
 from nearstep.cli.options import NO_STUDENT, FlatStudent, ModelArgument
 from nearstep.cli.text import short, table
 from nearstep.models.configs import Configs, ModelConfigs
@@ -33,7 +32,7 @@ class Info:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print."""
-    options = tyro.cli(Info, prog="nearstep info", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    options = parsed(Info, "nearstep info", arguments)
     facts = describe(ModelFolder.open(options.model), options.student.chosen)
     print(json.dumps(facts, indent=2) if options.json else _text(facts))
 

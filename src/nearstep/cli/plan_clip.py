@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.memory_options import gib, room_of, text_length_of
 from nearstep.cli.options import OWN_SIZE, FlatClipSize, optional
 from nearstep.cli.text import table
@@ -47,7 +48,7 @@ class PlanClip:
 def run(arguments: Sequence[str]) -> None:
     """Print the table."""
     prog = "nearstep plan-memory generate"
-    options = tyro.cli(PlanClip, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    options = parsed(PlanClip, prog, arguments)
     from nearstep.cost.clip_memory import HOW, ClipSetup, clip_memory
     from nearstep.cost.memory import SHARE
 

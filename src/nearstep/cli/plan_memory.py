@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
+from nearstep.cli.arguments import parsed
 from nearstep.cli.memory_options import gib, room_of, text_length_of
 from nearstep.cli.text import table
 from nearstep.cli.train import configured
@@ -56,10 +55,10 @@ def run(arguments: Sequence[str]) -> None:
 
         return plan_clip.run(arguments[1:])
     if not arguments or arguments[0].startswith("-"):
-        tyro.cli(PlanMemory, prog="nearstep plan-memory generate|RECIPE", args=["--help"])
+        parsed(PlanMemory, "nearstep plan-memory generate|RECIPE", ["--help"], flags=())
     name, *rest = arguments
     prog = f"nearstep plan-memory {name}"
-    options, unknown = tyro.cli(PlanMemory, prog=prog, args=rest, return_unknown_args=True)
+    options, unknown = parsed(PlanMemory, prog, rest, flags=(), others=True)
     config, room = configured(name, unknown, prog), room_of(options.memory)
     for option in ("rate", "rate_float32"):
         check_number(f"--{option.replace('_', '-')}", getattr(options, option), above=0)

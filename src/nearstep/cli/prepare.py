@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.options import AUTO, OWN_SIZE, Device, FlatClipSize, Model, check_device, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
@@ -83,7 +84,7 @@ class Prepare:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and make the latents."""
-    prepare(tyro.cli(Prepare, prog="nearstep prepare", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)))
+    prepare(parsed(Prepare, "nearstep prepare", arguments))
 
 
 def prepare(options: Prepare) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from nearstep.cli.arguments import FLAGS, parsed
 from nearstep.cli.made import is_made
 from nearstep.cli.options import (
     AS_IT_IS,
@@ -93,8 +94,7 @@ class Stream:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and stream."""
-    flags = (tyro.conf.FlagCreatePairsOff, tyro.conf.UseAppendAction)
-    stream(tyro.cli(Stream, prog="nearstep stream", args=arguments, config=flags))
+    stream(parsed(Stream, "nearstep stream", arguments, flags=(*FLAGS, tyro.conf.UseAppendAction)))
 
 
 def stream(options: Stream) -> None:
@@ -128,6 +128,8 @@ def _count(options: Stream, model: ModelConfigs, recording: Recording | None) ->
     """Chunks to make; those that prompts change at are among them."""
     if recording is not None:
         there = len(recording.chunks)
+        if not there:
+            raise NearstepError(f"{options.replay} records no chunk: its stream ended before it had made one")
         if (options.chunks or 0) > there:
             raise NearstepError(f"--chunks {options.chunks}: the recording has {there}, and a replay ends with it")
         return options.chunks or there

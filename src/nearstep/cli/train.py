@@ -9,13 +9,13 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.errors import NearstepError, hint
 
 
@@ -43,8 +43,8 @@ def configured(name: str, arguments: Sequence[str], prog: str) -> Any:
         raise NearstepError(f"there is no recipe {name!r}: {hint(name, known, 'recipes are', cutoff=0.4)}")
     module, function = name.split(".")
     config = getattr(importlib.import_module(f"nearstep.recipes.{module}"), function)()
-    parse = partial(tyro.cli, config=(tyro.conf.AvoidSubcommands,))  # an optional part's fields are options like all
-    return parse(type(config), default=config, prog=prog, description=known[name], args=arguments)
+    flags = (tyro.conf.AvoidSubcommands,)  # an optional part's fields are options like all
+    return parsed(type(config), prog, arguments, flags=flags, default=config, description=known[name])
 
 
 def recipes() -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.generate import Making, Target, make, planned
 from nearstep.cli.options import check_paths, optional
 from nearstep.cli.text import note
@@ -69,7 +70,7 @@ class Prompts:
 
 
 def _prompts(arguments: Sequence[str]) -> None:
-    asked = tyro.cli(Prompts, prog="nearstep vbench prompts", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    asked = parsed(Prompts, "nearstep vbench prompts", arguments)
     found = asked.prompts.read()
     if asked.list and asked.names:
         raise NearstepError("--list and --names print two things; leave one out")
@@ -113,7 +114,7 @@ class Sample(Making):
 
 
 def _sample(arguments: Sequence[str]) -> None:
-    asked = tyro.cli(Sample, prog="nearstep vbench sample", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    asked = parsed(Sample, "nearstep vbench sample", arguments)
     check_paths(asked)
     from nearstep.evaluate.vbench.results import RECORD
 
@@ -202,7 +203,7 @@ class Table:
 
 
 def _table(arguments: Sequence[str]) -> None:
-    asked = tyro.cli(Table, prog="nearstep vbench table", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    asked = parsed(Table, "nearstep vbench table", arguments)
     from nearstep.evaluate.vbench.results import read_system
     from nearstep.evaluate.vbench.tables import vbench_table
     from nearstep.files import check_writable, replacing
@@ -246,7 +247,7 @@ class ScoreOptions:
 
 
 def _score(arguments: Sequence[str]) -> None:
-    asked = tyro.cli(ScoreOptions, prog="nearstep vbench score", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    asked = parsed(ScoreOptions, "nearstep vbench score", arguments)
     from nearstep.evaluate.vbench.dimensions import FLICKERING
     from nearstep.evaluate.vbench.score import Place, jobs, note_on, score_all
 
