@@ -166,7 +166,7 @@ def show(path: Path, pairs: Sequence[tuple[Scene, str]], glimpses: Sequence[Tens
 def main(
     model: str = "playground",
     *,
-    transformer: str = "transformer",
+    network: str = "transformer",
     plan: str = "4,1x",
     chunks: int = 51,
     captions: int = 32,
@@ -180,7 +180,7 @@ def main(
 
     Args:
         model: "playground", a folder, or a hub id; of the playground's world.
-        transformer: sub-folder of the network, such as "stream".
+        network: sub-folder of the network, such as "stream".
         plan: of every stream.
         chunks: of a stream, a multiple of three.
         captions: one stream for each, on the same noise under every setting.
@@ -195,7 +195,7 @@ def main(
     if settings[:1] != (DEFAULT,) or not set(settings) <= set(SETTINGS):
         raise NearstepError(f"--settings {' '.join(settings)}; give {DEFAULT}, and then any of {', '.join(SETTINGS)}")
     torch.set_num_threads(threads)
-    pipe, pairs = CausalVideoPipeline.from_pretrained(model, transformer=transformer), scenes_that_stay(captions)
+    pipe, pairs = CausalVideoPipeline.from_pretrained(model, transformer=network), scenes_that_stay(captions)
     ceiling = drawn(pairs, pipe.transformer.config["chunk_frames"], chunks)
     measured, results = {}, {}
     for name in settings:
@@ -206,7 +206,7 @@ def main(
             show(sheets / f"{name.replace(',', '').replace(' ', '-')}.png", pairs, glimpses)
     results[CEILING] = summary(ceiling, None)
     print(f"{CEILING}: {line(results[CEILING])}")
-    asked = {"model": model, "transformer": transformer, "plan": plan, "chunks": chunks, "captions": captions}
+    asked = {"model": model, "network": network, "plan": plan, "chunks": chunks, "captions": captions}
     found = {**asked, "settings": results}
     with replacing(out) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")

@@ -32,7 +32,7 @@ MINUTES = ("--compile", "--help", "--no-compile", "--workers", "--list-captions"
 
 
 def _plan(kit: Kit, folder: Path) -> list[object]:
-    return ["plan-memory", "playground.forcing", "--model", kit.model, "--source", "transformer", "--batch", 1]
+    return ["plan-memory", "playground.forcing", "--model", kit.model, "--network", "transformer", "--batch", 1]
 
 
 LINES: dict[str, Line] = {

@@ -118,7 +118,7 @@ class Kit:
             *("train", "playground.forcing", "--model", self.model, "--latents.folder", latents or self.latents),
             *("--latents.clips", "None", "--loop.no-tensorboard", "--loop.steps", steps, "--loop.save-every", 1),
             *("--loop.log-every", 1, "--loop.preview-every", 1000, "--loop.folder", folder, "--batch", 2),
-            *("--chunk-frames", 2, "--source", "transformer"),
+            *("--chunk-frames", 2, "--network", "transformer"),
         ]  # fmt: skip
 
     @cached_property

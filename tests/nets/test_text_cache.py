@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from nearstep.errors import NearstepError
 from nearstep.nets.text import PromptEncoder, build_tokenizer
-from nearstep.nets.text_cache import CachedPromptEncoder, encoder_name
+from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
 
 WORDS = "a small large red blue ball square slides bounces left right".split()
 PROMPTS = ["a red ball", "", "a small blue square slides left"]
@@ -133,6 +133,12 @@ def test_folders_that_cannot_be_are_one_line(model: Path, tmp_path: Path) -> Non
     for folder, message in ((tmp_path / "file", "is a file"), (tmp_path / "no" / "such", "there is no folder")):
         with pytest.raises(NearstepError, match=message):
             cached(model, folder)
+    check_cache_folder(tmp_path / "run" / "text", parents=True)
+    assert (tmp_path / "run" / "text").is_dir()
+    with pytest.raises(NearstepError, match="is a file"):
+        check_cache_folder(tmp_path / "file", parents=True)
+    with pytest.raises(NearstepError, match="cannot be made"):
+        check_cache_folder(tmp_path / "file" / "text", parents=True)
     with pytest.raises(NearstepError, match="'zebra'"):
         cached(model, tmp_path / "new", refuse)(["a zebra"])
 

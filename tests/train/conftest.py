@@ -43,7 +43,7 @@ class TinyModel:
         return replace(
             playground.distill(),
             loop=loop, model=self.folder, latents=self.latents, student=rate, assistant=rate, discriminator=rate,
-            source="transformer", batch=4, ratio=2, warmup=0, adversary_delay=0,
+            network="transformer", batch=4, ratio=2, warmup=0, adversary_delay=0,
         )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def recipe():
         base = playground.distill()
-        return replace(base, latents=model.latents, source="transformer", batch=2, ratio=1, adversary_delay=0)
+        return replace(base, latents=model.latents, network="transformer", batch=2, ratio=1, adversary_delay=0)
 
     monkeypatch.setattr(ablation, "CELLS", {"asd": recipe})
     monkeypatch.setattr(ablation, "NETWORKS", {})

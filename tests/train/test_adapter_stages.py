@@ -154,7 +154,7 @@ def test_one_backbone_from_the_teacher_to_the_student(model, config: DistillConf
     rate = OptimConfig(lr=1e-2, warmup=1, decay=0.0)
     causal = CausalConfig(
         objective="forcing", loop=replace(loop, folder=tmp_path / "forcing"), optim=rate, model=model.folder,
-        source="teacher", latents=model.latents, batch=4, lora_rank=4, base_dtype="bfloat16",
+        network="teacher", latents=model.latents, batch=4, lora_rank=4, base_dtype="bfloat16",
     )  # fmt: skip
     forced = causal.run()
     start = dict(lora_start=forced / "lora", base_dtype="float32")
@@ -171,7 +171,7 @@ def test_one_backbone_from_the_teacher_to_the_student(model, config: DistillConf
         atol=1e-2, rtol=1e-2,
     )  # fmt: skip
 
-    config = replace(config, model=few, source="teacher", lora_start=few / "lora")
+    config = replace(config, model=few, network="teacher", lora_start=few / "lora")
     own = DistillStage(config).update.networks
     base = {p.data_ptr() for p in own.teacher.parameters()}
     for other in (own.student, own.assistant, own.ema.module):
@@ -217,7 +217,7 @@ def test_an_adapter_for_the_assistant_alone_has_no_start(config: DistillConfig, 
 
 def test_the_command_line_takes_a_rank(model, tmp_path: Path):
     size = ["--batch", 2, "--ratio", 1, "--adversary-delay", 0, "--loop.steps", 1, "--loop.folder", tmp_path / "run"]
-    source = ["--model", model.folder, "--source", "transformer", "--latents.folder", model.latents.folder]
+    source = ["--model", model.folder, "--network", "transformer", "--latents.folder", model.latents.folder]
     command = ["train", "playground.distill", "--lora-rank", 4, *size, *source, "--latents.clips", 8]
     assert main([str(part) for part in command]) == 0
     assert {value.dtype for value in load_file(tmp_path / "run" / "model" / "lora" / lora.FILE).values()} == {

@@ -46,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_from_a_release_to_a_student_that_diffusers_loads(base: Path):
     size = ("--frames", 13, "--height", 32, "--width", 32)
-    teacher = ("--transformer", "transformer", "--plan", 2, "--guidance", 2)
+    teacher = ("--network", "transformer", "--plan", 2, "--guidance", 2)
     nearstep(
         "prepare", "--from-teacher", base / "prompts.txt", base / "latents", "--model", base / "base", *teacher, *size
     )
@@ -83,7 +83,7 @@ def test_adapters_of_one_narrow_backbone_on_two_processes(base: Path):
     small = wan.distill_small()
     assert small.adversary is not None
     run = replace(
-        small, loop=loop(base / "small", 2), model=base / "base", source="transformer", teacher="transformer",
+        small, loop=loop(base / "small", 2), model=base / "base", network="transformer", teacher="transformer",
         latents=prompts, text_cache=base / "text", settings=SETTINGS, chunk_frames=2, batch=2, ratio=1,
         step_counts=(2,), warmup=0, adversary_delay=0, lora_rank=4, **rates,
         adversary=replace(small.adversary, penalty_every=1),

@@ -34,7 +34,7 @@ class Evaluate:
     """Has the captions and judges the clips."""
     plans: Annotated[tuple[str, ...] | None, optional("PLAN ...", "1 4,1x 2 4,2x 4")] = None
     """Steps per chunk, one entry for each plan of a model to measure."""
-    transformer: Annotated[str | None, optional("NAME", "transformer")] = None
+    network: Annotated[str | None, optional("NAME", "transformer")] = None
     """Which network of a model, such as "teacher" for the bidirectional one."""
     guidance: Annotated[float | None, optional("W")] = None
     """The w in v = u + w (c - u); 1 is none."""
@@ -55,7 +55,7 @@ class Evaluate:
     """Print the held-out captions, one a line, and stop."""
 
 
-_OF_A_MODEL = ("plans", "transformer", "guidance", "captions", "seed", "device")
+_OF_A_MODEL = ("plans", "network", "guidance", "captions", "seed", "device")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ def run(arguments: Sequence[str]) -> None:
                 world,
                 asked.source,
                 plans=asked.plans or PLANS,
-                transformer=asked.transformer or "transformer",
+                transformer=asked.network or "transformer",
                 guidance=asked.guidance,
                 captions=captions,
                 seed=asked.seed or 0,

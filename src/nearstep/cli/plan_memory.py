@@ -107,10 +107,10 @@ def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, 
     from nearstep.models.wan import SIZES
 
     model = config.model
-    here = (model / config.source / CONFIG).exists() and options.size is None
+    here = (model / config.network / CONFIG).exists() and options.size is None
     if not here and not wan and options.size is None:
-        raise NearstepError(f"there is no {model / config.source} yet; name a folder with --model, or a --size")
-    student = _network(model / config.source / CONFIG) if here else SIZES[options.size or "1.3B"]
+        raise NearstepError(f"there is no {model / config.network} yet; name a folder with --model, or a --size")
+    student = _network(model / config.network / CONFIG) if here else SIZES[options.size or "1.3B"]
     teacher = SIZES[options.teacher_size] if options.teacher_size else student
     path = model / config.teacher / CONFIG
     if here and options.teacher_size is None and path.exists():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nearstep.data.decoding import Work
+    from nearstep.data.prompts import Prompts
     from nearstep.data.shards import Index, ShardWriter
     from nearstep.data.videos import ClipSize
     from nearstep.stream.request import Clip
@@ -55,8 +56,8 @@ class Prepare:
     caption_column: Annotated[str | None, optional("NAME", "caption, text or prompt")] = None
     """Where captions stand in the metadata or the prompt file."""
     from_teacher: bool = False
-    """Make the clips from prompts by the network named by --transformer."""
-    transformer: Annotated[str, tyro.conf.arg(metavar="NAME")] = "teacher"
+    """Make the clips from prompts by the network named by --network."""
+    network: Annotated[str, tyro.conf.arg(metavar="NAME")] = "teacher"
     """The model's network that makes clips."""
     plan: Annotated[str | None, optional("PLAN")] = None
     """Its steps, such as 50."""
@@ -101,7 +102,7 @@ def prepare(options: Prepare) -> None:
     check_device(options.device)
     folder = ModelFolder.open(options.model)
     if options.from_teacher:
-        _from_prompts(options, ModelConfigs.open(folder, options.transformer))
+        _from_prompts(options, ModelConfigs.open(folder, options.network))
     else:
         networks = folder.networks()
         _from_videos(options, ModelConfigs.open(folder, "teacher" if "teacher" in networks else networks[0]))
@@ -110,7 +111,7 @@ def prepare(options: Prepare) -> None:
 def _check_used(options: Prepare) -> None:
     """Refuse what would be ignored: options of a teacher without one, and of videos with one."""
     of_a_teacher, of_videos = (
-        ("plan", "guidance", "negative", "seed", "transformer", "dtype"),
+        ("plan", "guidance", "negative", "seed", "network", "dtype"),
         ("workers", "clips_per_video"),
     )
     for name in of_videos if options.from_teacher else of_a_teacher:
@@ -187,14 +188,14 @@ def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     clip, size = _clip(options, model), _size(options, model)
     if size.fps != model.settings.fps:
         raise NearstepError(f"--fps {size.fps:g}: this model's clips have {model.settings.fps:g} fps")
-    _check_prompts(options.source, prompts.texts, model.folder)
+    _check_prompts(prompts, model.folder)
     own = own_guidance(model)
     guidance = float(own if options.guidance is None else options.guidance)
     check_negative([options.negative], guidance)
     made_from = {
         "kind": "teacher",
         "model": options.model,
-        "network": options.transformer,
+        "network": options.network,
         "plan": str(clip.plan),
         "guidance": guidance,
         "negative": options.negative,
@@ -216,15 +217,15 @@ def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     _report(options.target, writer.index, index.clips, time.perf_counter() - began)
 
 
-def _check_prompts(file: Path, prompts: Sequence[str], folder: ModelFolder) -> None:
+def _check_prompts(prompts: Prompts, folder: ModelFolder) -> None:
     from nearstep.models.loading import caption_check
 
     check = caption_check(folder)
-    for number, prompt in enumerate(prompts, start=1):
+    for prompt, line in zip(prompts.texts, prompts.places, strict=True):
         try:
             check(prompt)
         except NearstepError as error:
-            raise NearstepError(f"prompt {number} of {file}: {error}") from None
+            raise NearstepError(f"{line}: {error}") from None
 
 
 def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[int]], Tensor]:

@@ -145,8 +145,12 @@ def _sample(file: Path) -> bytes:
     return b"".join(blocks)
 
 
-def check_cache_folder(folder: Path) -> None:
+def check_cache_folder(folder: Path, *, parents: bool = False) -> None:
     """Make the folder of a text cache, or say why not.
+
+    Args:
+        folder: the cache.
+        parents: make those that it lies in as well, as a run does.
 
     Raises:
         NearstepError: if it is a file, if the folder that it should lie in is missing, or if it cannot be made.
@@ -155,10 +159,10 @@ def check_cache_folder(folder: Path) -> None:
         return
     if folder.exists():
         raise NearstepError(f"the text cache {folder} is a file; name a folder")
-    if not folder.resolve().parent.is_dir():
+    if not parents and not folder.resolve().parent.is_dir():
         raise NearstepError(f"the text cache {folder} cannot be made: there is no folder {folder.parent}")
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
         raise NearstepError(f"the text cache {folder} cannot be made: {error.strerror}") from error
 

@@ -78,7 +78,7 @@ def self_forcing() -> DistillConfig:
     return replace(
         playground.self_forcing(),
         model=_RUNS / "forcing" / "model",
-        source="transformer",
+        network="transformer",
         latents=replace(_LATENTS, clips=4_096),
         settings=_SETTINGS,
     )

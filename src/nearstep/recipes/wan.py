@@ -38,7 +38,7 @@ def forcing() -> CausalConfig:
         loop=_CAUSAL_LOOP,
         optim=OptimConfig(lr=2e-5, warmup=200, betas=(0.9, 0.95), weight_decay=0.01, clip=10.0),
         model=_BASE,
-        source="transformer",
+        network="transformer",
         teacher="transformer",
         latents=_LATENTS,
         text_cache=_CACHE,
@@ -78,7 +78,7 @@ def self_forcing() -> DistillConfig:
     return DistillConfig(
         loop=LoopConfig(folder=_RUNS / "wan-self-forcing", steps=600, log_every=1, save_every=25, preview_every=50),
         model=_RUNS / "wan-consistency" / "model",
-        source="transformer",
+        network="transformer",
         latents=_PROMPTS,
         text_cache=_CACHE,
         student=adam,

@@ -46,7 +46,7 @@ class LoraFields:
     """The adapter counts alpha / rank times; by default once."""
     lora_start: Path | None = None
     """Folder or file of an adapter to go on from, such as an earlier stage's ``model/lora``: of the same rank, and made
-    for the network in ``source``."""
+    for the network in ``network``."""
 
     def __post_init__(self) -> None:
         if self.lora_rank is None:

@@ -117,7 +117,7 @@ def _contents(config: Recipe) -> dict[str, str]:
             check_name(value)
     found: dict[str, str | None] = {"latents": _clips(values.get("latents"))}
     if isinstance(model := values.get("model"), Path):
-        parts = dict.fromkeys([values.get("source"), values.get("teacher"), "vae", "text_encoder"])
+        parts = dict.fromkeys([values.get("network"), values.get("teacher"), "vae", "text_encoder"])
         found["model"] = _weights([model / part for part in parts if part])
     if isinstance(codec := values.get("codec"), Path):
         found["codec"] = _weights([codec])

@@ -56,7 +56,7 @@ def test_every_rival_trains_and_its_student_generates(name: str, config: Distill
 
     recipe = getattr(playground, name)()
     rates = {"student": config.student, "assistant": config.assistant, "discriminator": config.discriminator}
-    small = {"loop": config.loop, "model": config.model, "latents": config.latents, "source": "transformer"}
+    small = {"loop": config.loop, "model": config.model, "latents": config.latents, "network": "transformer"}
     small |= {"batch": 2, "ratio": 2, "warmup": 0, "adversary_delay": 0}
     folder = replace(recipe, **small, **rates).run()
     before, after = weights(config.model), weights(folder)
@@ -287,7 +287,7 @@ def test_a_model_that_is_not_there_is_named(config: DistillConfig, tmp_path: Pat
     with pytest.raises(NearstepError, match=r"nowhere is no model folder"):
         replace(config, model=tmp_path / "nowhere").run()
     with pytest.raises(NearstepError, match=r"no network at .*/elsewhere"):
-        replace(config, source="elsewhere").run()
+        replace(config, network="elsewhere").run()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class DistillFields(LoraFields):
     loop: LoopConfig
     model: Path
     """Model folder to start from, or "playground", the embedded one."""
-    source: str = "transformer"
+    network: str = "transformer"
     """Sub-folder of the network that the student starts as."""
     teacher: str = "teacher"
     """Sub-folder of the teacher, which is also what the assistant starts as."""
@@ -75,7 +75,7 @@ class DistillFields(LoraFields):
     """Type of the frozen weights: the teacher's, and those that adapters stand on."""
     lora_only: Literal["student", "assistant"] | None = None
     """Which of the two has an adapter and trains it alone, if not both. The assistant's stands on the teacher's own
-    weights, and the student's too where ``source`` is the teacher."""
+    weights, and the student's too where ``network`` is the teacher."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
     compile: bool = False
@@ -118,4 +118,4 @@ class DistillFields(LoraFields):
     @property
     def on_teacher(self) -> tuple[str, ...]:
         """Whose adapter stands on the teacher's weights."""
-        return tuple(role for role in self.adapted if role == "assistant" or self.source == self.teacher)
+        return tuple(role for role in self.adapted if role == "assistant" or self.network == self.teacher)

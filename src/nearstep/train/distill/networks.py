@@ -94,7 +94,7 @@ def _teacher(config: DistillFields) -> VideoTransformer:
 
 def _student(config: DistillFields) -> VideoTransformer:
     """The student on weights of its own."""
-    network = load_network(config.model / config.source)
+    network = load_network(config.model / config.network)
     if "student" not in config.adapted:
         return network
     return _adapted(base(network, getattr(torch, config.teacher_dtype)), config, "student")

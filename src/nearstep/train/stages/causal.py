@@ -58,8 +58,8 @@ class CausalConfig(LoraFields):
     loop: LoopConfig
     optim: OptimConfig
     model: Path
-    """Model folder to start from, or "playground", the embedded one: its ``source``, codec, text encoder, teacher."""
-    source: str
+    """Model folder to start from, or "playground", the embedded one: its ``network``, codec, text encoder, teacher."""
+    network: str
     """Sub-folder of the network to start from: the forced one for consistency, else the teacher's."""
     teacher: str = "teacher"
     """Sub-folder of the bidirectional network, which goes into the model that is exported as ``teacher/``."""
@@ -224,7 +224,7 @@ class CausalStage:
 
 
 def _network(config: CausalConfig) -> VideoTransformer:
-    network = load_network(config.model / config.source)
+    network = load_network(config.model / config.network)
     network.register_to_config(chunk_frames=config.chunk_frames)
     if config.window_frames is not None:
         network.register_to_config(window_frames=config.window_frames)

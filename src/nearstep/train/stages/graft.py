@@ -33,7 +33,7 @@ class GraftConfig:
     """Model folder of the student and of what both networks started from; all else is kept from it."""
     after: Path
     """Folder of the network that went on, whose configuration the student gets."""
-    source: str = "transformer"
+    network: str = "transformer"
     """Sub-folder of the student."""
     before: str = "causal"
     """Sub-folder of what both started from."""
@@ -58,7 +58,7 @@ class GraftConfig:
             NearstepError: if a network is not there, or they do not have the same weights.
         """
         after = load_network(self.after)
-        student, before = (load_network(self.model / name) for name in (self.source, self.before))
+        student, before = (load_network(self.model / name) for name in (self.network, self.before))
         state = grafted(student.state_dict(), before.state_dict(), after.state_dict(), self.weight)
         export_student(
             self.folder / "model",

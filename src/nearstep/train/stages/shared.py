@@ -21,7 +21,7 @@ from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
-from nearstep.nets.text_cache import CachedPromptEncoder, encoder_name
+from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser, TextEncoder
 from nearstep.ranges import check_count, check_number
@@ -91,7 +91,7 @@ def open_model(
     text = _open_text(model, text_cache)
     if isinstance(latents, PromptsConfig):
         clips = PromptClips(latents)
-        _check_texts(clips.texts, text, "prompt")
+        _check_texts(clips.texts, text, clips.prompts.places)
         return codec, text, clips
     index = read_index(latents.folder)
     lacking = (latents.clips or 0) - (index.clips if index else 0)
@@ -99,22 +99,22 @@ def open_model(
         say(f"{lacking} clips are made and encoded into {latents.folder} first", shown=here.main)
     with here.main_first():  # which makes what is missing
         made = load_latents(latents, codec, codec_name(codec))
-    _check_texts(made.texts, text, f"caption in {latents.folder}")
+    _check_texts(made.texts, text, [f"caption {row + 1} in {latents.folder}" for row in range(len(made.texts))])
     return codec, text, made
 
 
-def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, what: str) -> None:
+def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, places: Sequence[str]) -> None:
     """Refuse prompts that the text encoder would, now and not at the step that comes to them."""
     for first in range(0, len(texts), _CHECKED_TOGETHER):
         part = texts[first : first + _CHECKED_TOGETHER]
         try:
             text.tokens(part)
         except NearstepError:  # seldom: whose fault it is
-            for number, one in enumerate(part, start=first + 1):
+            for place, one in zip(places[first:], part, strict=False):
                 try:
                     text.tokens([one])
                 except NearstepError as error:
-                    raise NearstepError(f"{what} {number} of {len(texts)}, {one[:60]!r}: {error}") from error
+                    raise NearstepError(f"{place}, {one[:60]!r}: {error}") from error
             raise
 
 
@@ -123,6 +123,7 @@ def _open_text(model: Path, cache: Path | None) -> PromptEncoder | CachedPromptE
         whole = PromptEncoder.from_pretrained(model, dtype=torch.float32)
         check_finite(whole, model / "text_encoder")
         return whole.eval().requires_grad_(False).to(ranks().device)
+    check_cache_folder(cache, parents=True)
     source = encoder_name(model / "text_encoder", model / "tokenizer", torch.float32)
 
     def load() -> UMT5EncoderModel:
