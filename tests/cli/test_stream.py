@@ -59,7 +59,7 @@ def test_a_picture_goes_on(model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_video_goes_on_and_is_made_again(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    made: list[np.ndarray] = []  # before they are encoded: x264 need not write the same bytes twice
+    made: list[np.ndarray] = []  # before they are encoded
     monkeypatch.setattr(stream, "pixels", lambda video: (made.append(pixels(video)), made[-1])[1])
     monkeypatch.chdir(tmp_path)
     model = ["--model", str(model_folder)]

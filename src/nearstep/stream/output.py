@@ -304,7 +304,9 @@ _VIDEO_RANGE = 1  # 16 to 235
 
 
 # faststart puts the index first, so that a page can play the file while it loads.
-WHOLE = _Layout({"movflags": "faststart"}, {})
+WHOLE = _Layout({"movflags": "faststart"}, {"x264-params": "mbtree=0"})
+"""x264's macroblock tree reads memory that it never wrote (its code for AVX-512 does): now and then the same frames
+became other bytes, and other frames when decoded. Without it, as in fragments, the same frames are the same file."""
 # No index but one for each frame, and no frame that waits for later ones: what was written can be read.
 FRAGMENTS = _Layout(
     {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}, {"tune": "zerolatency"}
