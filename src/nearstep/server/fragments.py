@@ -18,6 +18,8 @@ from PIL import Image
 from nearstep.errors import NearstepError
 from nearstep.stream.output import piped_mp4
 
+SMALL = 256
+"""Pixels of a longer side below which a video is of a small world."""
 THUMBNAIL = 96
 """Pixels of a thumbnail's longer side, about."""
 _CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"moof", b"traf"})
@@ -41,11 +43,13 @@ def encoded(clip: np.ndarray, *, fps: float, start: int) -> Fragment:
     """A chunk as a fragment that is shown from frame ``start`` of its stream on.
 
     Args:
-        clip: uint8 [T, H, W, 3].
+        clip: uint8 [T, H, W, 3]; a small one is written at twice its size, else its colours would be blurred in 4:2:0.
         fps: frames a second.
         start: number of its first frame.
     """
     file = io.BytesIO()
+    if max(clip.shape[1:3]) < SMALL:
+        clip = clip.repeat(2, axis=1).repeat(2, axis=2)
     _, height, width, _ = clip.shape
     with piped_mp4(file, height=height, width=width, fps=fps) as grow:
         grow(clip)
