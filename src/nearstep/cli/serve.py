@@ -89,8 +89,9 @@ def serve(options: Serve) -> None:
         pipe = options.loading.pipeline(model)
         note(place(pipe))
         warm(pipe, compiled=options.loading.compile)
-        server = assembled(pipe, options.model, serving, port)
-        note(f"serving {options.model} at {address(serving, port)} (Ctrl-C ends)")
+        name = Path(options.model).name if Path(options.model).is_dir() else options.model  # no path of this machine's
+        server = assembled(pipe, name, serving, port)
+        note(f"serving {name} at {address(serving, port)} (Ctrl-C ends)")
         server.run(listener)
 
 

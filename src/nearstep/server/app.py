@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -258,8 +259,7 @@ def make_app(api: Api, door: Door, routes: Sequence[BaseRoute] = ()) -> Guard:
         exception_handlers={
             Refusal: _refused,
             NearstepError: _refused,
-            404: _no_page,
-            405: _no_page,
+            HTTPException: _no_page,
             Exception: _unforeseen,
         },
     )
@@ -294,8 +294,9 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _no_page(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    return error_response(status, f"there is no {request.method} {request.url.path[:80]}")
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    there = f"there is no {request.method} {request.url.path[:80]}"
+    return error_response(status, there if status in (404, 405) else str(getattr(error, "detail", error))[:200])
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:

@@ -14,12 +14,15 @@ from nearstep.data.videos import ClipSize
 from nearstep.nets.prompts import words_of
 from nearstep.server.app import Api, ModelFacts, make_app
 from nearstep.server.guard import LOCAL, Door, Guard
+from nearstep.server.jobs import Jobs
 from nearstep.server.listen import server_of
 from nearstep.server.logs import Events
+from nearstep.server.making import Maker
 from nearstep.server.metrics import Metrics
 from nearstep.server.protocol import Json
 from nearstep.server.studio import Limits, Studio
 from nearstep.server.uploads import LARGEST, Uploads
+from nearstep.server.videos import Videos, job_folder
 from nearstep.server.worker import Worker
 from nearstep.shapes import TEMPORAL_STRIDE
 
@@ -73,12 +76,17 @@ class Server:
 
     app: Guard
     studio: Studio
+    jobs: Jobs
     uvicorn: uvicorn.Server
 
     def run(self, listener: socket.socket) -> None:
         """Serve until it is told to end."""
         self.studio.worker.start()
-        self.uvicorn.run(sockets=[listener])
+        try:
+            self.uvicorn.run(sockets=[listener])
+        finally:
+            self.jobs.hand_back()
+            self.jobs.close()
 
 
 def assembled(pipe: CausalVideoPipeline, name: str, serving: Serving, port: int) -> Server:
@@ -101,10 +109,15 @@ def assembled(pipe: CausalVideoPipeline, name: str, serving: Serving, port: int)
     settings = pipe.settings
     size = ClipSize(frames=settings.num_frames, height=settings.height, width=settings.width, fps=settings.fps)
     door = serving.door(port)
-    api = Api(studio, model_facts(pipe, name), door, metrics, Uploads(serving.state / "uploads", size))
-    app = make_app(api, door)
+    uploads, facts = Uploads(serving.state / "uploads", size), model_facts(pipe, name)
+    jobs = Jobs(serving.state / "videos.sqlite")
+    maker = Maker(pipe, worker, jobs, job_folder(serving.state), told)
+    videos = Videos(pipe, worker, facts, jobs, maker, uploads, serving.limits)
+    app = make_app(Api(studio, facts, door, metrics, uploads), door, videos.routes())
+    jobs.begin_again()
+    worker.join(maker)
     connections = 2 * serving.limits.viewers + 4 * serving.limits.sessions + 64
-    return Server(app=app, studio=studio, uvicorn=server_of(app, connections=connections))
+    return Server(app=app, studio=studio, jobs=jobs, uvicorn=server_of(app, connections=connections))
 
 
 def new_token() -> str:
