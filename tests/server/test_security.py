@@ -18,6 +18,7 @@ from served import RED, Site, eventually, running
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from nearstep.cli import serve
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
 from nearstep.server import guard, listen
@@ -322,3 +323,19 @@ def test_prompts_stay_out_of_the_log_and_names_are_counted(tiny, tmp_path: Path,
 def test_wrong_options_end_in_a_line(options: list[str], said: str, tmp_path: Path, capsys) -> None:
     assert main(["serve", *options, "--state", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(serve, "NEEDED", ("starlette", "no_such_package"))
+    assert main(["serve"]) == 2
+    assert "pip install 'nearstep[serve]'" in capsys.readouterr().err
+
+
+def test_beyond_this_machine_there_is_a_token() -> None:
+    local = serve.serving_of(serve.Serve(host="127.0.0.1"))
+    assert local.token is None and serve.address(local, 80) == "http://127.0.0.1:80/"
+    for host in ("0.0.0.0", "::", "192.0.2.1", "studio.example"):
+        serving = serve.serving_of(serve.Serve(host=host))
+        assert len(serving.token) >= 32 and serve.address(serving, 80).endswith(f"#token={serving.token}")
+        assert serve.serving_of(serve.Serve(host=host)).token != serving.token
+    assert serve.seconds_of("1.5h") == 5400 and serve.seconds_of("10m") == 600 and serve.seconds_of("30") == 30

@@ -224,6 +224,8 @@ class Readers:
         """A small picture of a chunk."""
         path = self._kept(request).picture(request.path_params["chunk"])
         if not path.is_file():
+            if "e" in request.query_params:  # of a page that has not heard yet that the chunk was taken back
+                return Response(status_code=204)
             raise Refusal(404, f"there is no chunk {request.path_params['chunk']}")
         return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
 

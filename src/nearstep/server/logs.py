@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 from nearstep.server.protocol import Json
@@ -32,4 +33,5 @@ class Events:
             return
         told = {name: value for name, value in facts.items() if name not in self._hidden and value not in (None, "")}
         line = json.dumps({"time": round(time.time(), 3), "event": event, **told})
-        (self._file or sys.stderr).write(f"{line}\n")
+        with suppress(OSError, ValueError):  # nobody reads it any more, which stops no stream
+            (self._file or sys.stderr).write(f"{line}\n")

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nearstep.errors import NearstepError
 from nearstep.server.fragments import thumbnail
@@ -34,7 +36,7 @@ class _Making:
         size = {"height": opening.height, "width": opening.width}
         self._grow: Grow = self._stack.enter_context(growing_mp4(path, fps=fps, **size))
 
-    def write(self, clip: Any, first: bool) -> None:
+    def write(self, clip: np.ndarray, first: bool) -> None:
         """One more chunk, uint8 [T, H, W, 3]."""
         self._grow(clip)
         if first:

@@ -384,13 +384,16 @@ function direction() {
   return { prompt: at("prompt").value.trim(), ...(plan ? { plan } : {}), ...(seed === "" ? {} : { seed: Number(seed) }) };
 }
 
-at("direction").onsubmit = (event) => {
-  event.preventDefault();
+function change(atOnce) {
   const wanted = direction(), take = main.take;
   for (const name of ["prompt", "plan", "seed"]) if (wanted[name] === take[name]) delete wanted[name];
   if (!Object.keys(wanted).length) { tell("That is what it shows already."); return; }
+  if (atOnce && main.newest > main.shown) main.request("rewind", { chunk: main.shown + 1 }).catch(() => {});
   main.request("change", wanted).catch(() => {});
-};
+}
+
+at("direction").onsubmit = (event) => { event.preventDefault(); change(false); };
+at("now").onclick = () => at("direction").reportValidity() && change(true);
 at("fresh").onclick = async () => {
   if (!at("direction").reportValidity()) return;
   const take = await begin({ ...direction(), ...(upload ? { upload } : {}) });
