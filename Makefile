@@ -1,5 +1,6 @@
 # make demo    prompts at 4, 4,2x, 4,1x and 1 steps a chunk side by side, in ./demo
 # make test    the tests that need neither minutes nor an accelerator
+# make test-browser    the page, in a Chromium of this machine's (BROWSER=path; found by itself where it is usual)
 # make check   lint, types and tests: what a change must pass
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DEMO := "a large red ball slides right slowly on snow" \
 	"a medium purple ring drifts up quickly in the forest" \
 	"a big orange cross rests on slate"
 
-.PHONY: install demo test test-slow test-gpu check lint types clean
+.PHONY: install demo test test-slow test-gpu test-browser check lint types clean
 
 install: $(STAMP)
 
@@ -33,6 +34,9 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest tests/browser -m browser --timeout=300
 
 check: lint types test
 

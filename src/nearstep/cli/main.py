@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": "make videos from prompts",
     "stream": "a video without an end, written as it is made; prompts may change; takes are made again",
     "compare": "the same prompts and noise under several plans, side by side",
+    "serve": "a page to steer streams on while they are watched, and videos by HTTP",
     "info": "what a model is: components, sizes, plans and what they cost",
     "bench": "what a clip costs here: stages, frame rates as others count them, memory, distance to the floor",
     "calibrate": "measure when an adaptive plan may stop, and keep it in the model's folder",

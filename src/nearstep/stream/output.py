@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from io import BytesIO
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -259,7 +260,7 @@ def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, commen
 
 
 @contextmanager
-def piped_mp4(file: BinaryIO, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
+def piped_mp4(file: BinaryIO | BytesIO, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
     """A video for who reads it while it is made, such as a player behind a pipe; as :func:`growing_mp4`.
 
     Raises:
@@ -315,7 +316,7 @@ FRAGMENTS = _Layout(
 
 @contextmanager
 def _writer(
-    file: Path | BinaryIO, height: int, width: int, fps: float, comment: str, layout: _Layout
+    file: Path | BinaryIO | BytesIO, height: int, width: int, fps: float, comment: str, layout: _Layout
 ) -> Iterator[Grow]:
     import av  # a tenth of a second that only this format needs
 

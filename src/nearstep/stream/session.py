@@ -317,7 +317,7 @@ class Session:
             plan: what its chunks get.
             seed: what names their noise.
         """
-        other = self._whole(lambda at: (at, Session(self._setup, standing=replace(at, state=at.state.copy(), undo=()))))
+        other = self._whole(lambda at: (at, Session(self._setup, standing=replace(at, state=at.state.copy()))))
         if chunk is not None and chunk != other.index:
             other.rewind(chunk)
         other.change(prompt=prompt, plan=plan, seed=seed)

@@ -1,0 +1,176 @@
+"""``nearstep serve``: a page to stream to, and videos by HTTP."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from nearstep.cli.options import AS_IT_IS, FlatLoading, ModelArgument, check_paths, optional, place
+from nearstep.cli.text import note
+from nearstep.errors import NearstepError
+from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
+
+if TYPE_CHECKING:
+    from nearstep.server.serving import Serving
+    from nearstep.stream.pipeline import CausalVideoPipeline
+
+NEEDED = ("starlette", "uvicorn", "websockets", "prometheus_client", "python_multipart")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """A page on which streams are made, steered, taken back and forked while they are watched, and videos by HTTP.
+
+    Without --host only this machine reaches it. With another a token is asked for, which the address that is printed
+    holds. Ctrl-C ends it; takes and videos are kept in --state.
+    """
+
+    model: ModelArgument = EMBEDDED
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 is all of this machine's."""
+    port: int = 7860
+    """0 takes one that is free."""
+    token: Annotated[str | None, optional("TEXT", "made and printed where --host is not this machine alone")] = None
+    """What a visitor has to know."""
+    allow_host: Annotated[tuple[str, ...], optional("NAME ...", "none")] = ()
+    """Further names that it is reached under, such as a proxy's."""
+    sessions: int = 8
+    """Takes that are open at once."""
+    viewers: int = 50
+    """Connections that look at them."""
+    idle: Annotated[str, tyro.conf.arg(metavar="TIME")] = "10m"
+    """A take that nobody watches is closed after so long (30s, 10m, 2h); it is kept."""
+    longest: int = 5000
+    """Chunks of a take."""
+    kept: int = 200
+    """Closed takes that are kept; the oldest go."""
+    jobs: int = 100
+    """Videos that may wait to be made."""
+    undo: Annotated[int | None, optional("CHUNKS", "8, or what 256 MiB hold")] = None
+    """So many of the newest chunks are taken back at once, each for a copy of the cache and of the decoder's state;
+    further back they are made again."""
+    state: Annotated[Path | None, optional("FOLDER", "~/.local/state/nearstep/serve-PORT")] = None
+    """Where takes and videos are kept."""
+    log_prompts: bool = False
+    """Write prompts to the log, too."""
+    loading: FlatLoading = AS_IT_IS
+    """Network, device, precision, decoder."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and serve."""
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    serve(tyro.cli(Serve, prog="nearstep serve", args=arguments, config=flags))
+
+
+def serve(options: Serve) -> None:
+    """Serve until Ctrl-C."""
+    check_paths(options)
+    check(options)
+    serving = serving_of(options)
+    options.loading.check()
+    folder = ModelFolder.open(options.model)
+    own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
+    model = options.loading.open(folder, network=own)
+
+    from nearstep.server.listen import listening
+    from nearstep.server.serving import assembled
+
+    with listening(serving.host, serving.port) as listener:  # before minutes of loading
+        port = listener.getsockname()[1]
+        pipe = options.loading.pipeline(model)
+        note(place(pipe))
+        warm(pipe, compiled=options.loading.compile)
+        name = Path(options.model).name if Path(options.model).is_dir() else options.model  # no path of this machine's
+        server = assembled(pipe, name, serving, port)
+        note(f"serving {name} at {address(serving, port)} (Ctrl-C ends)")
+        server.run(listener)
+
+
+def check(options: Serve) -> None:
+    """Find out what is wrong before anything is loaded.
+
+    Raises:
+        NearstepError: naming the option.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise NearstepError(f"nearstep serve needs {missing[0]}: pip install 'nearstep[serve]'")
+    if not 0 <= options.port < 2**16:
+        raise NearstepError(f"--port {options.port}: give 0 (a free one) to {2**16 - 1}")
+    if options.token is not None and not re.fullmatch(r"[A-Za-z0-9_.~-]{8,200}", options.token):
+        raise NearstepError("--token: give 8 to 200 letters, digits, or - _ . ~ (they go into an address)")
+    if options.undo is not None and not 0 <= options.undo <= 1000:
+        raise NearstepError(f"--undo {options.undo}: give 0 (none) to 1000 chunks")
+    if not options.host.strip():
+        raise NearstepError("--host is empty; give 127.0.0.1 (this machine alone), or 0.0.0.0")
+
+
+def seconds_of(text: str) -> float:
+    """A time such as 30s, 10m or 2h.
+
+    Raises:
+        NearstepError: for what is none.
+    """
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)\s*([smh]?)", text.strip())
+    if not found:
+        raise NearstepError(f"--idle {text[:40]}: give a time such as 30s, 10m or 2h")
+    return float(found[1]) * UNITS[found[2] or "s"]
+
+
+def serving_of(options: Serve) -> Serving:
+    """How the server is to be; a token is made where others reach it."""
+    from nearstep.server.serving import Serving, new_token
+    from nearstep.server.studio import Limits
+
+    limits = Limits(
+        sessions=options.sessions,
+        viewers=options.viewers,
+        idle=seconds_of(options.idle),
+        longest=options.longest,
+        kept=options.kept,
+        jobs=options.jobs,
+    )
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser())
+    token = options.token or (None if options.host in LOOPBACK else new_token())
+    return Serving(
+        host=options.host,
+        port=options.port,
+        token=token,
+        hosts=options.allow_host,
+        state=options.state or home / "nearstep" / f"serve-{options.port}",
+        limits=limits,
+        undo_depth=options.undo,
+        log_prompts=options.log_prompts,
+    )
+
+
+def address(serving: Serving, port: int) -> str:
+    """Where the page is; what stands behind # is not sent, so no log on the way holds the token."""
+    host = "127.0.0.1" if serving.host == "0.0.0.0" else "::1" if serving.host == "::" else serving.host
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"#token={serving.token}" if serving.token else "")
+
+
+def warm(pipe: CausalVideoPipeline, *, compiled: bool) -> None:
+    """Make a chunk, or with compiling all that streams need, so that the first visitor does not wait for it."""
+    from nearstep.server.serving import model_facts
+
+    prompt = next(iter(model_facts(pipe, "").prompts), "a cat on a sofa")
+    try:
+        with pipe.open(prompt, seed=0) as session:
+            if compiled:
+                note("compiling; the page is there when that is done")
+                session.warm_up()
+            next(session)
+    except NearstepError as error:
+        if compiled or "word" not in str(error):
+            raise

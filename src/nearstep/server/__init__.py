@@ -1,0 +1,1 @@
+"""Streams to look at and to steer in a browser, and videos by HTTP: ``nearstep serve``."""
