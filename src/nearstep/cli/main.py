@@ -26,6 +26,7 @@ COMMANDS = {
     "calibrate": "measure when an adaptive plan may stop, and keep it in the model's folder",
     "convert": "any published Wan2.1 or student weights to a model folder, and back out",
     "evaluate": "measure a model, or a folder of clips named by their prompts, on the playground",
+    "sample": "clips of the same prompts from any system: ours, diffusers' pipelines, a command",
     "vbench": "VBench's prompts as its authors sample, score and add them up",
     "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",
     "train": "run a recipe: train codec, teacher or student",
