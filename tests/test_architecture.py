@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = frozenset(
-    "errors files json_files pictures plots programs protocols ranges reach rng shapes version words".split()
+    "cluster errors files json_files pictures plots programs protocols ranges reach rng shapes version words".split()
 )
 WORLDS = frozenset({"playground", "things"})
 LIBRARY = (
@@ -46,7 +46,7 @@ MAY_IMPORT = {
 HEAVY = frozenset({"torch", "diffusers", "transformers", "av", "tensorboard", "matplotlib"})
 """Not loaded before they are needed: `nearstep --help` answers at once."""
 
-OPTIONAL = frozenset({"matplotlib", "peft", "tensorboard", "fastapi", "uvicorn", "websockets"})
+OPTIONAL = frozenset({"matplotlib", "peft", "tensorboard", "fastapi", "ray", "uvicorn", "websockets"})
 """Behind an extra, so each is imported in one place only."""
 
 DISTRIBUTED = {"train/parallel.py", "train/checkpoint.py", "train/reading.py"}

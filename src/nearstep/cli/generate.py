@@ -29,12 +29,13 @@ from nearstep.cli.options import (
 )
 from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
+from nearstep.cluster import Cluster, each
 from nearstep.errors import NearstepError
-from nearstep.files import check_name
+from nearstep.files import check_name, sweep
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
-from nearstep.sampling.target import Target
+from nearstep.sampling.target import Target, by_prompt
 from nearstep.stream.output import (
     ENCODERS,
     check_video_path,
@@ -160,6 +161,7 @@ def make(
     *,
     sheet: Path | None = None,
     done: Callable[[Record], object] = id,
+    cluster: Cluster | None = None,
 ) -> None:
     """Make the clips that are not there yet, and a sheet of them where one is asked for.
 
@@ -169,17 +171,22 @@ def make(
         targets: all of them.
         sheet: a picture of those that were made.
         done: called with what each clip took.
+        cluster: makes them, prompt by prompt; None is this process. No sheet is made there.
     """
     targets = pending(options, system, targets)
     if sheet and targets and sheet.is_file() and not options.overwrite:
         raise NearstepError(f"--sheet {sheet} is there already; --overwrite replaces it, or name another file")
     if not targets:
         return
-    system.load()
+    if cluster is None:
+        system.load()
     note(system.summary(len(targets)))
     if options.dry_run:
         for target in targets:
             print(target.path)
+        return
+    if cluster is not None:
+        _film_there(system, targets, done, cluster)
         return
     clips = _film(system, targets, done, keep=sheet is not None)
     if sheet:
@@ -296,6 +303,24 @@ def _film(system: System, targets: Sequence[Target], done: Callable[[Record], ob
     seconds = time.perf_counter() - began
     note(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
     return kept
+
+
+def _film_there(system: System, targets: Sequence[Target], done: Callable[[Record], object], cluster: Cluster) -> None:
+    """Have a cluster make the clips, an item a prompt; its workers write them, and what they took comes back."""
+    from tqdm import tqdm
+
+    from nearstep.sampling.filming import records
+
+    began, folder = time.perf_counter(), targets[0].path.parent
+    groups = by_prompt(targets)
+    with tqdm(total=len(targets), unit="clip", disable=None, dynamic_ncols=True) as bar:
+        for found in each(partial(records, system), groups, cluster):
+            for record in found:
+                done(record)
+                bar.update()
+                bar.write(str(folder / record.name), file=sys.stdout)
+    sweep(folder)  # what killed workers have left
+    note(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {time.perf_counter() - began:.1f} s")
 
 
 def _write(target: Target, made: Made, said: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.cli.generate import Making, make, ours, planned
-from nearstep.cli.options import Loading, check_device, check_paths, optional
+from nearstep.cli.options import NO_CLUSTER, FlatCluster, Loading, check_device, check_paths, optional
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.folder import EMBEDDED
@@ -50,6 +50,8 @@ class Sampling(Making):
     """Only every Nth prompt from the Kth on, for N of these commands beside each other."""
     seed: Annotated[int | None, optional("N", "0")] = 0
     """Names all noise."""
+    cluster: FlatCluster = NO_CLUSTER
+    """Who makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def sample(asked: Sampling, wanted: Sequence[Wanted], prompts: Mapping[str, Any]
     """
     from nearstep.sampling.folder import VIDEOS, check_same, claim, log_name, note_record
 
-    first, parts = _part(asked.part)
+    (first, parts), cluster = _part(asked.part), asked.cluster.chosen(asked.loading.device)
     system, said = _system(asked, [each.text for each in wanted])  # every part refuses what one would refuse
     said = {**said, "seed": asked.seed, **prompts}
     check_same(asked.output, said, _SAME, overwrite=asked.overwrite)
@@ -122,7 +124,7 @@ def sample(asked: Sampling, wanted: Sequence[Wanted], prompts: Mapping[str, Any]
     if not asked.dry_run:
         claim(asked.output, said, _SAME, overwrite=asked.overwrite)
     log = asked.output / log_name(first, parts)
-    make(asked, system, made, done=lambda record: note_record(log, record))
+    make(asked, system, made, done=lambda record: note_record(log, record), cluster=cluster)
 
 
 def _part(text: str) -> tuple[int, int]:

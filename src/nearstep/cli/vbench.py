@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from nearstep.cli.options import check_paths, optional
+from nearstep.cli.options import NO_CLUSTER, FlatCluster, check_paths, optional
 from nearstep.cli.sample import Sampling, Wanted, sample
 from nearstep.cli.text import note
 from nearstep.cli.text import table as lines_of
@@ -190,6 +190,8 @@ class ScoreOptions:
     """Videos for temporal flickering that the official static filter has chosen."""
     allow_missing: bool = False
     """Score the videos that are there where some are missing."""
+    cluster: FlatCluster = NO_CLUSTER
+    """Who scores."""
 
 
 def _score(arguments: Sequence[str]) -> None:
@@ -199,7 +201,7 @@ def _score(arguments: Sequence[str]) -> None:
 
     if (asked.command is None) != (asked.name is None):
         raise NearstepError("--command and --name go together: what scores, and what its values are called")
-    place, prompts = Place.of(asked.folder), _known_prompts(asked)
+    place, prompts, cluster = Place.of(asked.folder), _known_prompts(asked), asked.cluster.chosen()
     scorers = _scorers(asked, prompts)
     work: list[tuple[Job, Scorer]] = []
     for name, scorer in scorers.items():
@@ -207,7 +209,7 @@ def _score(arguments: Sequence[str]) -> None:
         videos, fewer = (asked.static, True) if asked.static and filtered else (place.videos, asked.allow_missing)
         work += [(job, scorer) for job in jobs(videos, prompts, [name], allow_missing=fewer)]
     notes = {name: note_on(name, filtered=asked.static is not None) for name in scorers}
-    score_all(place.scores, work, tell=note, notes=notes)
+    score_all(place.scores, work, tell=note, notes=notes, cluster=cluster)
     print(place.scores)
 
 

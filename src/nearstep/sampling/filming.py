@@ -5,6 +5,7 @@ for each target:   system.made(target) -> clip, calls   ->   target.path (whole 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
@@ -19,7 +20,7 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
 from nearstep.sampling.target import Target
-from nearstep.stream.output import write_video
+from nearstep.stream.output import pixels, write_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,9 @@ class Record:
     height: int
     width: int
     fps: float
+    digest: str
+    """Of its 8-bit pixels as they were made, before an encoder that need not write the same bytes twice; of a video of
+    the system's own, of the file."""
 
 
 @runtime_checkable
@@ -130,8 +134,14 @@ def film(
             height=made.height,
             width=made.width,
             fps=made.fps,
+            digest=_digest(made.video),
         )
         yield Filmed(target, made, record)
+
+
+def _digest(video: Tensor | bytes) -> str:
+    whole = video if isinstance(video, bytes) else pixels(video).tobytes()
+    return hashlib.blake2b(whole, digest_size=8).hexdigest()
 
 
 def records(system: System, targets: Sequence[Target]) -> list[Record]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +54,10 @@ class Scorer(Protocol):
         """Find out, before any work, whether it can be used."""
         ...
 
+    def parts(self, job: Job) -> list[Job]:
+        """The job cut into jobs that may be done apart, in order; what they score is put together by :func:`joined`."""
+        ...
+
     def score(self, job: Job) -> Score:
         """The score of a dimension, and its videos' values."""
         ...
@@ -68,12 +72,23 @@ class Native:
     def check(self) -> None:
         """Nothing can be missing."""
 
+    def parts(self, job: Job) -> list[Job]:
+        """Each video by itself."""
+        return [replace(job, files=(file,)) for file in job.files]
+
     def score(self, job: Job) -> Score:
         """Look at every video."""
         if job.name != FLICKERING:
             raise NearstepError(f"{job.name} needs VBench's networks, and {FLICKERING} alone does not; {INSTALL}")
         paths = [job.videos / name for name in job.files]
         return _mean(job, [VideoScore(path=str(path), value=flickering(path)) for path in paths])
+
+
+def joined(job: Job, parts: Sequence[Score]) -> Score:
+    """The score of a job from those of its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return _mean(job, [video for part in parts for video in part.videos])
 
 
 def _mean(job: Job, videos: Sequence[VideoScore]) -> Score:
@@ -116,6 +131,10 @@ class Official:
         """
         run_program([self.python, "-c", "import torch, vbench"], f"{self.python} cannot import vbench", INSTALL)
 
+    def parts(self, job: Job) -> list[Job]:
+        """A dimension's networks are loaded once."""
+        return [job]
+
     def score(self, job: Job) -> Score:
         """Have it look up and score the videos as it does for everybody."""
         if job.name not in DIMENSIONS:
@@ -157,6 +176,10 @@ class Command:
         words_of(self.template, dict.fromkeys(_PLACES, ""), _PLACES)
         if "{output}" not in self.template:
             raise NearstepError(f"--command {self.template!r} does not say where to write; put {{output}} into it")
+
+    def parts(self, job: Job) -> list[Job]:
+        """The program gets all videos."""
+        return [job]
 
     def score(self, job: Job) -> Score:
         """Run it, and read what it wrote."""
