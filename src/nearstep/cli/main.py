@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "measure a model, or a folder of clips named by their prompts, on the playground",
     "sample": "clips of the same prompts from any system: ours, diffusers' pipelines, a command",
     "vbench": "VBench's prompts as its authors sample, score and add them up",
+    "table": "results as a table, in markdown, LaTeX, CSV or HTML; pages whose tables write themselves",
     "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",
     "train": "run a recipe: train codec, teacher or student",
     "plan-memory": "whether a clip or a recipe fits your accelerators, and which option to turn if it does not",

@@ -77,7 +77,7 @@ def evaluate_clips(
         NearstepError: naming the first clip that is not of the world; nothing is written then.
     """
     looks = looks_of(world, vgg)
-    return table(measure_clips(world, folder, batch=batch, out=out, looks=looks, cluster=cluster))
+    return str(table(measure_clips(world, folder, batch=batch, out=out, looks=looks, cluster=cluster)))
 
 
 def measure_clips(

@@ -87,7 +87,7 @@ def evaluate(
         looks=looks,
         cluster=cluster,
     )
-    return table(results)
+    return str(table(results))
 
 
 @dataclass(frozen=True, kw_only=True)
