@@ -15,9 +15,13 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-LEAVES = frozenset("errors files json_files pictures plots protocols ranges reach rng shapes version words".split())
+LEAVES = frozenset(
+    "cluster errors files json_files pictures plots programs protocols ranges reach rng shapes version words".split()
+)
 WORLDS = frozenset({"playground", "things"})
-LIBRARY = LEAVES | WORLDS | set("flow nets losses rollout models data stream train evaluate cost recipes".split())
+LIBRARY = (
+    LEAVES | WORLDS | set("flow nets losses rollout models data stream sampling train evaluate cost recipes".split())
+)
 MAY_IMPORT = {
     **dict.fromkeys(LEAVES, LEAVES),
     "flow": LEAVES,
@@ -28,6 +32,7 @@ MAY_IMPORT = {
     **dict.fromkeys(WORLDS, LEAVES),
     "data": LEAVES,
     "stream": LEAVES | {"models", "rollout", "flow", "nets"},
+    "sampling": LEAVES | {"stream", "models", "nets", "data"},
     "train": LEAVES | {"models", "rollout", "losses", "flow", "nets", "data"},
     "evaluate": LEAVES | {"stream", "models", "rollout", "flow", "data"},
     "cost": LEAVES | {"stream", "train", "models", "rollout", "nets", "flow", "data"},
@@ -41,7 +46,9 @@ MAY_IMPORT = {
 HEAVY = frozenset({"torch", "diffusers", "transformers", "av", "tensorboard", "matplotlib"})
 """Not loaded before they are needed: `nearstep --help` answers at once."""
 
-OPTIONAL = frozenset({"matplotlib", "peft", "tensorboard", "prometheus_client", "starlette", "uvicorn", "websockets"})
+OPTIONAL = frozenset(
+    {"matplotlib", "peft", "tensorboard", "prometheus_client", "ray", "starlette", "uvicorn", "websockets"}
+)
 """Behind an extra, so each is imported in one place only: a file, or the package that cannot do without."""
 
 DISTRIBUTED = {"train/parallel.py", "train/checkpoint.py", "train/reading.py"}

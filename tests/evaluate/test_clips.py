@@ -66,7 +66,7 @@ def test_clips_on_disk_are_judged_as_in_memory_and_pair_with_a_model(tmp_path: P
     disk, memory = (found["plans"]["clips"] for found in (on_disk, model))
     for name in memory.keys() - {"calls", "seconds_per_clip"}:
         assert disk[name] == memory[name]
-    assert compare(on_disk, model).splitlines()[2].count("+0.00 [+0.00, +0.00]") == 4
+    assert str(compare(on_disk, model)).splitlines()[2].count("+0.00 [+0.00, +0.00]") == 4
     assert json.loads((tmp_path / "disk.json").read_text()) == on_disk
 
 

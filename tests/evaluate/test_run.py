@@ -139,11 +139,11 @@ def test_results_of_before_worlds_had_names_are_of_the_playground(measured, tmp_
 
 def test_tables(measured):
     _, results, _ = measured
-    lines = report.table(results).splitlines()
+    lines = str(report.table(results)).splitlines()
     assert lines[0].startswith("| plan | calls | total")
     assert lines[2].startswith("| 4 | 14 | ") and lines[3].startswith("| 1 | 5 | ")
     assert "| plan | count | shape" in report.details(results)
-    gained = report.compare(results, results).splitlines()[2]
+    gained = str(report.compare(results, results)).splitlines()[2]
     assert gained.count("+0.00 [+0.00, +0.00]") == 4
 
 

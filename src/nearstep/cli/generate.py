@@ -7,8 +7,9 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,14 +17,26 @@ import tyro
 
 from nearstep.cli.arguments import parsed
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
+from nearstep.cli.options import (
+    AS_IT_IS,
+    OWN_SIZE,
+    FlatClipSize,
+    FlatLoading,
+    Loading,
+    Model,
+    check_paths,
+    optional,
+    place,
+)
 from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
+from nearstep.cluster import Cluster, each
 from nearstep.errors import NearstepError
-from nearstep.files import check_name
+from nearstep.files import check_name, sweep
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
+from nearstep.sampling.target import Target, by_prompt
 from nearstep.stream.output import (
     ENCODERS,
     check_video_path,
@@ -31,14 +44,15 @@ from nearstep.stream.output import (
     pixels,
     safe_name,
     write_sheet,
-    write_video,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nearstep.sampling.filming import Made, Record, System
+    from nearstep.sampling.ours import Ours
     from nearstep.stream.pipeline import CausalVideoPipeline
-    from nearstep.stream.request import Clip, Request
+    from nearstep.stream.request import Clip
 
 MOST_CLIPS = 100_000  # of one call: each is planned, and named, before the first is made
 PROMPT_SHOWN = 40  # characters of a prompt beside the progress bar
@@ -91,15 +105,6 @@ class Generate(Making):
     """One picture of all clips made, a row of frames each."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One clip to make."""
-
-    prompt: str
-    index: int
-    path: Path
-
-
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and make the clips."""
     generate(parsed(Generate, "nearstep generate", arguments))
@@ -111,8 +116,7 @@ def generate(options: Generate) -> None:
     prompts = _prompts(options)
     targets = _targets(options, list(prompts))
     _check_paths(options, targets)
-    model, clip = planned(options, prompts)
-    make(options, model, clip, targets, sheet=options.sheet)
+    make(options, ours(options, *planned(options, prompts)), targets, sheet=options.sheet)
 
 
 def planned(options: Making, prompts: Mapping[str, str]) -> tuple[ModelConfigs, Clip]:
@@ -128,48 +132,76 @@ def planned(options: Making, prompts: Mapping[str, str]) -> tuple[ModelConfigs, 
     return model, plan_clip(model, plan=options.plan, **options.size.pixels)
 
 
+def ours(options: Making, model: ModelConfigs, clip: Clip) -> Ours:
+    """The model as a system; nothing of it is loaded yet."""
+    from nearstep.sampling.ours import Ours
+    from nearstep.stream.request import check_negative, own_guidance
+
+    guidance = own_guidance(model) if options.guidance is None else options.guidance
+    check_negative([options.negative], guidance)
+    return Ours(
+        open=partial(_loaded, options.loading, model),
+        clip=clip,
+        origin={"model": options.model, **model.origin, **options.loading.decoding},
+        guidance=float(guidance),
+        negative=options.negative,
+        seed=secrets.randbits(32) if options.seed is None else options.seed,
+    )
+
+
+def _loaded(loading: Loading, model: ModelConfigs) -> CausalVideoPipeline:
+    pipe = loading.pipeline(model)
+    note(place(pipe))
+    return pipe
+
+
 def make(
-    options: Making, model: ModelConfigs, clip: Clip, targets: Sequence[Target], *, sheet: Path | None = None
+    options: Making,
+    system: System,
+    targets: Sequence[Target],
+    *,
+    sheet: Path | None = None,
+    done: Callable[[Record], object] = id,
+    cluster: Cluster | None = None,
 ) -> None:
-    """Make the clips that are not there yet, and a sheet of them where one is asked for."""
-    targets = pending(options, model, clip, targets)
+    """Make the clips that are not there yet, and a sheet of them where one is asked for.
+
+    Args:
+        options: what is overwritten, and whether anything is made.
+        system: makes the clips.
+        targets: all of them.
+        sheet: a picture of those that were made.
+        done: called with what each clip took.
+        cluster: makes them, prompt by prompt; None is this process. No sheet is made there.
+    """
+    targets = pending(options, system, targets)
     if sheet and targets and sheet.is_file() and not options.overwrite:
         raise NearstepError(f"--sheet {sheet} is there already; --overwrite replaces it, or name another file")
     if not targets:
         return
-    pipe = options.loading.pipeline(model)
-    requests = _requests(pipe, options, clip, targets)
-    note(place(pipe))
-    note(_summary(requests[0], len(targets)))
+    if cluster is None:
+        system.load()
+    note(system.summary(len(targets)))
     if options.dry_run:
         for target in targets:
             print(target.path)
         return
-    clips = _write(pipe, _origin(options, model), targets, requests, keep=sheet is not None)
+    if cluster is not None:
+        _film_there(system, targets, done, cluster)
+        return
+    clips = _film(system, targets, done, keep=sheet is not None)
     if sheet:
         print(write_sheet(sheet, clips, labels=[target.prompt for target in targets]))
 
 
-def pending(options: Making, model: ModelConfigs, clip: Clip, targets: Sequence[Target]) -> list[Target]:
+def pending(options: Making, system: System, targets: Sequence[Target]) -> list[Target]:
     """The clips that are still to be made: those without a file, for one that shows something else is refused."""
-    from nearstep.stream.request import check_negative, clip_metadata, own_guidance
-
-    guidance = own_guidance(model) if options.guidance is None else options.guidance
-    check_negative([options.negative], guidance)
     if options.overwrite:
         return [*targets]
-    kept, skipped, origin = [], [], _origin(options, model)
+    kept, skipped = [], []
+    unasked = ("seed",) if options.seed is None else ()
     for target in targets:
-        said = clip_metadata(
-            clip,
-            prompt=target.prompt,
-            negative=options.negative,
-            guidance=float(guidance),
-            seed=options.seed,
-            sample=target.index,
-        )
-        unasked = ("seed",) if options.seed is None else ()
-        made = not is_pipe(target.path) and is_made(target.path, {**origin, **said}, ignoring=unasked)
+        made = not is_pipe(target.path) and is_made(target.path, system.said(target), ignoring=unasked)
         (skipped if made else kept).append(target)
     if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
@@ -251,73 +283,56 @@ def _in_file(file: Path) -> dict[str, str]:
     return dict(zip(found.texts, found.places, strict=True))
 
 
-def _origin(options: Making, model: ModelConfigs) -> dict[str, Any]:
-    """What a clip comes from besides its request."""
-    return {"model": options.model, **model.origin, **options.loading.decoding}
-
-
-def _requests(pipe: CausalVideoPipeline, options: Making, clip: Clip, targets: Sequence[Target]) -> list[Request]:
-    """One for each target; a prompt is looked at once, however many samples of it there are."""
-    from nearstep.stream.request import Request
-
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    conditionings = {
-        prompt: pipe.conditioning(
-            prompt, negative_prompt=options.negative, guidance_scale=options.guidance, seed=seed, samples=[0]
-        )
-        for prompt in dict.fromkeys(target.prompt for target in targets)
-    }
-    return [Request.of(replace(conditionings[each.prompt], samples=(each.index,)), clip) for each in targets]
-
-
-def _write(
-    pipe: CausalVideoPipeline,
-    origin: dict[str, Any],
-    targets: Sequence[Target],
-    requests: Sequence[Request],
-    *,
-    keep: bool,
-) -> list[Tensor]:
-    """Make and write every clip; the clips, where they are to be kept."""
-    import torch
+def _film(system: System, targets: Sequence[Target], done: Callable[[Record], object], *, keep: bool) -> list[Tensor]:
+    """Make and write every clip, with a bar of its parts; the clips, where they are to be kept."""
     from tqdm import tqdm
 
-    began, chunks = time.perf_counter(), len(requests[0].clip.plan.lengths)
-    kept, shown, denoiser = [], None, None
-    with tqdm(total=len(targets) * chunks, unit="chunk", disable=None, dynamic_ncols=True) as bar:
-        for target, request in zip(targets, requests, strict=True):
+    from nearstep.sampling.filming import film
+
+    began, kept = time.perf_counter(), []
+    with tqdm(total=len(targets) * system.parts, unit="part", disable=None, dynamic_ncols=True) as bar:
+
+        def shown(target: Target) -> None:
             bar.set_description(target.prompt[:PROMPT_SHOWN])
-            if denoiser is None or target.prompt != shown:  # samples of a prompt share its text's keys and values
-                shown, denoiser = target.prompt, pipe.denoiser(request)
-            parts = []
-            for chunk in pipe.play(request, denoiser=denoiser):
-                parts.append(chunk.video[0])
-                bar.update()
-            clip = torch.cat(parts).cpu()
-            _write_clip(target.path, clip, pipe.settings.fps, {**origin, **request.metadata(0)})
+
+        for target, made, record in film(system, targets, began=shown, told=bar.update, write=_write):
+            done(record)
             if not is_pipe(target.path):
                 bar.write(str(target.path), file=sys.stdout)
             if keep:
-                kept.append(clip)
+                kept.append(made.video)
     seconds = time.perf_counter() - began
     note(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {seconds:.1f} s")
     return kept
 
 
-def _write_clip(path: Path, clip: Tensor, fps: float, metadata: dict[str, Any]) -> None:
-    if not is_pipe(path):
-        write_video(path, clip, fps=fps, metadata=metadata)
+def _film_there(system: System, targets: Sequence[Target], done: Callable[[Record], object], cluster: Cluster) -> None:
+    """Have a cluster make the clips, an item a prompt; its workers write them, and what they took comes back."""
+    from tqdm import tqdm
+
+    from nearstep.sampling.filming import records
+
+    began, folder = time.perf_counter(), targets[0].path.parent
+    groups = by_prompt(targets)
+    with tqdm(total=len(targets), unit="clip", disable=None, dynamic_ncols=True) as bar:
+        for found in each(partial(records, system), groups, cluster):
+            for record in found:
+                done(record)
+                bar.update()
+                bar.write(str(folder / record.name), file=sys.stdout)
+    sweep(folder)  # what killed workers have left
+    note(f"{len(targets)} clip{'s' * (len(targets) > 1)} in {time.perf_counter() - began:.1f} s")
+
+
+def _write(target: Target, made: Made, said: Mapping[str, Any]) -> None:
+    """To its file, or to standard output."""
+    from nearstep.sampling.filming import write
+
+    if not is_pipe(target.path) or isinstance(made.video, bytes):
+        write(target, made, said)
         return
-    height, width = clip.shape[-2:]
     with (
         standard_output() as file,
-        piped_mp4(file, height=height, width=width, fps=fps, comment=json.dumps(metadata)) as grow,
+        piped_mp4(file, height=made.height, width=made.width, fps=made.fps, comment=json.dumps(dict(said))) as grow,
     ):
-        grow(pixels(clip))
-
-
-def _summary(request: Request, count: int) -> str:
-    plan, shape = request.clip.plan, request.clip.shape
-    size = f"{count} x {shape.frames} latent frames in {len(plan.lengths)} chunks"
-    guided = f", guidance {request.guidance:g} (each call twice as wide)" if request.guidance != 1 else ""
-    return f"plan {plan}: {plan.steps} steps + {plan.commits} commits a clip{guided}; {size}; seed {request.seed}"
+        grow(pixels(made.video))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from nearstep.cli.text import note
+from nearstep.cluster import Cluster
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
@@ -120,6 +121,34 @@ class StudentOptions:
 
 NO_STUDENT = StudentOptions()
 FlatStudent = Annotated[StudentOptions, tyro.conf.arg(name="")]
+"""The options beside a command's own, without a prefix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Whether the work is shared by a cluster."""
+
+    cluster: Annotated[str | None, optional("auto|ADDRESS", "this process alone")] = None
+    """A Ray cluster to share the work, one worker a GPU: the address of its head, or auto, which is the one that this
+    machine belongs to, else the GPUs and cores of this machine (docs/cluster.md)."""
+    cpus: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Cores of a cluster's worker, where there are no GPUs."""
+
+    def chosen(self, device: str = AUTO) -> Cluster | None:
+        """The cluster, if one is named; its workers get GPUs unless the work shall run on something else.
+
+        Raises:
+            NearstepError: for an option of a cluster that is not named, or without Ray.
+        """
+        if self.cluster is None:
+            if self.cpus != NO_CLUSTER.cpus:
+                raise NearstepError(f"--cpus {self.cpus} is about a cluster's workers; name one: --cluster auto")
+            return None
+        return Cluster(address=self.cluster, cpus=self.cpus, gpus=device == AUTO or device.startswith("cuda"))
+
+
+NO_CLUSTER = ClusterOptions()
+FlatCluster = Annotated[ClusterOptions, tyro.conf.arg(name="")]
 """The options beside a command's own, without a prefix."""
 
 

@@ -8,13 +8,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import AUTO, OWN_SIZE, Device, FlatClipSize, Model, check_device, check_paths, optional, place
+from nearstep.cli.options import (
+    AUTO,
+    NO_CLUSTER,
+    OWN_SIZE,
+    Device,
+    FlatClipSize,
+    FlatCluster,
+    Model,
+    check_device,
+    check_paths,
+    optional,
+    place,
+)
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.configs import ModelConfigs
@@ -27,6 +40,7 @@ if TYPE_CHECKING:
     from nearstep.data.prompts import Prompts
     from nearstep.data.shards import Index, ShardWriter
     from nearstep.data.videos import ClipSize
+    from nearstep.stream.pipeline import CausalVideoPipeline
     from nearstep.stream.request import Clip
 
 _MOST_WORKERS = 16
@@ -79,6 +93,8 @@ class Prepare:
     """Where codec and teacher run."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, optional("{float32,bfloat16}", "as saved")] = None
     """Precision of the teacher and its text encoder; the codec runs in float32."""
+    cluster: FlatCluster = NO_CLUSTER
+    """Who decodes, encodes and plays the teacher."""
     dry_run: bool = False
     """Check everything, say what would be done, and stop."""
 
@@ -127,11 +143,16 @@ def _check_used(options: Prepare) -> None:
 def _from_videos(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import SKIPPED, prepare_videos, remaining
     from nearstep.data.videos import list_videos
-    from nearstep.models.loading import caption_check, load_encoder
+    from nearstep.models.loading import caption_check
     from nearstep.nets.devices import find_device
 
     if options.source.is_file():
         raise NearstepError(f"{options.source} is a file; give a folder of videos, or prompts with --from-teacher")
+    cluster = options.cluster.chosen(options.device)
+    if cluster is not None and (options.batch > 1 or options.workers is not None):
+        raise NearstepError(
+            "a cluster's workers decode a video and encode a clip at a time; leave --batch, --workers out"
+        )
     clip, size = _clip(options, model), _size(options, model)
     videos = list_videos(options.source, column=options.caption_column)
     index = _opened(options, model, clip, size, {"kind": "videos", "clips_per_video": size.clips_per_video})
@@ -142,11 +163,12 @@ def _from_videos(options: Prepare, model: ModelConfigs) -> None:
         return
     cores = min(_MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1))
     workers = min(cores if options.workers is None else options.workers, len(work))
-    began, encode = time.perf_counter(), load_encoder(model.folder, options.device)
-    note(f"on {find_device(options.device)}: codec in float32")
+    began, encode = time.perf_counter(), _Encoder(folder=model.folder, device=options.device)
+    if cluster is None:
+        note(f"on {find_device(options.device)}: codec in float32")
     with _progress(len(work), "video") as told:
         skipped = prepare_videos(
-            work, size, writer, encode, workers=workers, batch=options.batch, check=check, told=told
+            work, size, writer, encode, workers=workers, batch=options.batch, check=check, told=told, cluster=cluster
         )
     _report(options.target, writer.index, index.clips, time.perf_counter() - began)
     if skipped:
@@ -155,6 +177,23 @@ def _from_videos(options: Prepare, model: ModelConfigs) -> None:
         note(f"skipped {len(skipped)} of {len(videos)} videos ({reasons}): {options.target / SKIPPED} says why")
     if not writer.index.clips:
         raise NearstepError(f"{options.source} gave no clip: {skipped[0].file}: {skipped[0].reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """The codec, loaded with the first clip, wherever that is."""
+
+    folder: ModelFolder
+    device: str
+
+    @cached_property
+    def loaded(self) -> Callable[[Tensor], Tensor]:
+        from nearstep.models.loading import load_encoder
+
+        return load_encoder(self.folder, self.device)
+
+    def __call__(self, video: Tensor) -> Tensor:
+        return self.loaded(video)
 
 
 def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable[[str], object]) -> None:
@@ -185,7 +224,7 @@ def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.stream.request import check_negative, own_guidance
 
     prompts = read_prompts([options.source], column=options.caption_column)
-    clip, size = _clip(options, model), _size(options, model)
+    clip, size, cluster = _clip(options, model), _size(options, model), options.cluster.chosen(options.device)
     if size.fps != model.settings.fps:
         raise NearstepError(f"--fps {size.fps:g}: this model's clips have {model.settings.fps:g} fps")
     _check_prompts(prompts, model.folder)
@@ -210,10 +249,10 @@ def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     if options.dry_run:
         print(f"would make {todo} clips, {_bytes(todo * _clip_bytes(index))}")
         return
-    writer, make = _writer(options, index), _maker(options, model)
+    writer, make = _writer(options, index), _Teacher(options=options, model=model)
     began = time.perf_counter()
     with _progress(todo, "clip") as told:
-        prepare_prompts(prompts.texts, writer, make, batch=options.batch, told=told)
+        prepare_prompts(prompts.texts, writer, make, batch=options.batch, told=told, cluster=cluster)
     _report(options.target, writer.index, index.clips, time.perf_counter() - began)
 
 
@@ -228,23 +267,30 @@ def _check_prompts(prompts: Prompts, folder: ModelFolder) -> None:
             raise NearstepError(f"{line}: {error}") from None
 
 
-def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[int]], Tensor]:
-    import torch
-    from transformers.utils.logging import disable_progress_bar
+@dataclass(frozen=True, kw_only=True)
+class _Teacher:
+    """Makes latents of prompts and their numbers; loaded with the first, wherever that is."""
 
-    from nearstep.stream.pipeline import CausalVideoPipeline
+    options: Prepare
+    model: ModelConfigs
 
-    disable_progress_bar()  # of loading a file; ours counts clips
-    pipe = CausalVideoPipeline.from_pretrained(
-        model,
-        torch_dtype=getattr(torch, options.dtype) if options.dtype else None,
-        device=options.device,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    note(place(pipe))
+    @cached_property
+    def pipe(self) -> CausalVideoPipeline:
+        import torch
+        from transformers.utils.logging import disable_progress_bar
 
-    def make(texts: list[str], numbers: list[int]) -> Tensor:
-        return pipe(
+        from nearstep.stream.pipeline import CausalVideoPipeline
+
+        disable_progress_bar()  # of loading a file; ours counts clips
+        dtype = getattr(torch, self.options.dtype) if self.options.dtype else None
+        pipe = CausalVideoPipeline.from_pretrained(self.model, torch_dtype=dtype, device=self.options.device)
+        pipe.set_progress_bar_config(disable=True)
+        note(place(pipe))
+        return pipe
+
+    def __call__(self, texts: list[str], numbers: list[int]) -> Tensor:
+        options = self.options
+        return self.pipe(
             texts,
             output_type="latent",
             negative_prompt=options.negative,
@@ -256,8 +302,6 @@ def _maker(options: Prepare, model: ModelConfigs) -> Callable[[list[str], list[i
             height=options.size.height,
             width=options.size.width,
         )[0]
-
-    return make
 
 
 # --- both ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.options import AS_IT_IS, FlatLoading, ModelArgument, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
@@ -68,8 +69,7 @@ class Serve:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and serve."""
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    serve(tyro.cli(Serve, prog="nearstep serve", args=arguments, config=flags))
+    serve(parsed(Serve, "nearstep serve", arguments))
 
 
 def serve(options: Serve) -> None:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.generate import Making, Target, make, planned
-from nearstep.cli.options import check_paths, optional
+from nearstep.cli.options import NO_CLUSTER, FlatCluster, check_paths, optional
+from nearstep.cli.sample import Sampling, Wanted, sample
 from nearstep.cli.text import note
 from nearstep.cli.text import table as lines_of
 from nearstep.errors import NearstepError
-from nearstep.files import write_json
-from nearstep.stream.output import check_video_path
 
 if TYPE_CHECKING:
     from nearstep.evaluate.vbench.prompts import PromptSet
     from nearstep.evaluate.vbench.scorers import Job, Scorer
-    from nearstep.models.configs import ModelConfigs
-    from nearstep.stream.request import Clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +89,8 @@ def _counts(found: PromptSet) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Making):
-    """Make the videos of VBench's prompts, named as its evaluator looks them up, into FOLDER/videos.
+class Sample(Sampling):
+    """Make the videos of VBench's prompts, named as its evaluator looks them up: "nearstep sample" with these prompts.
 
     Five of each prompt, and more of temporal flickering's, for the official static filter to choose from. Each has
     noise of its own, named by its prompt's place among all, so a subset has videos of the whole. Those that are there
@@ -103,47 +99,21 @@ class Sample(Making):
 
     prompts: FlatPrompts = ALL_PROMPTS
     """Which prompts."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER/")]
-    """Gets videos/, and sample.json, which says what they are."""
     flickering: Annotated[int, tyro.conf.arg(metavar="N")] = 25
     """Videos of each prompt of temporal flickering, at least 5; the official evaluator looks at five."""
-    part: Annotated[str, tyro.conf.arg(metavar="K/N")] = "1/1"
-    """Only every Nth prompt from the Kth on, for N of these commands beside each other."""
-    seed: Annotated[int | None, optional("N", "0")] = 0
-    """Names all noise."""
 
 
 def _sample(arguments: Sequence[str]) -> None:
     asked = parsed(Sample, "nearstep vbench sample", arguments)
     check_paths(asked)
-    from nearstep.evaluate.vbench.results import RECORD
+    from nearstep.evaluate.vbench.prompts import record
 
-    found, (first, step) = asked.prompts.read(), _part(asked.part)
-    targets = _sample_targets(asked, found)
-    mine = targets[first - 1 :: step]
-    # Every worker checks all prompts, so that they all refuse what one would refuse.
-    model, clip = planned(asked, {entry.text: "" for entry in found.unique})
-    wanted = _sample_record(asked, found, model, clip)
-    _check_same(asked, wanted)
-    made = [target for row in mine for target in row]
-    for target in made[:1]:
-        check_video_path(target.path)
-    total = sum(map(len, targets))
-    note(f"{found.label}: {len(made)} of {total} videos, {clip.plan.calls} network calls each")
-    if not asked.dry_run:
-        write_json(asked.output / RECORD, wanted)
-    make(asked, model, clip, made)
+    found = asked.prompts.read()
+    sample(asked, _wanted(asked, found), {"flickering": asked.flickering, **record(found)})
 
 
-def _part(text: str) -> tuple[int, int]:
-    first, _, step = text.partition("/")
-    if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
-        raise NearstepError(f"--part {text}: K/N with K from 1 to N, such as 2/8")
-    return int(first), int(step)
-
-
-def _sample_targets(asked: Sample, found: PromptSet) -> list[list[Target]]:
-    """For each prompt its videos; their places name their noise."""
+def _wanted(asked: Sample, found: PromptSet) -> list[Wanted]:
+    """For each prompt its videos; its place among all names their noise."""
     from nearstep.evaluate.vbench.dimensions import FLICKERING
     from nearstep.evaluate.vbench.prompts import FLICKERING_VIDEOS, VIDEOS
 
@@ -151,38 +121,15 @@ def _sample_targets(asked: Sample, found: PromptSet) -> list[list[Target]]:
         raise NearstepError(f"--flickering {asked.flickering}: from {VIDEOS} to {FLICKERING_VIDEOS}")
     if not found.entries:
         raise NearstepError("no prompt is of these dimensions; nearstep vbench prompts shows which there are")
-    folder = asked.output / "videos"
+    counts = {entry.prompt: asked.flickering if FLICKERING in entry.dimensions else VIDEOS for entry in found.unique}
     return [
-        [
-            Target(
-                prompt=entry.text,
-                index=entry.place * FLICKERING_VIDEOS + index,
-                path=folder / entry.file_name(index),
-            )
-            for index in range(asked.flickering if FLICKERING in entry.dimensions else VIDEOS)
-        ]
+        Wanted(
+            text=entry.text,
+            place=entry.place,
+            names=tuple(entry.file_name(index) for index in range(counts[entry.prompt])),
+        )
         for entry in found.unique
     ]
-
-
-def _sample_record(asked: Sample, found: PromptSet, model: ModelConfigs, clip: Clip) -> dict[str, Any]:
-    from nearstep.evaluate.vbench.prompts import record
-
-    how = {"model": asked.model, "plan": str(clip.plan), "calls": clip.plan.calls, "seed": asked.seed}
-    return {**how, "flickering": asked.flickering, **model.origin, **asked.loading.decoding, **record(found)}
-
-
-def _check_same(asked: Sample, wanted: Mapping[str, Any]) -> None:
-    """Videos of another model, plan or wording do not come into one folder; other prompts of the same may."""
-    from nearstep.evaluate.vbench.results import RECORD, read_record
-
-    there = read_record(asked.output) if (asked.output / RECORD).is_file() else {}
-    for name in ("model", "plan", "seed", "wording"):
-        if there and there.get(name) != wanted[name] and not asked.overwrite:
-            raise NearstepError(
-                f"{asked.output} has videos of {name} {there.get(name)!r}, not {wanted[name]!r}; name another folder, "
-                "or --overwrite"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +191,8 @@ class ScoreOptions:
     """Videos for temporal flickering that the official static filter has chosen."""
     allow_missing: bool = False
     """Score the videos that are there where some are missing."""
+    cluster: FlatCluster = NO_CLUSTER
+    """Who scores."""
 
 
 def _score(arguments: Sequence[str]) -> None:
@@ -253,7 +202,7 @@ def _score(arguments: Sequence[str]) -> None:
 
     if (asked.command is None) != (asked.name is None):
         raise NearstepError("--command and --name go together: what scores, and what its values are called")
-    place, prompts = Place.of(asked.folder), _known_prompts(asked)
+    place, prompts, cluster = Place.of(asked.folder), _known_prompts(asked), asked.cluster.chosen()
     scorers = _scorers(asked, prompts)
     work: list[tuple[Job, Scorer]] = []
     for name, scorer in scorers.items():
@@ -261,7 +210,7 @@ def _score(arguments: Sequence[str]) -> None:
         videos, fewer = (asked.static, True) if asked.static and filtered else (place.videos, asked.allow_missing)
         work += [(job, scorer) for job in jobs(videos, prompts, [name], allow_missing=fewer)]
     notes = {name: note_on(name, filtered=asked.static is not None) for name in scorers}
-    score_all(place.scores, work, tell=note, notes=notes)
+    score_all(place.scores, work, tell=note, notes=notes, cluster=cluster)
     print(place.scores)
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nearstep.data.decoding import Work, decoding
+from nearstep.cluster import Cluster, each
+from nearstep.data.decoding import Work, attempt, decoding
 from nearstep.data.shards import (
     DTYPES,
     INDEX,
@@ -39,6 +41,8 @@ _SHARD_CLIPS = 512
 
 Encode = Callable[[Tensor], Tensor]
 """Video [B, T, 3, H, W] in [0, 1] -> latents [B, F, C, h, w]."""
+Make = Callable[[list[str], list[int]], Tensor]
+"""Prompts and their numbers, which name the noise -> latents [B, F, C, h, w]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,7 @@ def prepare_videos(
     batch: int = 1,
     check: Callable[[str], object] = str,
     told: Callable[[int], object] = int,
+    cluster: Cluster | None = None,
 ) -> list[Skipped]:
     """Encode the clips of videos into shards.
 
@@ -103,6 +108,7 @@ def prepare_videos(
         batch: clips that are encoded together.
         check: refuses a caption by a NearstepError.
         told: called with the number of videos done, now and then.
+        cluster: decodes and encodes there, a video an item and a clip at a time; None is here.
 
     Returns:
         what was skipped; also written to ``skipped.jsonl``, even where an error ends the work.
@@ -121,21 +127,28 @@ def prepare_videos(
     skipped += [Skipped(file=item.video.name, reason=reason) for item, reason in checked if reason is not None]
     told(len(work) - len(readable))
     try:
-        with decoding(readable, size, workers) as decoded:
-            for (video, first), clips in decoded:
-                if isinstance(clips, str):
-                    skipped.append(Skipped(file=video.name, reason=clips))
-                    clips = []
-                for number, clip in enumerate(clips):
-                    if number < first:
-                        continue
-                    start = round(number * size.frames / size.fps, 6)
-                    record = {"caption": video.caption, "file": video.name, "clip": number, "of": len(clips)}
-                    waiting.append((clip, {**record, "start": start}))
-                    if len(waiting) >= min(batch, writer.room):
-                        flush()
+        if cluster is None:
+            with decoding(readable, size, workers) as decoded:
+                for (video, first), clips in decoded:
+                    if isinstance(clips, str):
+                        skipped.append(Skipped(file=video.name, reason=clips))
+                        clips = []
+                    for number, clip in enumerate(clips[first:], start=first):
+                        waiting.append((clip, _record(video, number, len(clips), size)))
+                        if len(waiting) >= min(batch, writer.room):
+                            flush()
+                    told(1)
+            flush()
+        else:
+            work_of = _Coded(size=size, encode=encode, dtype=writer.index.dtype)
+            for (video, first), coded in zip(readable, each(work_of, readable, cluster), strict=True):
+                if isinstance(coded, str):
+                    skipped.append(Skipped(file=video.name, reason=coded))
+                    coded = []
+                for number, clip in enumerate(coded, start=first):
+                    record = _record(video, number, first + len(coded), size)
+                    skipped.extend(_kept(clip, record, writer))
                 told(1)
-        flush()
         writer.flush()
     finally:
         _write_skipped(writer.folder / SKIPPED, skipped)
@@ -145,19 +158,21 @@ def prepare_videos(
 def prepare_prompts(
     prompts: Sequence[str],
     writer: ShardWriter,
-    make: Callable[[list[str], list[int]], Tensor],
+    make: Make,
     *,
     batch: int = 1,
     told: Callable[[int], object] = int,
+    cluster: Cluster | None = None,
 ) -> None:
     """Make latents from prompts, going on after those that the folder holds.
 
     Args:
         prompts: one clip each; the folder's first ones must be these.
         writer: of the folder that was opened.
-        make: prompts and their numbers, which name the noise -> latents [B, F, C, h, w].
+        make: plays the teacher.
         batch: clips that are made together.
         told: called with the number of clips done.
+        cluster: makes batches beside each other; None is this process.
 
     Raises:
         NearstepError: if the prompts changed, or latents are not finite.
@@ -169,17 +184,48 @@ def prepare_prompts(
             f"{writer.folder} was made from other prompts, from number {place + 1} on; use another folder"
         )
     _start(writer)
-    place = len(held)
-    while place < len(prompts):
-        numbers = list(range(place, min(place + min(batch, writer.room), len(prompts))))
-        latents = make([prompts[number] for number in numbers], numbers).to(DTYPES[writer.index.dtype]).cpu()
+    batches = _batches(range(len(held), len(prompts)), batch, room=writer.room, shard=writer.size)
+    asked = [([prompts[number] for number in numbers], [*numbers]) for numbers in batches]
+    for numbers, made in zip(batches, each(partial(_asked, make), asked, cluster), strict=True):
+        latents = made.to(DTYPES[writer.index.dtype]).cpu()
         if not bool(torch.isfinite(latents).all()):
-            raise NearstepError(f"the clip of {prompts[place]!r} or one after it is not finite in {writer.index.dtype}")
+            first = prompts[numbers.start]
+            raise NearstepError(f"the clip of {first!r} or one after it is not finite in {writer.index.dtype}")
         for number, clip in zip(numbers, latents, strict=True):
             writer.add(clip, {"caption": prompts[number], "sample": number})
-        place += len(numbers)
         told(len(numbers))
     writer.flush()
+
+
+def _asked(make: Make, asked: tuple[list[str], list[int]]) -> Tensor:
+    return make(*asked)
+
+
+def _batches(places: range, batch: int, *, room: int, shard: int) -> list[range]:
+    """Neighbouring places together, never across the end of a shard."""
+    found: list[range] = []
+    place = places.start
+    while place < places.stop:
+        end = min(place + min(batch, room), places.stop)
+        found.append(range(place, end))
+        room = room - (end - place) or shard
+        place = end
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Coded:
+    """Decodes a video and encodes its clips, where the work is shared by a cluster."""
+
+    size: ClipSize
+    encode: Encode
+    dtype: str
+
+    def __call__(self, item: Work) -> list[Tensor] | str:
+        clips = attempt(item.video.path, self.size)
+        if isinstance(clips, str):
+            return clips
+        return [_latents(clip[None], self.encode, self.dtype)[0] for clip in clips[item.first :]]
 
 
 def _start(writer: ShardWriter) -> None:
@@ -203,13 +249,28 @@ def refused(video: Video, check: Callable[[str], object]) -> str | None:
 
 def _encoded(waiting: Sequence[tuple[np.ndarray, Record]], writer: ShardWriter, encode: Encode) -> Iterator[Skipped]:
     """Encode and hand over; yields what cannot be kept."""
-    video = torch.from_numpy(np.stack([clip for clip, _ in waiting])).permute(0, 1, 4, 2, 3).float() / 255
-    latents = encode(video).to(DTYPES[writer.index.dtype]).cpu()
+    latents = _latents(np.stack([clip for clip, _ in waiting]), encode, writer.index.dtype)
     for clip, (_, record) in zip(latents, waiting, strict=True):
-        if bool(torch.isfinite(clip).all()):
-            writer.add(clip, record)
-        else:
-            yield Skipped(file=record["file"], reason=f"its latents are not finite in {writer.index.dtype}")
+        yield from _kept(clip, record, writer)
+
+
+def _latents(clips: np.ndarray, encode: Encode, dtype: str) -> Tensor:
+    """Pixels [B, T, H, W, 3] as the codec makes latents of them, on the CPU, as they are stored."""
+    video = torch.from_numpy(clips).permute(0, 1, 4, 2, 3).float() / 255
+    return encode(video).to(DTYPES[dtype]).cpu()
+
+
+def _kept(clip: Tensor, record: Record, writer: ShardWriter) -> Iterator[Skipped]:
+    """Hand a clip over; yields it where it cannot be kept."""
+    if bool(torch.isfinite(clip).all()):
+        writer.add(clip, record)
+    else:
+        yield Skipped(file=record["file"], reason=f"its latents are not finite in {writer.index.dtype}")
+
+
+def _record(video: Video, number: int, clips: int, size: ClipSize) -> Record:
+    start = round(number * size.frames / size.fps, 6)
+    return {"caption": video.caption, "file": video.name, "clip": number, "of": clips, "start": start}
 
 
 def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:

@@ -8,7 +8,7 @@ order of those, so that they pair with a model's results.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nearstep import rng
+from nearstep.cluster import Cluster, each
 from nearstep.data.videos import SUFFIXES, read_facts, read_frames
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_of
@@ -28,7 +29,7 @@ from nearstep.evaluate.results import (
     open_results,
     write_results,
 )
-from nearstep.evaluate.run import judged
+from nearstep.evaluate.run import Seen, results_of, seen_of
 from nearstep.evaluate.tables import table
 from nearstep.json_files import parsed_object
 from nearstep.protocols import World
@@ -54,7 +55,13 @@ class NamedClip:
 
 
 def evaluate_clips(
-    world: World, folder: Path, *, batch: int = 16, out: Path = Path("evaluation.json"), vgg: Path | None = None
+    world: World,
+    folder: Path,
+    *,
+    batch: int = 16,
+    out: Path = Path("evaluation.json"),
+    vgg: Path | None = None,
+    cluster: Cluster | None = None,
 ) -> str:
     """Measure a folder of clips and return the table of its results.
 
@@ -64,14 +71,24 @@ def evaluate_clips(
         batch: clips judged at once; does not change the results.
         out: where the results go.
         vgg: file of VGG16's weights, for a second Fréchet distance (evaluate/vgg.py).
+        cluster: judges batches beside each other; None is this process.
 
     Raises:
         NearstepError: naming the first clip that is not of the world; nothing is written then.
     """
-    return table(measure_clips(world, folder, batch=batch, out=out, looks=looks_of(world, vgg)))
+    looks = looks_of(world, vgg)
+    return str(table(measure_clips(world, folder, batch=batch, out=out, looks=looks, cluster=cluster)))
 
 
-def measure_clips(world: World, folder: Path, *, batch: int, out: Path, looks: Looks | None = None) -> Results:
+def measure_clips(
+    world: World,
+    folder: Path,
+    *,
+    batch: int,
+    out: Path,
+    looks: Looks | None = None,
+    cluster: Cluster | None = None,
+) -> Results:
     """Measure a folder of clips as evaluate/run.py does a plan, and write the results to ``out``."""
     clips = list_clips(world, folder)
     captions = world.prompts(CAPTIONS_SEED, range(len(clips)))
@@ -85,19 +102,31 @@ def measure_clips(world: World, folder: Path, *, batch: int, out: Path, looks: L
         settings["prompts"] = f"{rng.key(repr(prompts)):016x}"
     results = open_results(out, settings)
     plan = _shared(clip.plan for clip in clips) or UNNAMED_PLAN
-    results["plans"][plan] = _measure(world, clips, batch, looks, desc=folder.name)
+    results["plans"][plan] = _measure(world, clips, batch, looks, desc=folder.name, cluster=cluster)
     write_results(out, results)
     return results
 
 
-def _measure(world: World, clips: Sequence[NamedClip], batch: int, looks: Looks | None, desc: str) -> PlanResults:
-    def batches() -> Iterator[tuple[Tensor, list[str]]]:
-        for first in tqdm(range(0, len(clips), batch), desc=desc, unit="batch"):
-            part = clips[first : first + batch]
-            yield torch.stack([_read(world, clip.path) for clip in part]), [clip.prompt for clip in part]
-
+def _measure(
+    world: World, clips: Sequence[NamedClip], batch: int, looks: Looks | None, *, desc: str, cluster: Cluster | None
+) -> PlanResults:
     distances = Distances(world, looks, count=len(clips), batch=batch)
-    return judged(world, batches(), distances, calls=_shared(clip.calls for clip in clips))
+    batches = [clips[first : first + batch] for first in range(0, len(clips), batch)]
+    judged = each(_Judged(world=world, looks=distances.looks), batches, cluster)
+    seen = [*tqdm(judged, desc=desc, unit="batch", total=len(batches))]
+    return results_of(seen, distances, calls=_shared(clip.calls for clip in clips))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """Reads clips and judges them."""
+
+    world: World
+    looks: Looks
+
+    def __call__(self, clips: Sequence[NamedClip]) -> Seen:
+        video = torch.stack([_read(self.world, clip.path) for clip in clips])
+        return seen_of(self.world, self.looks, video, [clip.prompt for clip in clips])
 
 
 def _shared(values: Iterable[Value | None]) -> Value | None:

@@ -7,7 +7,9 @@ its caption's number and the seed, so the numbers do not depend on the batch siz
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nearstep.cluster import Cluster, each
 from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_of
 from nearstep.evaluate.results import PlanResults, Results, open_results, plan_results, write_results
 from nearstep.evaluate.tables import table
@@ -49,6 +52,7 @@ def evaluate(
     device: str = "auto",
     vgg: Path | None = None,
     told: Callable[[CausalVideoPipeline], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> str:
     """Measure a model folder and return the table of its results.
 
@@ -65,28 +69,56 @@ def evaluate(
         device: where the model runs, as for CausalVideoPipeline.from_pretrained.
         vgg: file of VGG16's weights, for a second Fréchet distance (evaluate/vgg.py).
         told: called with the pipeline when it is loaded.
+        cluster: makes and judges batches beside each other; None is this process.
     """
     looks = looks_of(world, vgg)  # a file that cannot be read is found before any work
-    from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
-    from nearstep.stream.request import plan_clip
-
-    pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer, device=device)
-    pipe.set_progress_bar_config(disable=True)  # ours counts batches of clips
-    if told is not None:
-        told(pipe)
-
-    def generate(prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
-        video = pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=guidance, output_type="pt")[0]
-        return torch.as_tensor(video).cpu()  # where the judge is
-
-    def calls(plan: str) -> int:
-        return plan_clip(pipe.configs, plan=plan).plan.calls
-
+    player = _Player(model=model, transformer=transformer, device=device, guidance=guidance, told=told)
     name = f"{model} ({transformer}" + (")" if guidance is None else f", guidance {guidance:g})")
     results = measure(
-        world, generate, plans, calls=calls, name=name, captions=captions, seed=seed, batch=batch, out=out, looks=looks
+        world,
+        player,
+        plans,
+        calls=player.calls,
+        name=name,
+        captions=captions,
+        seed=seed,
+        batch=batch,
+        out=out,
+        looks=looks,
+        cluster=cluster,
     )
-    return table(results)
+    return str(table(results))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Player:
+    """A model that makes clips; loaded with the first, wherever that is."""
+
+    model: str
+    transformer: str
+    device: str
+    guidance: float | None
+    told: Callable[[CausalVideoPipeline], None] | None
+
+    @cached_property
+    def pipe(self) -> CausalVideoPipeline:
+        from nearstep.stream.pipeline import CausalVideoPipeline  # seconds to import, and measure() does without
+
+        pipe = CausalVideoPipeline.from_pretrained(self.model, transformer=self.transformer, device=self.device)
+        pipe.set_progress_bar_config(disable=True)  # ours counts batches of clips
+        if self.told is not None:
+            self.told(pipe)
+        return pipe
+
+    def __call__(self, prompts: list[str], plan: str, seed: int, samples: list[int]) -> Tensor:
+        video = self.pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=self.guidance, output_type="pt")[0]
+        return torch.as_tensor(video).cpu()  # where the judge is
+
+    def calls(self, plan: str) -> int:
+        from nearstep.models.configs import ModelConfigs
+        from nearstep.stream.request import plan_clip
+
+        return plan_clip(ModelConfigs.open(self.model, self.transformer), plan=plan).plan.calls
 
 
 def measure(
@@ -101,6 +133,7 @@ def measure(
     seed: int = 0,
     batch: int = 16,
     looks: Looks | None = None,
+    cluster: Cluster | None = None,
 ) -> Results:
     """Measure what ``generate`` makes with each plan, and write it to ``out``.
 
@@ -115,6 +148,7 @@ def measure(
         seed: names the noise.
         batch: clips made at once.
         looks: features of the Fréchet distances; the world's own by default.
+        cluster: makes and judges batches beside each other; None is this process.
 
     Returns:
         What the file holds.
@@ -126,47 +160,59 @@ def measure(
     if missing:
         prompts = world.prompts(CAPTIONS_SEED, range(captions))
         distances = Distances(world, looks, count=captions, batch=batch)
+        make = _Judged(world=world, generate=generate, seed=seed, looks=distances.looks)
         for plan in missing:
-            results["plans"][plan] = _measure_plan(
-                world, generate, plan, prompts, distances, calls=wanted[plan], seed=seed, batch=batch
-            )
+            ranges = (range(first, min(first + batch, captions)) for first in range(0, captions, batch))
+            batches = [Batch(plan=plan, prompts=prompts[rows.start : rows.stop], samples=[*rows]) for rows in ranges]
+            seen = [*tqdm(each(make, batches, cluster), desc=f"plan {plan}", unit="batch", total=len(batches))]
+            found = results_of(seen, distances, calls=wanted[plan])
+            seconds = round(sum(part.seconds for part in seen) / captions, 4)
+            results["plans"][plan] = {**found, "seconds_per_clip": seconds}
             write_results(out, results)
     return results
 
 
-def _measure_plan(
-    world: World,
-    generate: Generate,
-    plan: str,
-    captions: Sequence[str],
-    distances: Distances,
-    *,
-    calls: int,
-    seed: int,
-    batch: int,
-) -> PlanResults:
-    seconds = 0.0
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Clips that are made together."""
 
-    def batches() -> Iterator[tuple[Tensor, list[str]]]:
-        nonlocal seconds
-        for first in tqdm(range(0, len(captions), batch), desc=f"plan {plan}", unit="batch"):
-            prompts = list(captions[first : first + batch])
-            began = time.monotonic()
-            video = generate(prompts, plan, seed, list(range(first, first + len(prompts)))).float().cpu()
-            seconds += time.monotonic() - began
-            yield video, prompts
-
-    found = judged(world, batches(), distances, calls=calls)
-    return {**found, "seconds_per_clip": round(seconds / len(captions), 4)}
+    plan: str
+    prompts: list[str]
+    samples: list[int]
 
 
-def judged(
-    world: World, batches: Iterable[tuple[Tensor, list[str]]], distances: Distances, *, calls: int | None
-) -> PlanResults:
-    """What a world says of clips [B, T, 3, H, W] in [0, 1] and their prompts, which come batch by batch."""
-    verdicts: list[Verdict] = []
-    seen: list[dict[str, Tensor]] = []
-    for video, prompts in batches:
-        verdicts += world.judge(video, prompts)
-        seen.append(distances.look(video))
-    return plan_results(verdicts, distances.intervals(seen), calls=calls)
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a world says of some clips, and what their features are."""
+
+    verdicts: Sequence[Verdict]
+    features: Mapping[str, Tensor]
+    seconds: float = 0.0
+    """That their making took, where they were made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """Makes a batch and judges it."""
+
+    world: World
+    generate: Generate
+    seed: int
+    looks: Looks
+
+    def __call__(self, batch: Batch) -> Seen:
+        began = time.monotonic()
+        video = self.generate(batch.prompts, batch.plan, self.seed, batch.samples).float().cpu()
+        seconds = time.monotonic() - began
+        return replace(seen_of(self.world, self.looks, video, batch.prompts), seconds=seconds)
+
+
+def seen_of(world: World, looks: Looks, video: Tensor, prompts: Sequence[str]) -> Seen:
+    """Judge clips [B, T, 3, H, W] in [0, 1] of these prompts."""
+    return Seen(verdicts=world.judge(video, prompts), features={name: look(video) for name, look in looks.items()})
+
+
+def results_of(seen: Sequence[Seen], distances: Distances, *, calls: int | None) -> PlanResults:
+    """The results of clips that were judged batch by batch."""
+    verdicts = [verdict for part in seen for verdict in part.verdicts]
+    return plan_results(verdicts, distances.intervals([part.features for part in seen]), calls=calls)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate.results import SUMS, Bounds, Head, Results, settings_of
+from nearstep.evaluate.results import SUMS, Bounds, Head, PlanResults, Results, settings_of
 from nearstep.evaluate.statistics import Interval, difference, paired, pooled
+from nearstep.evaluate.table import Table
 
 _DISTANCES: dict[Literal["frechet", "perceptual"], str] = {"frechet": "Fréchet", "perceptual": "Fréchet on VGG16"}
 HEADS: tuple[Head, ...] = ("total", "quality", "semantic")
@@ -18,38 +19,62 @@ _SAME = ("world", "captions", "captions_seed", "prompts")
 """What two results must have in common for their clips to be paired."""
 
 
-def table(results: Results) -> str:
+def table(results: Results) -> Table:
     """One row a plan: the sums, with the half width of their 95 % intervals."""
-    distances = [name for name in _DISTANCES if any(name in found for found in results["plans"].values())]
+    return _sums([(plan, found) for plan, found in results["plans"].items()], ["plan"])
+
+
+def systems(named: Mapping[str, Results]) -> Table:
+    """One row a system and plan, those with more calls first: as :func:`table`."""
+    return _sums(_ordered(named), ["system", "plan"])
+
+
+def attributes(named: Mapping[str, Results], part: Literal["agreement", "figures"]) -> Table:
+    """One row a system and plan: agreement of every attribute, or every figure of quality, in percent."""
+    return _percents([(place, found[part]) for place, found in _ordered(named)], ["system", "plan"])
+
+
+def _ordered(named: Mapping[str, Results]) -> list[tuple[tuple[str, str], PlanResults]]:
+    found = [((name, plan), each) for name, results in named.items() for plan, each in results["plans"].items()]
+    names = [*named]
+    return sorted(found, key=lambda row: (names.index(row[0][0]), -(row[1]["calls"] or 0), row[0][1]))
+
+
+def _sums(plans: Sequence[tuple[str | tuple[str, str], PlanResults]], named: Sequence[str]) -> Table:
+    distances = [name for name in _DISTANCES if any(name in found for _, found in plans)]
     rows = [
         [
-            plan,
+            *([place] if isinstance(place, str) else place),
             "-" if found["calls"] is None else found["calls"],
             *(_value(found[name], 100) for name in SUMS),
             *(_value(found[name], 1) if name in found else "-" for name in distances),
         ]
-        for plan, found in results["plans"].items()
+        for place, found in plans
     ]
     heads = [head for name, head in _DISTANCES.items() if name in distances]
-    return markdown(["plan", "calls", "total", "quality", "semantic", "all correct", *heads], rows)
+    return Table([*named, "calls", "total", "quality", "semantic", "all correct", *heads], rows)
 
 
 def details(results: Results) -> str:
     """One row a plan: agreement of every attribute, then every figure of quality, in percent."""
-    parts = [{plan: found[part] for plan, found in results["plans"].items()} for part in ("agreement", "figures")]
-    return "\n\n".join(_percents(part) for part in parts)
+    plans = results["plans"].items()
+    parts = [[(plan, found[part]) for plan, found in plans] for part in ("agreement", "figures")]
+    return "\n\n".join(str(_percents(part, ["plan"])) for part in parts)
 
 
-def _percents(plans: Mapping[str, Mapping[str, Bounds]]) -> str:
-    names = list(dict.fromkeys(name for found in plans.values() for name in found))
+def _percents(plans: Sequence[tuple[str | tuple[str, str], Mapping[str, Bounds]]], named: Sequence[str]) -> Table:
+    names = list(dict.fromkeys(name for _, found in plans for name in found))
     rows = [
-        [plan, *(f"{100 * found[name]['value']:.1f}" if name in found else "-" for name in names)]
-        for plan, found in plans.items()
+        [
+            *([place] if isinstance(place, str) else place),
+            *(f"{100 * found[name]['value']:.1f}" if name in found else "-" for name in names),
+        ]
+        for place, found in plans
     ]
-    return markdown(["plan", *names], rows)
+    return Table([*named, *names], rows)
 
 
-def compare(first: Results, second: Results) -> str:
+def compare(first: Results, second: Results) -> Table:
     """Differences ``first - second`` of the plans both hold, clip by clip, in points of a hundred.
 
     Raises:
@@ -64,7 +89,7 @@ def compare(first: Results, second: Results) -> str:
         clips = (torch.tensor([found["plans"][plan]["clips"][name] for name in SUMS]) for found in (first, second))
         differences = [paired(ours, theirs) for ours, theirs in zip(*clips, strict=True)]
         rows.append([plan, *(f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" for d in differences)])
-    return markdown(["plan", *SUMS], rows)
+    return Table(["plan", *SUMS], rows)
 
 
 def _value(interval: Bounds, scale: float) -> str:
@@ -74,8 +99,7 @@ def _value(interval: Bounds, scale: float) -> str:
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table with one line for its head and one for each row."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return str(Table(heads, rows))
 
 
 def clips(results: Sequence[Results], plan: str, head: str) -> Tensor:
@@ -91,7 +115,7 @@ def clips(results: Sequence[Results], plan: str, head: str) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def pooled_table(cells: Mapping[str, Sequence[Results]]) -> str:
+def pooled_table(cells: Mapping[str, Sequence[Results]]) -> Table:
     """One row a recipe and plan: totals in points of a hundred with intervals, Fréchet distance as a mean of seeds."""
     rows = []
     for name, results in cells.items():
@@ -100,10 +124,10 @@ def pooled_table(cells: Mapping[str, Sequence[Results]]) -> str:
             marks = [points(pooled(clips(results, plan, head))) for head in HEADS]
             distance = sum(entry["frechet"]["value"] for entry in found) / len(found)
             rows.append([name, len(results), plan, found[0]["calls"], *marks, f"{distance:.2f}"])
-    return markdown(["recipe", "seeds", "plan", "calls", *HEADS, "Fréchet"], rows)
+    return Table(["recipe", "seeds", "plan", "calls", *HEADS, "Fréchet"], rows)
 
 
-def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str:
+def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Table:
     """One row a named pair of [S, N]: how far the second lies above the first, and whether that is sure.
 
     Where one of them has a single seed, the interval holds the chance of clips alone and nothing is sure.
@@ -114,7 +138,7 @@ def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str:
         mark = "yes" if gained.low > 0 else ("reversed" if gained.high < 0 else "no")
         mark = f"{mark}, of one seed" if min(len(low), len(high)) < 2 else mark
         rows.append([name, points(gained), mark])
-    return markdown(["step up", "points of total", "sure"], rows)
+    return Table(["step up", "points of total", "sure"], rows)
 
 
 def points(interval: Interval) -> str:

@@ -2,9 +2,10 @@
 
 nearstep ablate
 nearstep ablate --cells self_forcing asd --seeds 0 1 2
+nearstep ablate --cluster auto
 
 A cell is a run and its evaluation. Both resume: a cell whose results are there is not run again. Processes with
-different cells or seeds may share the folders.
+different cells or seeds may share the folders; on a cluster each cell of each seed is an item of work.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nearstep.cluster import Cluster, each
 from nearstep.errors import NearstepError, hint
 from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.figures import draw_totals
@@ -123,6 +125,10 @@ class AblationConfig:
     device: str = AUTO
     """Where networks are measured: "auto" (CUDA, then MPS, then the CPU), or cpu, cuda, cuda:1, mps. Training takes
     CUDA where it is here."""
+    cluster: str | None = None
+    """A Ray cluster to share cells and seeds, one worker a GPU: its address, or "auto" (docs/cluster.md)."""
+    cpus: int = 1
+    """Cores of a cluster's worker, where there are no GPUs."""
     runs: Path = Path("runs/ablation")
     out: Path = Path("docs/results/ablation")
 
@@ -132,6 +138,7 @@ class AblationConfig:
             raise NearstepError(f"there is no cell {unknown[0]}: {hint(unknown[0], known, 'cells are')}")
         check_count("captions", self.captions, most=MOST)
         check_count("steps", self.steps, most=MOST)
+        check_count("cpus", self.cpus, most=MOST)
         for name in ("cells", "seeds", "plans"):
             if not getattr(self, name):
                 raise NearstepError(f"{name} is empty; name at least one, or leave it out")
@@ -143,15 +150,11 @@ class AblationConfig:
     def run(self) -> Path:
         """Run what is missing, seed by seed over all cells, and write tables and plots; returns the tables' file."""
         find_device(self.device)
-        model = ModelFolder.open(str(self.model)).path
-        for cell in [cell for cell in self.cells if cell in NETWORKS]:
-            out = self.out / f"{cell}-0.json"
-            evaluate(
-                PLAYGROUND, str(self.model), captions=self.captions, out=out, **NETWORKS[cell], **self._measured_on
-            )
-        for seed in self.seeds:
-            for cell in [cell for cell in self.cells if cell in CELLS]:
-                self._run(cell, seed, model)
+        cluster = None if self.cluster is None else Cluster(address=self.cluster, cpus=self.cpus)
+        items = [(cell, 0) for cell in self.cells if cell in NETWORKS]
+        items += [(cell, seed) for seed in self.seeds for cell in self.cells if cell in CELLS]
+        for _ in each(self.measure, items, cluster):
+            pass  # its results are in its file
         self._similarity()
         cells = read_cells(self.out, (*NETWORKS, *CELLS))
         draw_totals({name: cells[name] for name in cells if name in PLOTTED} or cells, self.out / "totals.png")
@@ -180,11 +183,22 @@ class AblationConfig:
             draw_similarity(matrices, self.out / "similarity.png")
             write_json(target, matrices.tolist(), indent=None)
 
-    def _run(self, cell: str, seed: int, model: Path) -> None:
+    def measure(self, item: tuple[str, int]) -> None:
+        """Make the file of a cell and a seed, unless it holds everything; a run that stopped goes on."""
+        cell, seed = item
         result = self.out / f"{cell}-{seed}.json"
+        if cell in NETWORKS:
+            evaluate(
+                PLAYGROUND, str(self.model), captions=self.captions, out=result, **NETWORKS[cell], **self._measured_on
+            )
+        else:
+            self._run(cell, seed, result)
+
+    def _run(self, cell: str, seed: int, result: Path) -> None:
         if _holds(result, self.plans):
             return
         recipe = CELLS[cell]()
+        model = ModelFolder.open(str(self.model)).path
         loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}", steps=self.steps)
         student = replace(recipe, loop=loop, seed=seed, model=model, compile=self.compile).run()
         if (done := int(read_metrics(loop.folder / "metrics.jsonl")[-1]["step"])) < self.steps:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from nearstep.evaluate.results import Results, read_results
 from nearstep.evaluate.statistics import pooled
-from nearstep.evaluate.tables import HEADS, clips, difference_table, markdown, points, pooled_table
+from nearstep.evaluate.table import Table
+from nearstep.evaluate.tables import HEADS, clips, difference_table, points, pooled_table
 from nearstep.files import replacing
 
 Cells = Mapping[str, Sequence[Results]]
@@ -103,14 +104,9 @@ def read_cells(folder: Path, known: Sequence[str]) -> dict[str, list[Results]]:
 
 def write_tables(cells: Cells, target: Path) -> Path:
     """Write every table whose cells are there."""
-    steps = [
-        (name, clips(cells[low[0]], low[1], "total"), clips(cells[high[0]], high[1], "total"))
-        for name, low, high in LADDER
-        if _holds(cells, low) and _holds(cells, high)
-    ]
     parts = {
         "The paper's ablation": ablation_table(cells),
-        "What is sure": difference_table(steps),
+        "What is sure": sure_table(cells),
         "Systems": systems_table(cells),
         "Every recipe and plan": pooled_table(cells),
     }
@@ -120,17 +116,27 @@ def write_tables(cells: Cells, target: Path) -> Path:
     return target
 
 
-def ablation_table(cells: Cells) -> str:
+def sure_table(cells: Cells) -> Table:
+    """Every comparison whose cells are there."""
+    steps = [
+        (name, clips(cells[low[0]], low[1], "total"), clips(cells[high[0]], high[1], "total"))
+        for name, low, high in LADDER
+        if _holds(cells, low) and _holds(cells, high)
+    ]
+    return difference_table(steps)
+
+
+def ablation_table(cells: Cells) -> Table:
     """The paper's Table 2 in totals, ours with intervals beside the paper's."""
     heads = ["", "2 steps", "paper", "1 step", "paper"]
     rows = []
     for name, places in ABLATION.items():
         ours = [points(pooled(clips(cells[p[0]], p[1], "total"))) if _holds(cells, p) else "-" for p in places]
         rows.append([name, ours[0], PAPER_ABLATION[name][0], ours[1], PAPER_ABLATION[name][1]])
-    return markdown(heads, rows)
+    return Table(heads, rows)
 
 
-def systems_table(cells: Cells) -> str:
+def systems_table(cells: Cells) -> Table:
     """The paper's Table 1: one row a system, calls with commits beside it."""
     rows = []
     for name, (cell, plan) in SYSTEMS:
@@ -138,7 +144,7 @@ def systems_table(cells: Cells) -> str:
             calls = cells[cell][0]["plans"][plan]["calls"]
             marks = [points(pooled(clips(cells[cell], plan, head))) for head in HEADS]
             rows.append([name, plan, calls, len(cells[cell]), *marks])
-    return markdown(["system", "plan", "calls", "seeds", *HEADS], rows)
+    return Table(["system", "plan", "calls", "seeds", *HEADS], rows)
 
 
 def _shared_plans(results: list[Results]) -> list[Results]:

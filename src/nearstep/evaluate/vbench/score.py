@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nearstep.cluster import Cluster, each
 from nearstep.data.prompts import read_text
 from nearstep.errors import NearstepError
 from nearstep.evaluate.vbench.dimensions import DIMENSIONS, FLICKERING
 from nearstep.evaluate.vbench.prompts import VIDEOS, PromptSet
 from nearstep.evaluate.vbench.results import ENDING, SCORERS, Score, as_official, read_scores
-from nearstep.evaluate.vbench.scorers import Job, Scorer
+from nearstep.evaluate.vbench.scorers import Job, Scorer, joined
 from nearstep.files import check_writable, sweep, write_json
 
 _SHOWN = 3  # missing files in an error
@@ -78,6 +79,7 @@ def score_all(
     *,
     tell: Callable[[str], None],
     notes: dict[str, str] | None = None,
+    cluster: Cluster | None = None,
 ) -> None:
     """Score what is not scored yet.
 
@@ -86,6 +88,7 @@ def score_all(
         work: each dimension and who scores it.
         tell: takes a line about each.
         notes: dimension -> what a reader of its score must know.
+        cluster: scores parts of jobs beside each other; None is this process.
 
     Raises:
         NearstepError: if a scorer cannot be used, before any work, or fails; earlier dimensions are then written.
@@ -95,15 +98,21 @@ def score_all(
     kept = {job.name: _kept(scores, job, scorer) for job, scorer in work}
     for scorer in dict.fromkeys(scorer for job, scorer in work if kept[job.name] is None):
         scorer.check()
-    for job, scorer in work:
-        if known := kept[job.name]:
-            tell(f"{job.name} {known.score:.4f} of {len(known.videos)} videos, scored already")
-            continue
-        score = scorer.score(job)
+    todo = [(job, scorer, scorer.parts(job)) for job, scorer in work if kept[job.name] is None]
+    for known in filter(None, kept.values()):
+        tell(f"{known.name} {known.score:.4f} of {len(known.videos)} videos, scored already")
+    found = each(_part, [(scorer, part) for _, scorer, parts in todo for part in parts], cluster)
+    for job, scorer, parts in todo:
+        score = joined(job, [next(found) for _ in parts])
         if lost := {Path(video.path).name for video in score.videos} ^ set(job.files):
             tell(f"{job.name}: {scorer.by} has no value for {len(lost)} videos, such as {min(lost)}")
         _write(scores, job, scorer, score, (notes or {}).get(job.name, ""))
         tell(f"{job.name} {score.score:.4f} of {len(score.videos)} videos")
+
+
+def _part(item: tuple[Scorer, Job]) -> Score:
+    scorer, job = item
+    return scorer.score(job)
 
 
 def _kept(scores: Path, job: Job, scorer: Scorer) -> Score | None:

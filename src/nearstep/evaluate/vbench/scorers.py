@@ -7,11 +7,9 @@ dimension's score, and with the score itself.
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,13 +18,14 @@ from nearstep.errors import NearstepError
 from nearstep.evaluate.vbench.dimensions import DIMENSIONS, FLICKERING
 from nearstep.evaluate.vbench.flickering import flickering
 from nearstep.evaluate.vbench.results import ENDING, Score, VideoScore, read_scores
+from nearstep.programs import run_program, words_of
 
 INSTALL = (
     "it needs an environment of its own, since it wants numpy < 2: 'python -m venv vbench-env', 'vbench-env/bin/pip "
     'install vbench==0.1.5 "numpy<2"\', and detectron2 from its repository for object_class, multiple_objects, color '
     "and spatial_relationship; then --python vbench-env/bin/python"
 )
-_LAST = 300  # characters of a program's own complaint
+_PLACES = ("list", "videos", "output")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,10 @@ class Scorer(Protocol):
         """Find out, before any work, whether it can be used."""
         ...
 
+    def parts(self, job: Job) -> list[Job]:
+        """The job cut into jobs that may be done apart, in order; what they score is put together by :func:`joined`."""
+        ...
+
     def score(self, job: Job) -> Score:
         """The score of a dimension, and its videos' values."""
         ...
@@ -69,12 +72,23 @@ class Native:
     def check(self) -> None:
         """Nothing can be missing."""
 
+    def parts(self, job: Job) -> list[Job]:
+        """Each video by itself."""
+        return [replace(job, files=(file,)) for file in job.files]
+
     def score(self, job: Job) -> Score:
         """Look at every video."""
         if job.name != FLICKERING:
             raise NearstepError(f"{job.name} needs VBench's networks, and {FLICKERING} alone does not; {INSTALL}")
         paths = [job.videos / name for name in job.files]
         return _mean(job, [VideoScore(path=str(path), value=flickering(path)) for path in paths])
+
+
+def joined(job: Job, parts: Sequence[Score]) -> Score:
+    """The score of a job from those of its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    return _mean(job, [video for part in parts for video in part.videos])
 
 
 def _mean(job: Job, videos: Sequence[VideoScore]) -> Score:
@@ -115,7 +129,11 @@ class Official:
         Raises:
             NearstepError: with what to install.
         """
-        _run([self.python, "-c", "import torch, vbench"], f"{self.python} cannot import vbench", INSTALL)
+        run_program([self.python, "-c", "import torch, vbench"], f"{self.python} cannot import vbench", INSTALL)
+
+    def parts(self, job: Job) -> list[Job]:
+        """A dimension's networks are loaded once."""
+        return [job]
 
     def score(self, job: Job) -> Score:
         """Have it look up and score the videos as it does for everybody."""
@@ -125,7 +143,7 @@ class Official:
             folder = Path(name)
             told = {"name": job.name, "videos": str(job.videos.resolve()), "prompts": job.prompts, "output": name}
             (folder / "job.json").write_text(json.dumps(told), encoding="utf-8")
-            _run([self.python, "-c", _DRIVER, str(folder / "job.json")], f"vbench failed at {job.name}", INSTALL)
+            run_program([self.python, "-c", _DRIVER, str(folder / "job.json")], f"vbench failed at {job.name}", INSTALL)
             written = folder / f"{job.name}{ENDING}"
             if not written.is_file():
                 raise NearstepError(f"vbench ended without scores of {job.name}; run it by itself to see why")
@@ -155,18 +173,13 @@ class Command:
         Raises:
             NearstepError: if it has no place for what it shall write, or another place that nothing fills.
         """
-        words = self._words({"list": "", "videos": "", "output": ""})
-        if "{output}" not in self.template or not words:
+        words_of(self.template, dict.fromkeys(_PLACES, ""), _PLACES)
+        if "{output}" not in self.template:
             raise NearstepError(f"--command {self.template!r} does not say where to write; put {{output}} into it")
 
-    def _words(self, places: dict[str, str]) -> list[str]:
-        try:
-            return [word.format(**places) for word in shlex.split(self.template)]
-        except (KeyError, IndexError, ValueError) as error:
-            raise NearstepError(
-                f"--command {self.template!r} cannot be filled in ({error}); its places are {{list}}, {{videos}} and "
-                f"{{output}}, and other braces are doubled"
-            ) from error
+    def parts(self, job: Job) -> list[Job]:
+        """The program gets all videos."""
+        return [job]
 
     def score(self, job: Job) -> Score:
         """Run it, and read what it wrote."""
@@ -174,8 +187,9 @@ class Command:
             listing, output = Path(name) / "videos.txt", Path(name) / f"{job.name}{ENDING}"
             paths = [str(job.videos.resolve() / file) for file in job.files]
             listing.write_text("\n".join(paths) + "\n", encoding="utf-8")
-            words = self._words({"list": str(listing), "videos": str(job.videos.resolve()), "output": str(output)})
-            _run(words, f"the command of {job.name} failed", "run it by itself to see why")
+            places = {"list": str(listing), "videos": str(job.videos.resolve()), "output": str(output)}
+            words = words_of(self.template, places, _PLACES)
+            run_program(words, f"the command of {job.name} failed", "run it by itself to see why")
             if not output.is_file():
                 raise NearstepError(f"the command of {job.name} ended without writing {{output}}; see {words[0]}")
             return _answer(job, output)
@@ -200,13 +214,3 @@ def _answer(job: Job, output: Path) -> Score:
             )
         videos.append(VideoScore(path=str(job.videos / name), value=float(value)))
     return _mean(job, videos)
-
-
-def _run(words: Sequence[str], what: str, hint: str) -> None:
-    try:
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise NearstepError(f"{what}: {words[0]}: {error.strerror}; {hint}") from error
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise NearstepError(f"{what} (exit code {done.returncode}: {said[-1][:_LAST] if said else 'silent'}); {hint}")

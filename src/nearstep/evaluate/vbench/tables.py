@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.statistics import Interval
+from nearstep.evaluate.table import Table
 from nearstep.evaluate.tables import markdown
 from nearstep.evaluate.vbench.aggregate import Drawn, Estimate, apart, draw, paired
 from nearstep.evaluate.vbench.dimensions import DIMENSIONS, HEADS
@@ -41,6 +43,36 @@ def vbench_table(systems: Sequence[System], *, allow_missing: bool = False, publ
         parts.append(_differences(*systems))
     notes = [note for system, values in zip(systems, drawn, strict=True) for note in _notes(system, values)]
     return "\n\n".join([*parts, *(["\n".join(f"- {note}" for note in notes)] if notes else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a clip of a system takes; None where nobody noted it, or clips differ."""
+
+    calls: int | None
+    """Passes through a denoising network, commits included."""
+    seconds: float | None
+    """From its prompt to its pixels, the median."""
+    rate: float | None
+    """Its frames over those seconds."""
+
+
+def systems_table(rows: Sequence[tuple[System, Cost]]) -> Table:
+    """What systems cost and reach, side by side: sums only where all dimensions are there."""
+    lines: list[list[str]] = []
+    for system, cost in rows:
+        heads = draw(system.scores).heads() if system.scores and not system.missing else {}
+        calls = _NONE if cost.calls is None else str(cost.calls)
+        costs = [calls, _short(cost.seconds), _short(cost.rate)]
+        marks = [_points(heads[head]) if head in heads else _NONE for head in HEADS]
+        there = f"{len(DIMENSIONS) - len(system.missing)}/{len(DIMENSIONS)}"
+        lines.append([system.name, str(system.record.get("plan", _NONE)), *costs, *marks, there, system.label])
+    costs = ["calls", "seconds", "frames a second, prompt to pixels"]
+    return Table(["system", "plan", *costs, *HEADS, "dimensions", "prompts"], lines)
+
+
+def _short(number: float | None) -> str:
+    return _NONE if number is None else f"{number:.3g}"
 
 
 def _sums(systems: Sequence[System], drawn: Sequence[Drawn], *, published: bool) -> str:
@@ -85,16 +117,25 @@ def _points(estimate: Estimate, *, bounded: bool = True) -> str:
 
 def _differences(first: System, second: System) -> str:
     try:
-        found, prompts = paired(first, second)
+        return str(differences(first, second))
     except NearstepError as error:
         return f"No differences: {error}."
+
+
+def differences(first: System, second: System) -> Table:
+    """Differences of two systems on the prompts that both have, and which of them are sure.
+
+    Raises:
+        NearstepError: if they share none.
+    """
+    found, prompts = paired(first, second)
     fewest = min(prompts.values())
     rows = [
         [name.replace("_", " "), str(prompts.get(name, _NONE)), _signed(each), _sure(each, prompts.get(name, fewest))]
         for name, each in found.items()
     ]
     heads = [f"{first.name} - {second.name}", "prompts", "points, on the same prompts", "sure"]
-    return markdown(heads, rows)
+    return Table(heads, rows)
 
 
 def _signed(interval: Interval) -> str:

@@ -1,0 +1,140 @@
+"""Independent items of work, here one after the other, or on a cluster through Ray (the extra ``cluster``).
+
+    driver:  item 0, 1, 2, ...  ->  a worker that is idle  ->  results, in the order of the items, each once
+    worker:  one for each GPU, or for so many CPUs; it gets the work once and keeps what it has loaded for it
+
+An item is a function of itself alone, so who runs it, and how often, changes nothing: where a worker dies, a new one
+runs its item again. What an item writes is whole or absent (files.py), and the driver writes the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nearstep.errors import NearstepError, first_line
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+HERE = "auto"
+_AHEAD = 4  # items a worker that may be done before an earlier one is: their results wait in memory
+_TRIES = 3  # times that an item runs again after a worker died with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where workers run, and how large one is."""
+
+    address: str = HERE
+    """Of a Ray cluster's head; "auto" is the one that this machine belongs to, or else this machine alone."""
+    cpus: int = 1
+    """Of a worker, where it has no GPU to itself."""
+    gpus: bool = True
+    """Whether a worker gets a GPU, where the cluster has any."""
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1:
+            raise NearstepError(f"--cpus {self.cpus}: at least 1 for a worker")
+        if find_spec("ray") is None:
+            raise NearstepError('--cluster needs Ray, which is not here: pip install "nearstep[cluster]"')
+
+
+def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster | None = None) -> Iterator[Result]:
+    """``work(item)`` of every item, in their order.
+
+    Args:
+        work: is sent to each worker once; what it loads lazily stays loaded there.
+        items: are sent one by one.
+        cluster: None is this process.
+
+    Raises:
+        NearstepError: what an item raised; or where there is no Ray or no cluster, or an item kills its workers.
+    """
+    if cluster is None or not items:
+        yield from map(work, items)
+        return
+    import ray
+
+    ours = not ray.is_initialized()
+    _join(ray, cluster)
+    sent, workers = ray.put(work), _workers(ray, cluster, len(items))
+    try:
+        yield from _gathered(ray, workers, sent, items)
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+        if ours:
+            ray.shutdown()
+
+
+def _join(ray: Any, cluster: Cluster) -> None:
+    quiet = {"logging_level": "error", "ignore_reinit_error": True, "log_to_driver": False}
+    try:
+        ray.init(address=cluster.address, **quiet)
+    except ConnectionError as error:
+        if cluster.address != HERE:
+            raise NearstepError(
+                f"--cluster {cluster.address}: no cluster answers there; {first_line(error)}"
+            ) from error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
+        ray.init(include_dashboard=False, **quiet)
+
+
+class _Worker:
+    """Holds the work, which is fetched with the first item: so a new one in the place of a dead one has it too."""
+
+    def __init__(self, folder: str) -> None:
+        if not Path(folder).is_dir():
+            raise NearstepError(f"{folder} is not on this machine; a cluster shares its folders at the same paths")
+        os.chdir(folder)  # relative paths mean what they mean to the driver
+        self._work: Callable[[Any], Any] | None = None
+
+    def run(self, held: Sequence[Any], item: object) -> Any:
+        if self._work is None:
+            import ray
+
+            self._work = ray.get(held[0])
+        return self._work(item)
+
+
+def _workers(ray: Any, cluster: Cluster, most: int) -> list[Any]:
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0)) if cluster.gpus else 0
+    count = gpus or int(there.get("CPU", 0)) // cluster.cpus
+    if not count:
+        raise NearstepError(
+            f"--cpus {cluster.cpus}: the cluster has {int(there.get('CPU', 0))}; ask for fewer a worker"
+        )
+    share = {"num_gpus": 1} if gpus else {"num_cpus": cluster.cpus}
+    made = ray.remote(max_restarts=-1, max_task_retries=_TRIES, **share)(_Worker)
+    return [made.remote(str(Path.cwd())) for _ in range(min(count, most))]
+
+
+def _gathered(ray: Any, workers: Sequence[Any], work: Any, items: Sequence[Any]) -> Iterator[Any]:
+    idle, running, done = [*workers], {}, {}
+    sent = given = 0
+    while given < len(items):
+        while idle and sent < min(len(items), given + _AHEAD * len(workers)):
+            worker = idle.pop(0)
+            running[worker.run.remote([work], items[sent])] = (worker, sent)
+            sent += 1
+        (ready, *_), _ = ray.wait([*running], num_returns=1)
+        worker, place = running.pop(ready)
+        done[place] = ready
+        idle.append(worker)
+        while given in done:
+            yield _result(ray, done.pop(given), given)
+            given += 1
+
+
+def _result(ray: Any, ready: Any, place: int) -> Any:
+    try:
+        return ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        raise NearstepError(f"item {place} was given up after {_TRIES} more tries: {first_line(error)}") from error
