@@ -17,9 +17,11 @@ from nearstep.files import path_of
 from nearstep.models.folder import EMBEDDED, INDEX
 
 if TYPE_CHECKING:
+    from nearstep.evaluate.table import Table
     from nearstep.stream.pipeline import CausalVideoPipeline
 
 CAPTIONS, BATCH = 512, 16
+NO_WORLD = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,11 @@ class Evaluate:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL|CLIPS/")] = EMBEDDED
     """"playground" (inside this package), a model folder, a hub id, or a folder of clips."""
     world: Annotated[str, tyro.conf.arg(metavar="NAME")] = "playground"
-    """Has the captions and judges the clips."""
+    """Has the captions and judges the clips; none measures a folder of any videos by what needs no judge."""
+    real: Annotated[Path | None, optional("FOLDER/", "no comparison")] = None
+    """With --world none and --vgg: videos that the Fréchet distance is to."""
+    heads: Annotated[Path | None, optional("FILE", "none")] = None
+    """With --real: the wheel of lpips, for a perceptual distance of videos of one name."""
     plans: Annotated[tuple[str, ...] | None, optional("PLAN ...", "1 4,1x 2 4,2x 4")] = None
     """Steps per chunk, one entry for each plan of a model to measure."""
     network: Annotated[str | None, optional("NAME", "transformer")] = None
@@ -69,6 +75,12 @@ def run(arguments: Sequence[str]) -> None:
     check_paths(asked)
     from nearstep.recipes.worlds import find_world
 
+    if asked.world == NO_WORLD:
+        print(_films(asked))
+        return
+    for name in ("real", "heads"):
+        if getattr(asked, name) is not None:
+            raise NearstepError(f"--{name} compares videos that no world judges; it needs --world {NO_WORLD}")
     world, captions = find_world(asked.world), CAPTIONS if asked.captions is None else asked.captions
     for name, value in (("captions", captions), ("batch", asked.batch)):
         if value < 1:
@@ -111,6 +123,20 @@ def run(arguments: Sequence[str]) -> None:
                 cluster=cluster,
             )
         )
+
+
+def _films(asked: Evaluate) -> Table:
+    """Any videos, measured without a judge."""
+    from nearstep.evaluate.films import Reference, evaluate_films
+
+    _refuse_options_of_a_model(asked)
+    folder = path_of(asked.source)
+    if (asked.real is None) != (asked.vgg is None) or (asked.heads is not None and asked.real is None):
+        raise NearstepError("--real and --vgg go together, and --heads with both: what is compared with, and by what")
+    reference = None
+    if asked.real is not None and asked.vgg is not None:
+        reference = Reference(folder=asked.real, vgg=asked.vgg, heads=asked.heads)
+    return evaluate_films(folder, out=asked.out, reference=reference, cluster=asked.cluster.chosen())
 
 
 def _told(pipe: CausalVideoPipeline) -> None:

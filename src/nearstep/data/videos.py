@@ -175,6 +175,18 @@ def read_facts(path: Path) -> VideoFacts:
         return VideoFacts(context.height, context.width, film.container.metadata.get("comment", ""))
 
 
+def read_rate(path: Path) -> float:
+    """Frames a second, as the file says.
+
+    Raises:
+        NearstepError: if it does not say, or is no video.
+    """
+    with open_film(path) as film:
+        if not film.stream.average_rate:
+            raise NearstepError(f"{path} does not say how many frames a second it has")
+        return float(film.stream.average_rate)
+
+
 def read_frames(path: Path, most: int) -> np.ndarray:
     """The frames of a video as they are, at most the first ``most`` of them, uint8 [T, H, W, 3].
 

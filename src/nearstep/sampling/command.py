@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nearstep import rng
-from nearstep.data.videos import read_facts
+from nearstep.data.videos import read_facts, read_rate
 from nearstep.errors import NearstepError
 from nearstep.programs import run_program, words_of
-from nearstep.sampling.filming import Made, frame_rate
+from nearstep.sampling.filming import Made
 from nearstep.sampling.target import Target
 from nearstep.stream.output import count_frames
 
@@ -104,7 +104,7 @@ class Command:
             video = folder / "clip.mp4"
             if not video.is_file():
                 raise NearstepError(f"the command ended without writing {{output}} for {target.prompt!r:.60}")
-            facts, frames, fps = read_facts(video), count_frames(video), frame_rate(video)
+            facts, frames, fps = read_facts(video), count_frames(video), read_rate(video)
             whole = video.read_bytes()
         told()
         return Made(video=whole, fps=fps, frames=frames, height=facts.height, width=facts.width, calls=None)

@@ -11,13 +11,11 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from nearstep.errors import NearstepError
 from nearstep.files import replacing
 from nearstep.sampling.target import Target
 from nearstep.stream.output import pixels, write_video
@@ -161,18 +159,3 @@ def relabel(video: bytes, target: Path, said: Mapping[str, Any]) -> None:
             if packet.dts is not None:  # the last one only flushes
                 packet.stream = copied
                 copy.mux(packet)
-
-
-def frame_rate(path: Path) -> float:
-    """Frames a second, as the file says.
-
-    Raises:
-        NearstepError: if it does not say.
-    """
-    import av
-
-    with av.open(path) as container:
-        rate: Fraction | None = container.streams.video[0].average_rate
-    if not rate:
-        raise NearstepError(f"{path} does not say how many frames a second it has")
-    return float(rate)

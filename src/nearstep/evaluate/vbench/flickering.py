@@ -31,6 +31,11 @@ def flickering(path: Path) -> float:
         raise NearstepError(f"{path}: {error}") from error
     if len(frames) < 2:
         raise NearstepError(f"{path} has one frame; flickering is between frames, so make longer videos")
+    return flickering_of(frames)
+
+
+def flickering_of(frames: np.ndarray) -> float:
+    """The same of frames, uint8 [T, H, W, 3], two or more."""
     totals = [int(_apart(*pair).sum(dtype=np.int64)) for pair in pairwise(frames)]
     return 1 - sum(totals) / (len(totals) * frames[0].size * 255)
 
