@@ -54,6 +54,8 @@ class Options:
     """Seconds between a session's changes of prompt."""
     pace: Literal["shown", "made"] = "shown"
     """Acknowledge a chunk when it would be shown, or at once."""
+    undo: int | None = None
+    """As for ``nearstep serve``."""
     model: str = "playground"
     out: Path | None = None
 
@@ -218,6 +220,7 @@ async def load(process: int, address: str, options: Options) -> dict[str, Any]:
 def main(options: Options) -> dict[str, Any]:
     """Start a server, load it, and say what came of it."""
     limits = ("--sessions", str(options.sessions), "--viewers", str(options.viewers))
+    limits += () if options.undo is None else ("--undo", str(options.undo))
     with tempfile.TemporaryDirectory() as state, served(options.model, Path(state), *limits) as (process, address):
         found = asyncio.run(load(process, address, options))
     print(json.dumps({name: value for name, value in found.items() if name != "memory_course"}, indent=2))

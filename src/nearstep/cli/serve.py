@@ -56,7 +56,7 @@ class Serve:
     """Closed takes that are kept; the oldest go."""
     jobs: int = 100
     """Videos that may wait to be made."""
-    undo: Annotated[int | None, optional("CHUNKS", "8, or what 256 MiB hold")] = None
+    undo: Annotated[int | None, optional("CHUNKS", "4, or what 256 MiB hold")] = None
     """So many of the newest chunks are taken back at once, each for a copy of the cache and of the decoder's state;
     further back they are made again."""
     state: Annotated[Path | None, optional("FOLDER", "~/.local/state/nearstep/serve-PORT")] = None

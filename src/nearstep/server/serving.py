@@ -38,7 +38,7 @@ EXAMPLES = (
     "a big orange cross rests on slate",
 )
 """Prompts of the embedded world."""
-_UNDO_BYTES, _MOST_UNDO = 256 * 2**20, 8
+_UNDO_BYTES, _MOST_UNDO = 256 * 2**20, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Serving:
     """The folder of what is kept."""
     limits: Limits = field(default_factory=Limits)
     undo_depth: int | None = None
-    """None: as many caches as a quarter of a GiB holds, and 8 at most."""
+    """None: as many caches as a quarter of a GiB holds, and 4 at most."""
     log_prompts: bool = False
 
     @property
