@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from nearstep.errors import NearstepError, first_line
 
@@ -94,11 +94,12 @@ class _Worker:
         self._work: Callable[[Any], Any] | None = None
 
     def run(self, held: Sequence[Any], item: object) -> Any:
-        if self._work is None:
+        work = self._work
+        if work is None:
             import ray
 
-            self._work = ray.get(held[0])
-        return self._work(item)
+            work = self._work = cast(Callable[[Any], Any], ray.get(held[0]))
+        return work(item)
 
 
 def _workers(ray: Any, cluster: Cluster, most: int) -> list[Any]:

@@ -154,7 +154,9 @@ def test_systems_share_prompts_layout_and_records(folders, model_folder: Path, t
         "wan": 16,
         "program": 8,
     }
-    assert all(each.seconds > 0 and each.rate == pytest.approx(each.frames / each.seconds) for each in found.values())
+    assert all(
+        (each.seconds or 0) > 0 and each.rate == pytest.approx(each.frames / each.seconds) for each in found.values()
+    )
 
 
 def test_a_clip_of_a_program_keeps_its_pictures(tmp_path: Path) -> None:

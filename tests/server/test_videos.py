@@ -155,7 +155,7 @@ sys.exit(main(["serve", {model!r}, "--port", "0", "--state", {state!r}, "--devic
 def started(model: Path, state: Path) -> tuple[subprocess.Popen, Site]:
     script = SERVER.format(paths=[path for path in sys.path if path], model=str(model), state=str(state))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
+    for line in process.stderr or ():
         if "http://127.0.0.1:" in line:
             return process, Site(int(line.split("127.0.0.1:")[1].split("/")[0]), None)
     raise AssertionError("it did not start")

@@ -151,7 +151,7 @@ def relabel(video: bytes, target: Path, said: Mapping[str, Any]) -> None:
     """Write a video, its pictures as they are encoded, as an mp4 that says what it shows."""
     import av
 
-    with replacing(target) as part, av.open(io.BytesIO(video)) as given, av.open(part, "w", format="mp4") as copy:
+    with replacing(target) as part, av.open(io.BytesIO(video), "r") as given, av.open(part, "w", format="mp4") as copy:
         stream = given.streams.video[0]
         copied = copy.add_stream_from_template(stream)
         copy.metadata["comment"] = json.dumps(dict(said))

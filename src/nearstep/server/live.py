@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -49,9 +51,9 @@ async def attend(socket: WebSocket, studio: Studio, name: str, *, steers: bool) 
         take.detach(viewer)
 
 
-async def _both(*parts: object) -> None:
+async def _both(*parts: Coroutine[Any, Any, None]) -> None:
     """Until one of them ends; the other ends with it."""
-    tasks = [asyncio.ensure_future(part) for part in parts]  # pyright: ignore[reportArgumentType]
+    tasks = [asyncio.ensure_future(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -33,8 +33,8 @@ class _Making:
         self.job, self.session, self._path = job, session, path
         self._stack = ExitStack()
         opening = session.recording.opening
-        size = {"height": opening.height, "width": opening.width}
-        self._grow: Grow = self._stack.enter_context(growing_mp4(path, fps=fps, **size))
+        file = growing_mp4(path, fps=fps, height=opening.height, width=opening.width)
+        self._grow: Grow = self._stack.enter_context(file)
 
     def write(self, clip: np.ndarray, first: bool) -> None:
         """One more chunk, uint8 [T, H, W, 3]."""
