@@ -47,6 +47,7 @@ def run_sh(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **there})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_kit_from_end_to_end_without_av(tmp_path: Path) -> None:
     done = run_sh(tmp_path, "--skip", "compile", "--budget", "800")
