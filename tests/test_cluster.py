@@ -24,7 +24,7 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray, of the ext
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[Cluster]:
     """A cluster of this machine with two cores, whatever it has."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
 
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED")}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])  # of the workers

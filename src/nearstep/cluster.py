@@ -57,7 +57,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster
     if cluster is None or not items:
         yield from map(work, items)
         return
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
 
     ours = not ray.is_initialized()
     _join(ray, cluster)
@@ -96,7 +96,7 @@ class _Worker:
     def run(self, held: Sequence[Any], item: object) -> Any:
         work = self._work
         if work is None:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
 
             work = self._work = cast(Callable[[Any], Any], ray.get(held[0]))
         return work(item)
