@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "train": LEAVES | {"models", "rollout", "losses", "flow", "nets", "data"},
     "evaluate": LEAVES | {"stream", "models", "rollout", "flow", "data"},
     "cost": LEAVES | {"stream", "train", "models", "rollout", "nets", "flow", "data"},
-    "server": LEAVES | {"stream", "models", "nets", "data", "evaluate.study"},
+    "server": LEAVES | {"stream", "models", "nets", "data"},
     "recipes": LIBRARY - {"cost"},
     "cli": LIBRARY | {"server"},
     "__init__": LIBRARY,

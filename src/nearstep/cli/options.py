@@ -14,7 +14,7 @@ from nearstep.cluster import Cluster
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
-from nearstep.models.folder import ModelFolder
+from nearstep.models.folder import STREAM, ModelFolder
 from nearstep.models.lora_choice import LoraFile, loras_of
 from nearstep.models.student import Student
 
@@ -218,6 +218,11 @@ class Loading:
         check_device(self.device)
         if self.text_device is not None:
             check_device(self.text_device)
+
+    def open_stream(self, folder: ModelFolder) -> ModelConfigs:
+        """The configs for streams: of the model's network for them, where it has one and no other student is named."""
+        own = STREAM if STREAM in folder.networks() and self.student.chosen is None else "transformer"
+        return self.open(folder, network=own)
 
     def open(self, model: str | ModelFolder, *, network: str = "transformer") -> ModelConfigs:
         """The model's configurations, ``network``'s where no other is named: weights may take minutes to load."""

@@ -16,7 +16,7 @@ from nearstep.cli.arguments import parsed
 from nearstep.cli.options import AS_IT_IS, FlatLoading, ModelArgument, check_paths, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
-from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
 
 if TYPE_CHECKING:
     from nearstep.server.serving import Serving
@@ -79,8 +79,7 @@ def serve(options: Serve) -> None:
     serving = serving_of(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)
-    own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
-    model = options.loading.open(folder, network=own)
+    model = options.loading.open_stream(folder)
 
     from nearstep.server.listen import listening
     from nearstep.server.serving import assembled

@@ -31,7 +31,7 @@ from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable
 from nearstep.models.configs import ModelConfigs
-from nearstep.models.folder import EMBEDDED, STREAM, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.output import Grow, count_frames, growing_mp4, piped_mp4, pixels
@@ -105,8 +105,7 @@ def stream(options: Stream) -> None:
     folder = ModelFolder.open(options.model)
     typed = dict.fromkeys(filter(None, (options.prompt,)), "") | {text: f"--at {chunk}" for chunk, text in options.at}
     check_prompts(folder, typed)  # torch and diffusers are seconds away
-    own = STREAM if STREAM in folder.networks() and options.loading.student.chosen is None else "transformer"
-    model = options.loading.open(folder, network=own)
+    model = options.loading.open_stream(folder)
     recording = Recording.load(options.replay) if options.replay else None
     count = _count(options, model, recording)
     said = _said(options, model, recording, count)

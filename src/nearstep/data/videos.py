@@ -59,6 +59,11 @@ class ClipSize:
 # --- folders -------------------------------------------------------------------------------------------------------
 
 
+def videos_in(folder: Path) -> list[Path]:
+    """The videos that lie in a folder itself, sorted by name; hidden files are left out."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+
+
 def list_videos(folder: Path, *, column: str | None = None) -> list[Video]:
     """The videos in ``folder``, sorted by name; those that the metadata names and that do not exist included.
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nearstep import rng
 from nearstep.cluster import Cluster, each
-from nearstep.data.videos import SUFFIXES, read_facts, read_frames
+from nearstep.data.videos import SUFFIXES, read_facts, read_frames, videos_in
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_of
 from nearstep.evaluate.results import (
@@ -141,7 +141,7 @@ def list_clips(world: World, folder: Path) -> list[NamedClip]:
     Raises:
         NearstepError: if there are fewer than two, or one has another size or a prompt that the world does not know.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    files = videos_in(folder)
     if len(files) < 2:
         raise NearstepError(
             f"{folder} holds {len(files)} clips and no model; two or more are measured, named PROMPT-INDEX.mp4 as "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nearstep.cluster import Cluster, each
-from nearstep.data.videos import SUFFIXES, read_frames, read_rate
+from nearstep.data.videos import SUFFIXES, read_frames, read_rate, videos_in
 from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
 from nearstep.evaluate.frechet import gaussian, gaussian_distance
@@ -138,7 +138,7 @@ def _three(frames: np.ndarray) -> Tensor:
 def _videos(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise NearstepError(f"there is no folder {folder}; name one with videos in it")
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    paths = videos_in(folder)
     if len(paths) < 2:
         raise NearstepError(f"{folder} holds {len(paths)} videos; two or more are measured ({', '.join(SUFFIXES)})")
     return paths

@@ -51,9 +51,15 @@ class Command:
         for needed in (("{output}",), ("{prompt}", "{prompt_file}"), ("{seed}",)):
             if not any(place in self.template for place in needed):
                 raise NearstepError(f"--command {self.template!r} lacks {' or '.join(needed)}; put it in")
-        for name in ("height", "width", "frames", "steps"):
-            if getattr(self, name) is not None and f"{{{name}}}" not in self.template:
-                raise NearstepError(f"--{name} {getattr(self, name)}: the command has no place {{{name}}} for it")
+        for name, value in self._numbers.items():
+            if f"{{{name}}}" not in self.template:
+                raise NearstepError(f"--{name} {value}: the command has no place {{{name}}} for it")
+
+    @property
+    def _numbers(self) -> dict[str, int]:
+        """Those that are asked for."""
+        given = {"height": self.height, "width": self.width, "frames": self.frames, "steps": self.steps}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _words(self, target: Target, folder: Path) -> list[str]:
         places = {
@@ -62,9 +68,8 @@ class Command:
             "output": str(folder / "clip.mp4"),
             "seed": str(self.noise_seed(target.index)),
             "sample": str(target.index),
+            **{name: str(value) for name, value in self._numbers.items()},
         }
-        numbers = {name: getattr(self, name) for name in ("height", "width", "frames", "steps")}
-        places |= {name: str(value) for name, value in numbers.items() if value is not None}
         return words_of(self.template, places, PLACES)
 
     def noise_seed(self, sample: int) -> int:
@@ -80,7 +85,6 @@ class Command:
 
     def said(self, target: Target) -> dict[str, Any]:
         """The template, and what fills it."""
-        numbers = {name: getattr(self, name) for name in ("height", "width", "frames", "steps")}
         return {
             "system": "command",
             "command": self.template,
@@ -88,7 +92,7 @@ class Command:
             "seed": self.seed,
             "sample": target.index,
             "generator": self.noise_seed(target.index),
-            **{name: value for name, value in numbers.items() if value is not None},
+            **self._numbers,
         }
 
     def made(self, target: Target, told: Callable[[], object]) -> Made:

@@ -50,8 +50,8 @@ class Record:
     width: int
     fps: float
     digest: str
-    """Of its 8-bit pixels as they were made, before an encoder that need not write the same bytes twice; of a video of
-    the system's own, of the file."""
+    """Of its 8-bit pixels as they were made, which another build of the encoder writes otherwise; of a video of the
+    system's own, of the file."""
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
+import io
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -102,7 +102,7 @@ class Api:
 
     async def enter(self, request: Request) -> Response:
         """A token as a cookie, which scripts cannot read and no other site sends."""
-        token = checked(await _body(request), {"token": TEXT}, "the request", frozenset({"token"}))["token"]
+        token = checked(await json_body(request), {"token": TEXT}, "the request", frozenset({"token"}))["token"]
         if not self._door.opens(token):
             raise Refusal(401, "that is not the token that the server printed")
         response = JSONResponse({"ok": True})
@@ -125,7 +125,7 @@ class Api:
 
     async def open(self, request: Request) -> Response:
         """A new take: of a prompt, or another one made again under another plan."""
-        body = await _body(request)
+        body = await json_body(request)
         if "again" in body:
             asked = checked(body, _AGAIN, "the request", frozenset({"again"}))
             kept = self.studio.find_kept(asked["again"])
@@ -274,21 +274,28 @@ async def _sweeping(studio: Studio) -> None:
         await studio.sweep()
 
 
-async def _body(request: Request) -> Json:
+async def json_body(request: Request, kinds: str = "a JSON object") -> Json:
+    """The object that a request brings.
+
+    Args:
+        request: with a body of at most what the guard lets through.
+        kinds: what bodies the address takes.
+
+    Raises:
+        Refusal: for a body that is no JSON object.
+    """
     try:
         return parsed_object((await request.body()).decode())
     except ValueError as error:
-        raise Refusal(400, f"the request's body is a JSON object: {error}") from None
+        raise Refusal(400, f"the request's body is {kinds}: {error}") from None
 
 
 def _recording(content: bytes) -> Recording:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "upload.jsonl"
-        path.write_bytes(content)
-        try:
-            return Recording.load(path)
-        except NearstepError as error:
-            raise Refusal(400, str(error).replace(str(path), "the recording")) from None
+    try:
+        text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()  # ends of lines as a file's are read
+    except ValueError as error:
+        raise Refusal(400, f"cannot read the recording: {error}") from None
+    return Recording.of_text(text, "the recording")
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -34,23 +34,16 @@ AHEAD = 2
 Json: TypeAlias = dict[str, Any]
 
 
-def _short(name: str, most: int, least: int = 0) -> Kind:
-    return (
-        Kind(
-            f"a text of {least} to {most} signs",
-            lambda value: TEXT.holds(value) and least <= len(value.strip()) <= most,
-        )
-        if least
-        else Kind(f"a text of up to {most} signs", lambda value: TEXT.holds(value) and len(value) <= most)
-    )
+def _short(most: int) -> Kind:
+    return Kind(f"a text of 1 to {most} signs", lambda value: TEXT.holds(value) and 1 <= len(value.strip()) <= most)
 
 
-PROMPT = _short("prompt", LONGEST_PROMPT, 1)
-PLAN = _short("plan", LONGEST_PLAN, 1)
+PROMPT = _short(LONGEST_PROMPT)
+PLAN = _short(LONGEST_PLAN)
 SEED = Kind("a whole number from 0 to 2^53 - 1", lambda value: WHOLE.holds(value) and 0 <= value < 2**53)
 """What JavaScript can hold, too."""
 CHUNK = count(10**6, least=0)
-_REF = _short("ref", LONGEST_REF, 1)
+_REF = _short(LONGEST_REF)
 _CHANGES = {"prompt": optional(PROMPT), "plan": optional(PLAN), "seed": optional(SEED)}
 
 REQUESTS: Mapping[str, tuple[Mapping[str, Kind], frozenset[str]]] = {
@@ -124,10 +117,7 @@ def checked(content: Json, schema: Mapping[str, Kind], where: str, needed: froze
     """
     if strange := sorted(content.keys() - schema.keys()):
         raise NearstepError(f"{where} has no field {strange[0][:40]!r}: {hint(strange[0][:40], schema, 'fields are')}")
-    try:
-        check_fields(content, schema, where, needed=needed)
-    except NearstepError as error:
-        raise NearstepError(str(error).replace(f"{where} is damaged: ", f"{where}: ")) from None
+    check_fields(content, schema, where, needed=needed, fault="")
     return {name: value for name, value in content.items() if value is not None}
 
 

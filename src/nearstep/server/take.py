@@ -108,7 +108,7 @@ class Take:
         self.epoch = 0
         self.state: State = "playing"
         self.why = ""
-        self.direction: Json = {"prompt": session.prompt, "plan": session.plan, "seed": session.seed}
+        self.direction = _direction(session)
         self.last_watched = time.monotonic()
         self._waiting = 0
         # Set by the loop, read by the worker:
@@ -167,7 +167,7 @@ class Take:
             why = str(error)
             self._after(lambda: self._receipt(order, "refused", {"why": why}))
             return
-        chunk, direction = session.index, {"prompt": session.prompt, "plan": session.plan, "seed": session.seed}
+        chunk, direction = session.index, _direction(session)
         self._after(lambda: self._applied(order, chunk, direction))
 
     def _cut(self, chunk: int) -> None:
@@ -180,7 +180,7 @@ class Take:
         if self._session.index >= self._place.longest:
             raise NearstepError(f"a take has at most {self._place.longest} chunks; fork it to go on")
         began, keeping = time.perf_counter(), self._keeping
-        direction = {"prompt": self._session.prompt, "plan": self._session.plan, "seed": self._session.seed}
+        direction = _direction(self._session)
         chunk = next(self._session, None)
         if keeping is not None:
             keeping.result()  # no more than one chunk waits to be encoded
@@ -361,3 +361,8 @@ class Take:
             for viewer in self.viewers:
                 viewer.end(code)
         self._place.noted(state, self, {"why": why})
+
+
+def _direction(session: Session) -> Json:
+    """What its next chunk is made of."""
+    return {"prompt": session.prompt, "plan": session.plan, "seed": session.seed}

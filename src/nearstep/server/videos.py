@@ -16,8 +16,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from nearstep.files import link_or_copy
-from nearstep.json_files import NUMBER, TEXT, Kind, count, either, optional, parsed_object
-from nearstep.server.app import ModelFacts
+from nearstep.json_files import NUMBER, TEXT, Kind, count, either, optional
+from nearstep.server.app import ModelFacts, json_body
 from nearstep.server.jobs import CANCELLED, DONE, FAILED, MAKING, NAME, OVER, Job, Jobs, new_name
 from nearstep.server.making import Maker
 from nearstep.server.protocol import PLAN, PROMPT, SEED, Json, checked
@@ -259,10 +259,7 @@ class Videos:
 async def _content(request: Request) -> tuple[Json, bytes | None]:
     """The fields of a request, JSON or a form; and the file of its input_reference."""
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        try:
-            return parsed_object((await request.body()).decode()), None
-        except ValueError as error:
-            raise Refusal(400, f"the request's body is a JSON object, or a form: {error}") from None
+        return await json_body(request, "a JSON object, or a form"), None
     found: Json = {}
     file: bytes | None = None
     async with request.form(max_files=1, max_fields=_FORM_FIELDS) as form:

@@ -165,13 +165,26 @@ class Recording:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise NearstepError(f"cannot read the recording {path}: {error}") from error
+        return cls.of_text(text, path)
+
+    @classmethod
+    def of_text(cls, text: str, name: str | Path) -> Recording:
+        """The recording that a file holds.
+
+        Args:
+            text: the file's.
+            name: what errors and warnings call it.
+
+        Raises:
+            NearstepError: naming the first line that is no part of a recording.
+        """
         *lines, torn = text.split("\n")
         if torn and (len(lines) == 0 or _is_object(torn)):
             lines.append(torn)  # whole, and without the end of its line
         elif torn:
-            warnings.warn(f"{path} breaks off in its line {len(lines) + 1}, which is left out", stacklevel=2)
-        rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
-        return cls(_opening(path, rows[0] if rows else {}), tuple(_entry(path, *row) for row in enumerate(rows[1:])))
+            warnings.warn(f"{name} breaks off in its line {len(lines) + 1}, which is left out", stacklevel=3)
+        rows = [_row(name, number, line) for number, line in enumerate(lines, 1)]
+        return cls(_opening(name, rows[0] if rows else {}), tuple(_entry(name, *row) for row in enumerate(rows[1:])))
 
 
 class Log:
