@@ -36,6 +36,7 @@ test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
 
 test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[browser]"
 	$(BIN)/python -m pytest tests/browser -m browser --timeout=300
 
 check: lint types test

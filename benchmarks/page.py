@@ -2,7 +2,7 @@
 
     python benchmarks/page.py --out docs/serve.png --narrow docs/serve-narrow.png
 
-Needs a Chromium (``--browser``) and the Python package playwright.
+Needs a Chromium (``--browser``) and playwright (``pip install "nearstep[browser]"``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tyro
 from serve import served
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page  # pyright: ignore[reportMissingImports]
 
 OTHER = "a small blue ring drifts up quickly in the forest"
 
@@ -52,7 +52,7 @@ def picture(page: Page, path: Path) -> None:
 
 def main(options: Options) -> None:
     """Serve the playground, and look at it."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
 
     program = options.browser or shutil.which("chromium")
     with (
