@@ -128,6 +128,8 @@ def _count(options: Stream, model: ModelConfigs, recording: Recording | None) ->
     """Chunks to make; those that prompts change at are among them."""
     if recording is not None:
         there = len(recording.chunks)
+        if not there:
+            raise NearstepError(f"--replay {options.replay}: the recording holds no chunk, so there is nothing to make")
         if (options.chunks or 0) > there:
             raise NearstepError(f"--chunks {options.chunks}: the recording has {there}, and a replay ends with it")
         return options.chunks or there
