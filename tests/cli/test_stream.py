@@ -17,6 +17,7 @@ from PIL import Image
 from nearstep.cli import stream
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
+from nearstep.pictures import fitted
 from nearstep.stream.opening import read_picture, upright
 from nearstep.stream.output import count_frames, growing_mp4, pixels, read_comment
 from nearstep.stream.pipeline import CausalVideoPipeline
@@ -235,6 +236,36 @@ def test_greys_of_16_bits_keep_their_shades(kind: type, tmp_path: Path) -> None:
         image.save(tmp_path / "a.png")
         image = read_picture(tmp_path / "a.png")
     assert np.abs(np.asarray(upright(image)).astype(float) - (grey / 257)[..., None]).max() <= 0.51
+
+
+def test_a_picture_of_another_size_is_cut_and_resized_as_videos_are(model_folder: Path, tmp_path: Path) -> None:
+    pipe = CausalVideoPipeline.from_pretrained(model_folder)
+    wide = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    made = []
+    for image in (tmp_path / "a.png", Image.fromarray(wide), fitted(wide, height=32, width=32)):
+        with pipe.open(RED, "1", seed=1, image=image) as session:
+            made.append(next(session).video)
+    assert np.array_equal(made[0], made[2]) and np.array_equal(made[1], made[2])
+    with pytest.raises(NearstepError, match="40 high and 90 wide"):
+        pipe.open(RED, image=wide)
+
+
+def test_a_recording_without_a_chunk_makes_nothing_and_says_so(model_folder: Path, tmp_path: Path, capsys) -> None:
+    pipe = CausalVideoPipeline.from_pretrained(model_folder)
+    with pipe.open(RED, "1", seed=1) as session:
+        session.recording.save(tmp_path / "t.jsonl")
+    line = [
+        "stream",
+        "--replay",
+        str(tmp_path / "t.jsonl"),
+        "-o",
+        str(tmp_path / "a.mp4"),
+        "--model",
+        str(model_folder),
+    ]
+    assert main(line) == 2 and "holds no chunk" in capsys.readouterr().err
+    assert not (tmp_path / "a.mp4").exists()
 
 
 def test_a_file_is_an_image_for_a_session(model_folder: Path, tmp_path: Path) -> None:

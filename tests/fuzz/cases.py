@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -105,7 +106,7 @@ def run(family: Family, number: int, kit: Kit, seed: int) -> Found:
     began = time.monotonic()
     try:
         case = family.case(Random(f"{seed} {family.name} {number}"), kit, folder)
-        outcome, detail = _outcome(case, folder)
+        outcome, detail = _outcome(case, folder, kit)
     finally:
         shutil.rmtree(folder.parents[1], ignore_errors=True)
         torch.set_num_threads(1)
@@ -113,9 +114,9 @@ def run(family: Family, number: int, kit: Kit, seed: int) -> Found:
     return Found(family=family.name, number=number, what=case.what, outcome=outcome, detail=detail, seconds=seconds)
 
 
-def _outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
+def _outcome(case: Case, folder: Path, kit: Kit) -> tuple[Outcome, str]:
     try:
-        with _inside(folder), fenced(folder.parents[1]), _alarm(SECONDS, PATIENCE), warnings.catch_warnings():
+        with _inside(folder), fenced(kit.root), _alarm(SECONDS, PATIENCE), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = case.act()
             complaint = case.judge(result)
@@ -143,13 +144,14 @@ def _where(error: BaseException) -> str:
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    before, home = Path.cwd(), os.environ.get("HOME")
+    before, home, temporary = Path.cwd(), os.environ.get("HOME"), tempfile.tempdir
     os.chdir(folder)
-    os.environ["HOME"] = str(folder.parent)
+    os.environ["HOME"] = tempfile.tempdir = str(folder.parent)
     try:
         yield
     finally:
         os.chdir(before)
+        tempfile.tempdir = temporary
         os.environ.pop("HOME") if home is None else os.environ.update(HOME=home)
 
 

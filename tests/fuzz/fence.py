@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +57,11 @@ def _is_inside(path: str, allowed: tuple[str, ...]) -> bool:
 
 @contextmanager
 def fenced(*folders: Path) -> Iterator[None]:
-    """Stop writes outside of these folders and the system's for temporary files."""
+    """Stop writes outside of these folders."""
     if not _Fence.there:
         sys.addaudithook(_look)
         _Fence.there = True
-    roots = {str(root) for folder in (*folders, Path(tempfile.gettempdir())) for root in (folder, folder.resolve())}
+    roots = {str(root) for folder in folders for root in (folder, folder.resolve())}
     _Fence.inside = tuple(roots)
     try:
         yield

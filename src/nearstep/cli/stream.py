@@ -128,7 +128,7 @@ def _count(options: Stream, model: ModelConfigs, recording: Recording | None) ->
     if recording is not None:
         there = len(recording.chunks)
         if not there:
-            raise NearstepError(f"{options.replay} records no chunk: its stream ended before it had made one")
+            raise NearstepError(f"--replay {options.replay}: the recording holds no chunk, so there is nothing to make")
         if (options.chunks or 0) > there:
             raise NearstepError(f"--chunks {options.chunks}: the recording has {there}, and a replay ends with it")
         return options.chunks or there
