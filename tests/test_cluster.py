@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -34,6 +35,24 @@ def two_workers() -> Iterator[Cluster]:
     ray.shutdown()
     for name, value in before.items():
         os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "address", ["", "a//b", "½", "5", "host", "host:", ":6379", "host:0", "host:65536", "http://a:1"]
+)
+def test_an_address_that_is_none_is_refused_before_anything(address: str) -> None:
+    with pytest.raises(NearstepError, match="give auto, or HOST:PORT"):
+        Cluster(address=address)
+
+
+@needs_ray
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_head_that_does_not_answer_is_one_line(scheme: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # bound, and nobody listens
+        with pytest.raises(NearstepError, match="no cluster answers there"):
+            [*each(named, [0], Cluster(address=f"{scheme}127.0.0.1:{port}"))]
 
 
 def named(item: int) -> tuple[int, int]:

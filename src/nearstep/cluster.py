@@ -10,6 +10,8 @@ runs its item again. What an item writes is whole or absent (files.py), and the 
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,7 +23,9 @@ from nearstep.errors import NearstepError, first_line
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 HERE = "auto"
+_ADDRESS = re.compile(r"(?:ray://)?([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 _AHEAD = 4  # items a worker that may be done before an earlier one is: their results wait in memory
+_PATIENCE = 10.0  # seconds for a cluster's head to answer
 _TRIES = 3  # times that an item runs again after a worker died with it
 
 
@@ -37,6 +41,8 @@ class Cluster:
     """Whether a worker gets a GPU, where the cluster has any."""
 
     def __post_init__(self) -> None:
+        if self.address != HERE:
+            _head(self.address)
         if self.cpus < 1:
             raise NearstepError(f"--cpus {self.cpus}: at least 1 for a worker")
         if find_spec("ray") is None:
@@ -71,11 +77,20 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster
             ray.shutdown()
 
 
+def _head(address: str) -> tuple[str, int]:
+    found = _ADDRESS.fullmatch(address)
+    if found is None or not 0 < int(found[2]) < 2**16:
+        raise NearstepError(f"--cluster {address}: give auto, or HOST:PORT of its head (ray://HOST:PORT from outside)")
+    return found[1].strip("[]"), int(found[2])
+
+
 def _join(ray: Any, cluster: Cluster) -> None:
     quiet = {"logging_level": "error", "ignore_reinit_error": True, "log_to_driver": False}
     try:
+        if cluster.address != HERE:  # where nobody listens Ray would try for minutes
+            socket.create_connection(_head(cluster.address), timeout=_PATIENCE).close()
         ray.init(address=cluster.address, **quiet)
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         if cluster.address != HERE:
             raise NearstepError(
                 f"--cluster {cluster.address}: no cluster answers there; {first_line(error)}"
@@ -103,13 +118,11 @@ class _Worker:
 
 
 def _workers(ray: Any, cluster: Cluster, most: int) -> list[Any]:
-    there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0)) if cluster.gpus else 0
-    count = gpus or int(there.get("CPU", 0)) // cluster.cpus
+    there = {name: int(count) for name, count in ray.cluster_resources().items()}
+    gpus, cpus = there.get("GPU", 0) if cluster.gpus else 0, there.get("CPU", 0)
+    count = gpus or cpus // cluster.cpus
     if not count:
-        raise NearstepError(
-            f"--cpus {cluster.cpus}: the cluster has {int(there.get('CPU', 0))}; ask for fewer a worker"
-        )
+        raise NearstepError(f"--cpus {cluster.cpus}: the cluster has {cpus}; ask for fewer a worker")
     share = {"num_gpus": 1} if gpus else {"num_cpus": cluster.cpus}
     made = ray.remote(max_restarts=-1, max_task_retries=_TRIES, **share)(_Worker)
     return [made.remote(str(Path.cwd())) for _ in range(min(count, most))]
