@@ -263,7 +263,7 @@ def test_a_server_that_comes_back_is_found_again(visit, site: Site) -> None:
     visit.playing()
     visit.page.context.set_offline(True)
     visit.ask("0")
-    for viewer in site.studio.find(visit.take()).viewers:
+    for viewer in [*site.studio.find(visit.take()).viewers]:  # each leaves, in another thread
         site.studio.loop.call_soon_threadsafe(viewer.end, 1012)
     visit.until("document.querySelector('.over').textContent.includes('trying again')")
     visit.page.context.set_offline(False)

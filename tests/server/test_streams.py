@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from served import BLUE, RED, Site, eventually, running
 from websockets.exceptions import ConnectionClosed
 
 from nearstep.server.fragments import encoded
+from nearstep.server.kept import joined
 from nearstep.server.protocol import AHEAD, Close
 from nearstep.server.studio import Limits
 from nearstep.server.viewers import MOST_CHUNKS
@@ -121,6 +123,60 @@ def test_the_saved_video_is_the_fragments_that_were_shown(site: Site) -> None:
     assert times(video) == pytest.approx([n / 12 for n in range(len(times(video)))])
 
 
+def test_files_that_grow_or_are_replaced_while_they_are_asked_for_come_whole(site: Site, tmp_path: Path) -> None:
+    take = site.take()
+    folder = site.studio.find_kept(take["id"]).folder
+    with site.look(f"takes/{take['id']}") as look:
+        look.chunk(2)
+        look.say("pause")
+        look.of("state", state="paused")
+    log, picture = folder / "recording.jsonl", folder / "000001.jpg"
+    line, sizes = log.read_bytes().splitlines(keepends=True)[-1], [picture.read_bytes(), b"\xff\xd8" + bytes(9000)]
+    whole = log.read_bytes()
+    stop = threading.Event()
+
+    def write() -> None:
+        for turn in range(100_000):
+            if stop.is_set():
+                return
+            with log.open("ab") as file:
+                file.write(line[:-3]), file.flush()  # a line that is being written
+                file.write(line[-3:])
+            part = picture.with_suffix(".part")
+            part.write_bytes(sizes[turn % 2])
+            part.replace(picture)
+            if turn % 50 == 49:
+                log.write_bytes(whole)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(100):
+            status, text, _ = site.ask("GET", f"/api/takes/{take['id']}/recording.jsonl")
+            assert status == 200 and text.endswith(b"\n" if text else b"") and text.startswith(whole[: len(text)])
+            assert site.ask("GET", f"/api/takes/{take['id']}/chunks/1.jpg")[1] in sizes
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_a_download_breaks_off_where_chunks_are_taken_back_meanwhile(tmp_path: Path) -> None:
+    parts = [tmp_path / name for name in ("init.mp4", "000000.m4s", "000001.m4s")]
+    for part in parts:
+        part.write_bytes(part.name.encode())
+    assert b"".join(joined(parts)) == b"init.mp4000000.m4s000001.m4s"
+    reading = joined(parts)
+    assert next(reading) == b"init.mp4"
+    new = tmp_path / "new"
+    new.write_bytes(b"another past")
+    new.replace(parts[1])
+    with pytest.raises(FileNotFoundError, match="taken back"):
+        next(reading)
+    parts[2].unlink()
+    with pytest.raises(FileNotFoundError):
+        joined(parts)
+
+
 def test_a_fork_shares_the_past_and_goes_its_own_way(site: Site, tiny: CausalVideoPipeline, tmp_path: Path) -> None:
     take = site.take()
     with site.look(f"takes/{take['id']}") as look:
@@ -188,7 +244,9 @@ def test_a_viewer_that_shows_nothing_stops_the_stream_and_one_that_goes_on_start
 def test_a_slow_watcher_skips_and_the_others_do_not_wait(site: Site) -> None:
     take = site.take()
     with site.look(f"takes/{take['id']}") as owner, site.look(f"watch/{take['watch']}", close_timeout=0.2):
-        guest = next(viewer for viewer in site.studio.find(take["id"]).viewers if not viewer.steers)
+        there = site.studio.find(take["id"])
+        eventually(lambda: len(there.viewers) == 2)
+        guest = next(viewer for viewer in [*there.viewers] if not viewer.steers)
         # A socket holds some MiB before its sender waits, so the sending is held up here.
         event = {"type": "chunk", "index": 0}
         owner.chunk(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +20,11 @@ from starlette.websockets import WebSocket
 from nearstep.errors import NearstepError
 from nearstep.json_files import TEXT, optional, parsed_object
 from nearstep.server.guard import Door, Guard, error_response
-from nearstep.server.kept import CONTEXT, RECORDING, KeptTake, joined
+from nearstep.server.kept import CONTEXT, KeptTake, joined
 from nearstep.server.live import attend
 from nearstep.server.metrics import CONTENT_TYPE, Metrics
 from nearstep.server.protocol import PLAN, PROMPT, SEED, Close, Json, checked
-from nearstep.server.refusals import Refusal
+from nearstep.server.refusals import Refusal, absent
 from nearstep.server.studio import Ask, Studio
 from nearstep.server.uploads import Uploads, context_of
 from nearstep.stream.recording import Recording
@@ -209,25 +209,37 @@ class Readers:
 
     async def video(self, request: Request) -> Response:
         """Its video, as far as it was made."""
-        parts = await asyncio.to_thread(self._kept(request).video)
+        kept = self._kept(request)
+        parts = await asyncio.to_thread(kept.video)
         if not parts:
             raise Refusal(404, "this take has no chunk yet")
+        try:
+            content = await asyncio.to_thread(joined, parts)
+        except FileNotFoundError:
+            raise Refusal(409, "this take was rewound this very moment; ask again") from None
         headers = {"Content-Disposition": 'attachment; filename="nearstep.mp4"'}
-        return StreamingResponse(joined(parts), media_type="video/mp4", headers=headers)
+        return StreamingResponse(content, media_type="video/mp4", headers=headers)
+
+    # What a take writes while it goes on is read before it is measured: a FileResponse asks a file for its length, then
+    # opens it, and one that grew or was replaced between the two ends the connection.
 
     async def recording(self, request: Request) -> Response:
         """How to make it again."""
-        path = self._kept(request).folder / RECORDING
-        return FileResponse(path, media_type="application/jsonl", filename="nearstep.jsonl")
+        kept = self._kept(request)
+        content = await _content(kept.recorded)
+        if content is None:
+            raise absent("take", request.path_params["name"])
+        headers = {"Content-Disposition": 'attachment; filename="nearstep.jsonl"'}
+        return Response(content, media_type="application/jsonl", headers=headers)
 
     async def picture(self, request: Request) -> Response:
         """A small picture of a chunk."""
-        path = self._kept(request).picture(request.path_params["chunk"])
-        if not path.is_file():
+        content = await _content(self._kept(request).picture(request.path_params["chunk"]).read_bytes)
+        if content is None:
             if "e" in request.query_params:  # of a page that has not heard yet that the chunk was taken back
                 return Response(status_code=204)
             raise Refusal(404, f"there is no chunk {request.path_params['chunk']}")
-        return FileResponse(path, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
 
     async def live(self, socket: WebSocket) -> None:
         """The WebSocket (server/live.py)."""
@@ -288,6 +300,13 @@ async def json_body(request: Request, kinds: str = "a JSON object") -> Json:
         return parsed_object((await request.body()).decode())
     except ValueError as error:
         raise Refusal(400, f"the request's body is {kinds}: {error}") from None
+
+
+async def _content(read: Callable[[], bytes]) -> bytes | None:
+    try:
+        return await asyncio.to_thread(read)
+    except FileNotFoundError:
+        return None
 
 
 def _recording(content: bytes) -> Recording:

@@ -54,6 +54,15 @@ class KeptTake:
         """Its recording's file."""
         return self.folder / RECORDING
 
+    def recorded(self) -> bytes:
+        """Its recording as far as it was written: the whole lines of a file that may grow while it is read.
+
+        Raises:
+            FileNotFoundError: if the take is gone.
+        """
+        content = self.recording.read_bytes()
+        return content[: content.rfind(b"\n") + 1]
+
     def describe(self, facts: Json) -> None:
         """Write what it is."""
         write_json(self.folder / FACTS, facts)
@@ -141,9 +150,27 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def joined(parts: list[Path]) -> Iterator[bytes]:
-    """The bytes of files, one after the other."""
-    for part in parts:
-        yield part.read_bytes()
+    """The bytes of files, one after the other, as they are now.
+
+    A take may be rewound meanwhile: what was taken back then breaks this off, as chunks of two pasts are no video.
+
+    Raises:
+        FileNotFoundError: if one of them is gone, or another took its place.
+    """
+    return _read([(part, _written(part.stat())) for part in parts])
+
+
+def _written(found: os.stat_result) -> tuple[int, int]:
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(parts: list[tuple[Path, tuple[int, int]]]) -> Iterator[bytes]:
+    for part, written in parts:
+        with part.open("rb") as file:
+            if _written(os.fstat(file.fileno())) != written:
+                raise FileNotFoundError(f"{part.name} was taken back")
+            content = file.read()
+        yield content
 
 
 def as_text(content: Json) -> str:
