@@ -173,6 +173,15 @@ def _named(world: World, path: Path, words: set[str]) -> NamedClip:
     )
 
 
+def prompt_of(path: Path, comment: str) -> str:
+    """What a clip shows: the prompt of the comment that nearstep leaves in a file, or else of its name, PROMPT-INDEX.
+
+    Raises:
+        NearstepError: if it does not say, or says two things.
+    """
+    return _prompt(path, _origin(comment))
+
+
 def _origin(comment: str) -> Mapping[str, object]:
     # What nearstep generate says of a clip; any other program's comment says nothing.
     try:
