@@ -36,9 +36,10 @@ MAY_IMPORT = {
     "train": LEAVES | {"models", "rollout", "losses", "flow", "nets", "data"},
     "evaluate": LEAVES | {"stream", "models", "rollout", "flow", "data"},
     "cost": LEAVES | {"stream", "train", "models", "rollout", "nets", "flow", "data"},
-    "server": LEAVES | {"stream", "models", "nets", "data"},
+    "study": LEAVES | {"stream", "evaluate", "data"},
+    "server": LEAVES | {"stream", "models", "nets", "data", "study"},
     "recipes": LIBRARY - {"cost"},
-    "cli": LIBRARY | {"server"},
+    "cli": LIBRARY | {"server", "study"},
     "__init__": LIBRARY,
 }
 """A package or module of nearstep -> what it may import besides itself."""
@@ -47,7 +48,10 @@ HEAVY = frozenset({"torch", "diffusers", "transformers", "av", "tensorboard", "m
 """Not loaded before they are needed: `nearstep --help` answers at once."""
 
 OPTIONAL = frozenset(
-    {"matplotlib", "peft", "tensorboard", "prometheus_client", "ray", "starlette", "uvicorn", "websockets"}
+    {
+        *("matplotlib", "peft", "tensorboard", "prometheus_client", "ray", "starlette", "uvicorn", "websockets"),
+        *("choix", "krippendorff"),
+    }
 )
 """Behind an extra, so each is imported in one place only: a file, or the package that cannot do without."""
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "sample": "clips of the same prompts from any system: ours, diffusers' pipelines, a command",
     "vbench": "VBench's prompts as its authors sample, score and add them up",
     "table": "results as a table, in markdown, LaTeX, CSV or HTML; pages whose tables write themselves",
+    "study": "a blind preference study: pairs of clips, a voting page, and a report with intervals",
     "prepare": "turn videos, or a teacher's clips of prompts, into the latents that training reads",
     "train": "run a recipe: train codec, teacher or student",
     "plan-memory": "whether a clip or a recipe fits your accelerators, and which option to turn if it does not",

@@ -101,15 +101,24 @@ def check(options: Serve) -> None:
     Raises:
         NearstepError: naming the option.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise NearstepError(f"nearstep serve needs {missing[0]}: pip install 'nearstep[serve]'")
-    if not 0 <= options.port < 2**16:
-        raise NearstepError(f"--port {options.port}: give 0 (a free one) to {2**16 - 1}")
-    if options.token is not None and not re.fullmatch(r"[A-Za-z0-9_.~-]{8,200}", options.token):
-        raise NearstepError("--token: give 8 to 200 letters, digits, or - _ . ~ (they go into an address)")
+    check_listening("nearstep serve", options.host, options.port, options.token)
     if options.undo is not None and not 0 <= options.undo <= 1000:
         raise NearstepError(f"--undo {options.undo}: give 0 (none) to 1000 chunks")
-    if not options.host.strip():
+
+
+def check_listening(command: str, host: str, port: int, token: str | None) -> None:
+    """Find out what is wrong with how a server is to be reached.
+
+    Raises:
+        NearstepError: naming the option, or what is not installed.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise NearstepError(f"{command} needs {missing[0]}: pip install 'nearstep[serve]'")
+    if not 0 <= port < 2**16:
+        raise NearstepError(f"--port {port}: give 0 (a free one) to {2**16 - 1}")
+    if token is not None and not re.fullmatch(r"[A-Za-z0-9_.~-]{8,200}", token):
+        raise NearstepError("--token: give 8 to 200 letters, digits, or - _ . ~ (they go into an address)")
+    if not host.strip():
         raise NearstepError("--host is empty; give 127.0.0.1 (this machine alone), or 0.0.0.0")
 
 

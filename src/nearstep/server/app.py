@@ -10,20 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
-from nearstep.errors import NearstepError
-from nearstep.json_files import TEXT, optional, parsed_object
-from nearstep.server.guard import Door, Guard, error_response
+from nearstep.json_files import TEXT, optional
+from nearstep.server.answers import HANDLERS, entered, json_body
+from nearstep.server.guard import Door, Guard
 from nearstep.server.kept import CONTEXT, KeptTake, joined
 from nearstep.server.live import attend
 from nearstep.server.metrics import CONTENT_TYPE, Metrics
-from nearstep.server.protocol import PLAN, PROMPT, SEED, Close, Json, checked
+from nearstep.server.protocol import PLAN, PROMPT, SEED, Close, checked
 from nearstep.server.refusals import Refusal, absent
 from nearstep.server.studio import Ask, Studio
 from nearstep.server.uploads import Uploads, context_of
@@ -101,14 +100,8 @@ class Api:
         return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")
 
     async def enter(self, request: Request) -> Response:
-        """A token as a cookie, which scripts cannot read and no other site sends."""
-        token = checked(await json_body(request), {"token": TEXT}, "the request", frozenset({"token"}))["token"]
-        if not self._door.opens(token):
-            raise Refusal(401, "that is not the token that the server printed")
-        response = JSONResponse({"ok": True})
-        secure = request.url.scheme == "https"
-        response.set_cookie(self._door.cookie, token, httponly=True, samesite="strict", secure=secure)
-        return response
+        """A token as a cookie."""
+        return await entered(request, self._door)
 
     async def model(self, _: Request) -> Response:
         """What the page is about."""
@@ -270,12 +263,7 @@ def make_app(api: Api, door: Door, routes: Sequence[BaseRoute] = ()) -> Guard:
     app = Starlette(
         routes=[*api.routes(), *routes],
         lifespan=lifespan,
-        exception_handlers={
-            Refusal: _refused,
-            NearstepError: _refused,
-            HTTPException: _no_page,
-            Exception: _unforeseen,
-        },
+        exception_handlers=HANDLERS,
     )
     return Guard(app, door, UPLOAD_PATHS)
 
@@ -284,22 +272,6 @@ async def _sweeping(studio: Studio) -> None:
     while True:
         await asyncio.sleep(min(1.0, studio.limits.idle / 4))
         await studio.sweep()
-
-
-async def json_body(request: Request, kinds: str = "a JSON object") -> Json:
-    """The object that a request brings.
-
-    Args:
-        request: with a body of at most what the guard lets through.
-        kinds: what bodies the address takes.
-
-    Raises:
-        Refusal: for a body that is no JSON object.
-    """
-    try:
-        return parsed_object((await request.body()).decode())
-    except ValueError as error:
-        raise Refusal(400, f"the request's body is {kinds}: {error}") from None
 
 
 async def _content(read: Callable[[], bytes]) -> bytes | None:
@@ -315,17 +287,3 @@ def _recording(content: bytes) -> Recording:
     except ValueError as error:
         raise Refusal(400, f"cannot read the recording: {error}") from None
     return Recording.of_text(text, "the recording")
-
-
-async def _refused(_: Request, error: Exception) -> Response:
-    return error_response(error.status if isinstance(error, Refusal) else 400, str(error))
-
-
-async def _no_page(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    there = f"there is no {request.method} {request.url.path[:80]}"
-    return error_response(status, there if status in (404, 405) else str(getattr(error, "detail", error))[:200])
-
-
-async def _unforeseen(_: Request, error: Exception) -> Response:
-    return error_response(500, f"this should not have happened ({type(error).__name__}); the server's log says where")

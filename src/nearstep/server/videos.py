@@ -17,7 +17,8 @@ from starlette.routing import BaseRoute, Route
 
 from nearstep.files import link_or_copy
 from nearstep.json_files import NUMBER, TEXT, Kind, count, either, optional
-from nearstep.server.app import ModelFacts, json_body
+from nearstep.server.answers import json_body
+from nearstep.server.app import ModelFacts
 from nearstep.server.jobs import CANCELLED, DONE, FAILED, MAKING, NAME, OVER, Job, Jobs, new_name
 from nearstep.server.making import Maker
 from nearstep.server.protocol import PLAN, PROMPT, SEED, Json, checked

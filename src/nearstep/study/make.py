@@ -152,11 +152,10 @@ def broken(clip: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _pad(folder: Path) -> None:
-    """Make all files as long as the longest, by a box that players skip: a length tells a blurred clip from a sharp one."""
+    """Make all files as long as the longest, by a box that players skip: lengths tell blurred clips from sharp ones."""
     files = [*folder.iterdir()]
     longest = max(path.stat().st_size for path in files) + _FREE
     for path in files:
         missing = longest - path.stat().st_size
         with path.open("ab") as file:
             file.write(missing.to_bytes(4, "big") + b"free" + bytes(missing - _FREE))
-

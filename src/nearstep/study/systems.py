@@ -154,8 +154,8 @@ def common_form(systems: Sequence[System], stem: str, *, fit: bool) -> Form:
     if not fit:
         other = next(number for number, form in enumerate(forms) if form != forms[0])
         raise NearstepError(
-            f"{systems[0].clips[stem]} has {forms[0]} and {systems[other].clips[stem]} {forms[other]}, which tells them "
-            "apart unseen; --fit cuts both to what they share"
+            f"{systems[0].clips[stem]} has {forms[0]} and {systems[other].clips[stem]} {forms[other]}, which tells "
+            "them apart unseen; --fit cuts both to what they share"
         )
     fps = min(form.fps for form in forms)
     frames = max(1, int(min(form.seconds for form in forms) * fps + 1e-6))

@@ -1,7 +1,7 @@
 """Votes: a file of JSON lines that only grows, each line on the disk before its rater is thanked.
 
-A process that dies while it writes leaves a torn line, which is no JSON: it is counted and passed over, and the next vote
-begins a line of its own. Of two votes of one rater on one trial the first counts.
+A process that dies while it writes leaves a torn line, which is no JSON: it is counted and passed over, and the next
+vote begins a line of its own. Of two votes of one rater on one trial the first counts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nearstep.json_files import TEXT, check_fields, one_of, parsed, within
 CHOICES = ("left", "right", "tie")
 LONGEST_NAME = 60
 DAY = 86_400.0
-_SECONDS = within(-1.0, DAY)
-_FIELDS = {"trial": TEXT, "rater": TEXT, "choice": one_of(*CHOICES), "seconds": _SECONDS, "time": within(0, 1e11)}
+SECONDS = within(-1.0, DAY)
+_FIELDS = {"trial": TEXT, "rater": TEXT, "choice": one_of(*CHOICES), "seconds": SECONDS, "time": within(0, 1e11)}
 
 
 @dataclass(frozen=True, kw_only=True)
