@@ -37,7 +37,7 @@ class Make:
     """So many of the clips of each folder, drawn at random."""
     repeat: Annotated[float, tyro.conf.arg(metavar="PART")] = 0.1
     """Part of the pairs that comes once more, with its sides changed."""
-    attention: Annotated[int, tyro.conf.arg(metavar="N")] = 8
+    attention: Annotated[int | None, optional("N", "8, or all clips if they are fewer")] = None
     """Trials of a clip beside a broken copy of itself; who does not see that is left out of the report."""
     question: Annotated[str | None, optional("TEXT", "which looks more real, moves better, shows more of the text")] = (
         None

@@ -19,7 +19,7 @@ from nearstep.ranges import check_count, check_number
 
 KEY, PUBLIC, TRIALS, CLIPS, VOTES = "key.json", "public", "trials.json", "clips", "votes.jsonl"
 """Names in a study's folder; trials and clips are in the public part."""
-MOST_TRIALS = 100_000
+MOST_TRIALS, ATTENTIONS = 100_000, 8
 
 PAIR, REPEAT, ATTENTION = "pair", "repeat", "attention"
 """Kinds of trial: two systems; a pair once more with its sides changed; a clip beside its broken copy."""
@@ -56,8 +56,8 @@ class Extent:
     """So many of the stems, drawn by the hash; None is all."""
     repeat: float = 0.1
     """Part of the pairs that is shown once more."""
-    attention: int = 8
-    """Trials of a clip beside its broken copy."""
+    attention: int | None = None
+    """Trials of a clip beside its broken copy; None is ATTENTIONS, or all clips where there are fewer."""
 
     def __post_init__(self) -> None:
         check_count("prompts", self.prompts)
@@ -131,8 +131,9 @@ def _pairs(two: tuple[str, str], stems: Sequence[str], seed: int) -> list[Trial]
     ]
 
 
-def _attention(systems: Sequence[str], stems: Sequence[str], count: int, seed: int) -> list[Trial]:
+def _attention(systems: Sequence[str], stems: Sequence[str], asked: int | None, seed: int) -> list[Trial]:
     every = [(stem, system) for stem in stems for system in systems]
+    count = min(ATTENTIONS, len(every)) if asked is None else asked
     if count > len(every):
         raise NearstepError(f"attention={count}: there are {len(every)} clips to break; ask for as many at most")
     chosen = sorted(every, key=lambda clip: hashed("attention", seed, *clip))[:count]

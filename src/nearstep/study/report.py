@@ -81,8 +81,8 @@ class Report:
             one, other = self.systems[each.first], self.systems[each.second]
             lines += [
                 f"{one} over {other}: {percent(each.clustered)}, Wilson {spread_of(each.independent)}; {each.wins} to "
-                f"{each.losses} and {each.ties} ties by {each.raters} raters on {each.prompts} prompts; "
-                f"sign test p = {each.sign_p:.2g}"
+                f"{each.losses} and {many(each.ties, 'tie')}, by {many(each.raters, 'rater')} on "
+                f"{many(each.prompts, 'prompt')}; sign test p = {each.sign_p:.2g}"
             ]
             if 1 < each.raters < FEW_RATERS:
                 lines += [f"  {each.raters} raters say little about others: its interval may be too narrow"]
@@ -136,6 +136,11 @@ def percent(interval: Interval) -> str:
 def spread_of(interval: Interval) -> str:
     """An interval of a rate."""
     return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def many(count: int, what: str) -> str:
+    """A number of things."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def report_of(study: Path, *, without: Sequence[str] = (), wanted: Sequence[float] = WANTED) -> Report:
