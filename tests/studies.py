@@ -49,7 +49,7 @@ def new_study(folder: Path, names: Sequence[str] = ("ours", "theirs"), count: in
     extent = Extent(
         **{name: options.pop(name) for name in ("prompts", "repeat", "attention") if name in options}  # type: ignore
     )
-    make_study(open_systems(folders), folder / "study", seed=options.pop("seed", 11), extent=extent, **options)
+    make_study(open_systems(folders), folder / "study", seed=options.pop("seed", 7_654_321_987), extent=extent, **options)
     return folder / "study"
 
 
