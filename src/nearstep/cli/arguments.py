@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 import tyro
@@ -58,7 +59,7 @@ def parsed(
             raise  # after help
         raise NearstepError(f"{_meant(_parts(said.getvalue(), arguments))} ({prog} --help)") from None
     empty = set(_empty(found[0] if others else found))
-    for option, value in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for option, value in pairwise([*arguments, "-"]):
         # The parser takes a list's option without a value for an empty list: asked for, and not done.
         if option[:2] == "--" and value[:1] == "-" and option[2:].replace("-", "_") in empty:
             raise NearstepError(f"{option} needs 1 value ({prog} --help)")
