@@ -37,7 +37,7 @@ test-gpu: $(STAMP)
 
 test-browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[browser]"
-	$(BIN)/python -m pytest tests/browser -m browser --timeout=300
+	$(BIN)/python -m pytest tests/browser -m "browser and not slow" --timeout=300
 
 check: lint types test
 

@@ -27,6 +27,7 @@ def frames(content: bytes) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+@pytest.mark.slow  # seconds are for a machine that does nothing else
 def test_the_first_frame_is_there_at_once(visit) -> None:
     seconds = []
     for _ in range(3):  # of a machine that may do something else, the best
@@ -50,7 +51,8 @@ def stalls(visit, seconds: float) -> tuple[float, int, float]:
     return shown / lasted, visit.ask("window.waits"), (visit.frames() - count) / lasted
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [8, 60])
 def test_frames_go_on_without_a_stall(visit, seconds: float) -> None:
     rate, waits, shown = stalls(visit, seconds)
     assert rate > 0.97 and waits == 0 and shown > 0.95 * 12, (rate, waits, shown)
@@ -75,10 +77,10 @@ def test_a_change_at_once_is_seen_sooner(visit) -> None:
     visit.until("document.querySelector('video').currentTime > 1")
     visit.page.fill("#prompt", BLUE)
     visit.page.click("#now")
-    visit.told("Changed from chunk")
+    chunk = int(visit.told("Changed from chunk").split()[3])
+    shown = int(visit.until("document.querySelector('#timeline li.now').dataset.chunk"))
+    assert chunk <= shown + 1, "the next that is shown, though two more were there"
     visit.until("document.querySelector('.latency').textContent.endsWith('s')")
-    seconds = float(visit.page.inner_text(".latency").split()[0])
-    assert seconds < 2, "a chunk lasts 1 s, and two wait to be shown"
     before = visit.frames()
     visit.until(f"document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames > {before + 24}")
 

@@ -31,6 +31,10 @@ WRONG = (
     ("train playground.codec --kl -1", "kl=-1.0; give a number at least 0"),
     ("train playground.codec --size.dim-mult a", "--size.dim-mult 'a': give [INT [INT ...]]"),
     ("report", "give RUN"),
+    ("serve --port", "--port needs 1 value"),
+    ("generate x --lora", "--lora needs 1 value (nearstep generate --help)"),
+    ("stream x -o a.mp4 --lora --seed 3", "--lora needs 1 value"),
+    ("train playground.codec --size.dim-mult --kl 0", "--size.dim-mult needs 1 value"),
 )
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 import tyro
@@ -51,11 +53,26 @@ def parsed(
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return parse(kind, args=arguments, config=flags, **about)
+            found = parse(kind, args=arguments, config=flags, **about)
     except SystemExit as end:
         if not end.code:
             raise  # after help
         raise NearstepError(f"{_meant(_parts(said.getvalue(), arguments))} ({prog} --help)") from None
+    empty = set(_empty(found[0] if others else found))
+    for option, value in pairwise([*arguments, "-"]):
+        # The parser takes a list's option without a value for an empty list: asked for, and not done.
+        if option[:2] == "--" and value[:1] == "-" and option[2:].replace("-", "_") in empty:
+            raise NearstepError(f"{option} needs 1 value ({prog} --help)")
+    return found
+
+
+def _empty(options: object, prefix: str = "") -> Iterator[str]:
+    """Names of the lists without a value, with and without those of the groups they stand in."""
+    for field in fields(options) if is_dataclass(options) else ():
+        value = getattr(options, field.name)
+        if value == ():
+            yield from (field.name, prefix + field.name)
+        yield from _empty(value, f"{prefix}{field.name}.")
 
 
 def _parts(box: str, arguments: Sequence[str]) -> list[str]:

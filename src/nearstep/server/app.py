@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket
 from nearstep.json_files import TEXT, optional
 from nearstep.server.answers import HANDLERS, entered, json_body
 from nearstep.server.guard import Door, Guard
+from nearstep.server.jobs import Jobs
 from nearstep.server.kept import CONTEXT, KeptTake, joined
 from nearstep.server.live import attend
 from nearstep.server.metrics import CONTENT_TYPE, Metrics
@@ -242,23 +243,27 @@ class Readers:
         return self._studio.find_kept(request.path_params["name"], watch=self._watch)
 
 
-def make_app(api: Api, door: Door, routes: Sequence[BaseRoute] = ()) -> Guard:
-    """The app.
+def make_app(api: Api, door: Door, jobs: Jobs, routes: Sequence[BaseRoute] = ()) -> Guard:
+    """The app, which begins and ends what it is made of (ASGI's lifespan).
 
     Args:
         api: the studio's addresses.
         door: who is let in.
-        routes: further ones.
+        jobs: videos that were asked for; those that wait are kept for the next start.
+        routes: further addresses.
     """
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         api.studio.bind(asyncio.get_running_loop())
+        api.studio.worker.start()
         sweeping = asyncio.create_task(_sweeping(api.studio))
         yield
         sweeping.cancel()
         await api.studio.close_all()
         await asyncio.to_thread(api.studio.worker.stop)
+        jobs.hand_back()
+        jobs.close()
 
     app = Starlette(
         routes=[*api.routes(), *routes],

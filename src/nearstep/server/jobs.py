@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import sqlite3
 import threading
 import time
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearstep.errors import NearstepError, first_line
+from nearstep.server import names
 from nearstep.server.protocol import Json
 
-NAME = re.compile(r"video_[A-Za-z0-9_-]{22}")
+NAME = re.compile(f"video_{names.NAME.pattern}")
 QUEUED, MAKING, DONE, FAILED, CANCELLED = "queued", "in_progress", "completed", "failed", "cancelled"
 OVER = (DONE, FAILED, CANCELLED)
 MOST_TRIES = 3
@@ -57,9 +57,9 @@ class Job:
     error: str | None
 
 
-def new_name() -> str:
-    """The id of a video, which nobody can guess."""
-    return f"video_{secrets.token_urlsafe(16)}"
+def new_name(replica: int | None = None) -> str:
+    """The id of a video: as those of takes."""
+    return f"video_{names.new_name(replica)}"
 
 
 class Jobs:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,17 +20,11 @@ from nearstep.errors import NearstepError
 from nearstep.files import link_or_copy, write_json
 from nearstep.json_files import NUMBER, TEXT, check_fields, optional, read_object
 from nearstep.server.fragments import Fragment
+from nearstep.server.names import NAME
 from nearstep.server.protocol import Json
 
-NAME = re.compile(r"[A-Za-z0-9_-]{22}")
-"""What ids look like: 128 bits that nobody can guess."""
 RECORDING, INIT, FACTS, CONTEXT = "recording.jsonl", "init.mp4", "take.json", "context.npy"
 _SCHEMA = {"id": TEXT, "watch": TEXT, "opened": NUMBER, "prompt": TEXT, "parent": optional(TEXT)}
-
-
-def new_name() -> str:
-    """An id."""
-    return secrets.token_urlsafe(16)
 
 
 class KeptTake:

@@ -93,6 +93,7 @@ def server_of(app: ASGIApp, *, connections: int) -> uvicorn.Server:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     config = uvicorn.Config(
         app,
+        loop="asyncio",  # and not another one where a package brings it: what is tested is what serves
         http=PatientProtocol,
         ws="websockets-sansio",
         ws_max_size=LONGEST_MESSAGE,

@@ -54,6 +54,8 @@ class Serving:
     state: Path
     """The folder of what is kept."""
     limits: Limits = field(default_factory=Limits)
+    replica: int | None = None
+    """The rank of this server among several behind one address; None: it is the only one."""
     undo_depth: int | None = None
     """None: as many caches as a quarter of a GiB holds, and 4 at most."""
     log_prompts: bool = False
@@ -62,6 +64,11 @@ class Serving:
     def local(self) -> bool:
         """Whether only this machine reaches it."""
         return self.host in LOCAL
+
+    @property
+    def connections(self) -> int:
+        """That there may be at once."""
+        return 2 * self.limits.viewers + 4 * self.limits.sessions + 64
 
     def door(self, port: int) -> Door:
         """Who is let in at this port."""
@@ -76,17 +83,11 @@ class Server:
 
     app: Guard
     studio: Studio
-    jobs: Jobs
     uvicorn: uvicorn.Server
 
     def run(self, listener: socket.socket) -> None:
         """Serve until it is told to end."""
-        self.studio.worker.start()
-        try:
-            self.uvicorn.run(sockets=[listener])
-        finally:
-            self.jobs.hand_back()
-            self.jobs.close()
+        self.uvicorn.run(sockets=[listener])
 
 
 def assembled(pipe: CausalVideoPipeline, name: str, serving: Serving, port: int) -> Server:
@@ -105,19 +106,19 @@ def assembled(pipe: CausalVideoPipeline, name: str, serving: Serving, port: int)
         metrics(event, facts)
 
     depth = usual_undo(pipe) if serving.undo_depth is None else serving.undo_depth
-    studio = Studio(pipe, worker, serving.state / "takes", serving.limits, undo_depth=depth, told=told)
+    limits, replica = serving.limits, serving.replica
+    studio = Studio(pipe, worker, serving.state / "takes", limits, undo_depth=depth, told=told, replica=replica)
     settings = pipe.settings
     size = ClipSize(frames=settings.num_frames, height=settings.height, width=settings.width, fps=settings.fps)
     door = serving.door(port)
-    uploads, facts = Uploads(serving.state / "uploads", size), model_facts(pipe, name)
+    uploads, facts = Uploads(serving.state / "uploads", size, replica), model_facts(pipe, name)
     jobs = Jobs(serving.state / "videos.sqlite")
     maker = Maker(pipe, worker, jobs, job_folder(serving.state), told)
-    videos = Videos(pipe, worker, facts, jobs, maker, uploads, serving.limits)
-    app = make_app(Api(studio, facts, door, metrics, uploads), door, videos.routes())
+    videos = Videos(pipe, worker, facts, jobs, maker, uploads, limits, replica)
+    app = make_app(Api(studio, facts, door, metrics, uploads), door, jobs, videos.routes())
     jobs.begin_again()
     worker.join(maker)
-    connections = 2 * serving.limits.viewers + 4 * serving.limits.sessions + 64
-    return Server(app=app, studio=studio, jobs=jobs, uvicorn=server_of(app, connections=connections))
+    return Server(app=app, studio=studio, uvicorn=server_of(app, connections=serving.connections))
 
 
 def new_token() -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from nearstep.errors import NearstepError
 from nearstep.files import link_or_copy
-from nearstep.server.kept import CONTEXT, NAME, KeptTake, kept_takes, new_name
+from nearstep.server.kept import CONTEXT, KeptTake, kept_takes
+from nearstep.server.names import NAME, new_name
 from nearstep.server.protocol import Close, Json
 from nearstep.server.refusals import absent, full
 from nearstep.server.take import Origin, Take
@@ -75,6 +76,7 @@ class Studio:
         limits: how much is taken.
         undo_depth: chunks that are taken back at once.
         told: is told of what happens.
+        replica: the rank of this server among several; None: it is the only one.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class Studio:
         *,
         undo_depth: int = 0,
         told: Told = lambda event, facts: None,
+        replica: int | None = None,
     ) -> None:
-        self.pipe, self.limits = pipe, limits
+        self.pipe, self.limits, self._replica = pipe, limits, replica
         self._worker, self._folder, self._undo_depth, self._told = worker, folder, undo_depth, told
         self._takes: dict[str, Take] = {}
         self._watched: dict[str, str] = {}
@@ -242,9 +245,9 @@ class Studio:
         if len(self._takes) + self._opening >= self.limits.sessions:
             raise full("takes open", self.limits.sessions, "--sessions")
 
-    @staticmethod
-    def _origin(parent: str | None) -> Origin:
-        return Origin(id=new_name(), watch=new_name(), opened=time.time(), parent=parent)
+    def _origin(self, parent: str | None) -> Origin:
+        name, watch = new_name(self._replica), new_name(self._replica)
+        return Origin(id=name, watch=watch, opened=time.time(), parent=parent)
 
     def _session(self, ask: Ask) -> Session:
         """On the worker's thread."""

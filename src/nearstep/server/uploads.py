@@ -14,7 +14,7 @@ from PIL import Image
 from nearstep.data.videos import ClipSize, read_ending
 from nearstep.errors import NearstepError, first_line
 from nearstep.pictures import fitted
-from nearstep.server.kept import NAME, new_name
+from nearstep.server.names import NAME, new_name
 from nearstep.server.refusals import Refusal, absent
 from nearstep.shapes import TEMPORAL_STRIDE
 from nearstep.stream.opening import read_picture
@@ -38,8 +38,8 @@ class Uploads:
         size: of the model's clips: height, width, rate, and the most frames of one.
     """
 
-    def __init__(self, folder: Path, size: ClipSize) -> None:
-        self._folder, self._size = folder, size
+    def __init__(self, folder: Path, size: ClipSize, replica: int | None = None) -> None:
+        self._folder, self._size, self._replica = folder, size, replica
 
     def add(self, content: bytes) -> str:
         """Take a picture or a clip; its id.
@@ -48,7 +48,7 @@ class Uploads:
             Refusal: for what is neither, or too large once it is decoded.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = new_name()
+        name = new_name(self._replica)
         given = self._folder / f"{name}.upload"
         try:
             given.write_bytes(content)

@@ -61,6 +61,7 @@ class Videos:
         maker: what makes it.
         uploads: what takes pictures and clips.
         limits: how much is taken.
+        replica: the rank of this server among several; None: it is the only one.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class Videos:
         maker: Maker,
         uploads: Uploads,
         limits: Limits,
+        replica: int | None = None,
     ) -> None:
         self._pipe, self._worker, self._facts, self._jobs = pipe, worker, facts, jobs
         self._maker, self._uploads, self._limits = maker, uploads, limits
-        self._started = int(time.time())
+        self._replica, self._started = replica, int(time.time())
 
     def routes(self) -> list[BaseRoute]:
         """All addresses."""
@@ -107,7 +109,7 @@ class Videos:
         context = None if file is None else self._uploads.path(await asyncio.to_thread(self._uploads.add, file))
         if self._jobs.open_count() >= self._limits.jobs:
             raise full("videos waiting", self._limits.jobs, "--jobs")
-        name = new_name()
+        name = new_name(self._replica)
         if context is not None:
             link_or_copy(context, self._maker.video(name).with_suffix(".npy"))
         job = self._jobs.add(name, asked)
