@@ -23,6 +23,8 @@ from nearstep.study.systems import open_systems
 from nearstep.study.votes import Vote, VoteFile
 
 SIDE, FPS, FRAMES = 16, 8, 4
+SEED = 7_654_321_987
+EXTENT = ("prompts", "repeat", "attention")
 Chooses = Callable[[np.random.Generator, Trial], str]
 """What a rater presses."""
 
@@ -46,10 +48,8 @@ def write_clips(folder: Path, stems: Sequence[str], seed: int = 0, **form: int) 
 def new_study(folder: Path, names: Sequence[str] = ("ours", "theirs"), count: int = 20, **options: object) -> Path:
     stems = [f"{prompt(number)}-0" for number in range(count)]
     folders = [str(write_clips(folder / name, stems, seed)) for seed, name in enumerate(names)]
-    extent = Extent(
-        **{name: options.pop(name) for name in ("prompts", "repeat", "attention") if name in options}  # type: ignore
-    )
-    make_study(open_systems(folders), folder / "study", seed=options.pop("seed", 7_654_321_987), extent=extent, **options)
+    extent = Extent(**{name: options.pop(name) for name in EXTENT if name in options})
+    make_study(open_systems(folders), folder / "study", seed=SEED, extent=extent, **options)
     return folder / "study"
 
 

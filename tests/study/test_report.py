@@ -103,7 +103,7 @@ def test_intervals_over_raters_and_prompts_cover(rater_spread: float, prompt_spr
     spread = math.hypot(rater_spread, prompt_spread)
     true = float((1 / (1 + np.exp(-(LOGIT + draw.normal(0, spread, 400_000))))).mean())
     found = [
-        comparisons(simulated(draw, 12, 40, rater_spread, prompt_spread), seed=n, resamples=300)[0] for n in range(300)
+        comparisons(simulated(draw, 12, 40, rater_spread, prompt_spread), seed=n, resamples=200)[0] for n in range(200)
     ]
     clustered = np.mean([each.clustered.low <= true <= each.clustered.high for each in found])
     independent = np.mean([each.independent.low <= true <= each.independent.high for each in found])
