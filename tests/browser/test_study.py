@@ -105,7 +105,7 @@ def test_what_a_screen_reader_is_told(visit: Visit) -> None:
     assert visit.page.get_by_role("button", name="About the same").count() == 1
     assert visit.page.get_by_role("progressbar", name="0 of 5 done").count() == 1
     press(visit, "ArrowDown")
-    assert visit.page.get_by_role("status").inner_text() == "About the same."
+    assert visit.page.get_by_role("status").inner_text() == "You said: about the same."
 
 
 def test_markup_in_a_name_is_text(visit: Visit, study: Path) -> None:

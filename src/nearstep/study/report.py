@@ -84,10 +84,11 @@ class Report:
                 f"{each.losses} and {many(each.ties, 'tie')}, by {many(each.raters, 'rater')} on "
                 f"{many(each.prompts, 'prompt')}; sign test p = {each.sign_p:.2g}"
             ]
-            if 1 < each.raters < FEW_RATERS:
-                lines += [f"  {each.raters} raters say little about others: its interval may be too narrow"]
-            if each.raters == 1:
-                lines += ["  one rater: its interval is about other prompts, not about other raters"]
+        fewest = min(each.raters for each in self.comparisons)
+        if fewest == 1:
+            lines += ["of one rater, intervals are about other prompts, not about other raters"]
+        elif fewest < FEW_RATERS:
+            lines += [f"{fewest} raters say little about others: the intervals may be too narrow"]
         return lines
 
     def _about_strengths(self) -> list[str]:

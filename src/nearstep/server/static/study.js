@@ -122,7 +122,7 @@ async function vote(choice) {
       if (error.status !== 409) throw error; // voted in another window: go on from there
       state = await ask("/api/begin", { rater: state.rater });
     }
-    tell({ left: "Left.", right: "Right.", tie: "About the same." }[choice]);
+    tell(`You said: ${{ left: "left", right: "right", tie: "about the same" }[choice]}.`);
     await next();
   });
   busy = false;
