@@ -1,24 +1,26 @@
 """Systems compared by answers: rates with intervals, strengths of three or more, and how far raters agree.
 
 Votes of one rater, and votes on one prompt, are alike, so an interval that takes all votes for independent (Wilson's)
-is too narrow. The other one resamples raters and prompts, both at once, and weighs a vote by how often its rater and
-its prompt were drawn.
+is too narrow. The other one is Wilson's of as many votes as they are worth (study/clusters.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate.statistics import Interval, counts, tails
+from nearstep.evaluate.statistics import Interval
 from nearstep.study.answers import Answer
+from nearstep.study.clusters import spreads, student
 from nearstep.study.rates import even_odds, wilson
 
-RESAMPLES, STRENGTH_RESAMPLES = 2000, 400
+RESAMPLES, STRENGTH_RESAMPLES = 2000, 200
 PRIOR = 0.01
 """Of a vote, given to each side of each pair, so that a system that never lost has a strength, too."""
 MISSING = 'needs {package}; install it with: pip install "nearstep[study]"'
@@ -37,7 +39,9 @@ class Comparison:
     independent: Interval
     """(wins + ties / 2) / votes, with Wilson's interval."""
     clustered: Interval
-    """The same, with raters and prompts resampled."""
+    """The same, with Wilson's interval of as many votes as they are worth with raters and prompts resampled."""
+    design_effect: float
+    """How many votes here are worth one independent vote."""
     sign_p: float
     """Exact two-sided sign test of wins against losses, without ties, all votes independent."""
     raters: int
@@ -47,12 +51,6 @@ class Comparison:
     def votes(self) -> int:
         """All of them."""
         return self.wins + self.losses + self.ties
-
-    @property
-    def design_effect(self) -> float:
-        """How many times more votes are needed than if all were independent: the squared ratio of the intervals."""
-        one, other = self.clustered, self.independent
-        return max(1.0, ((one.high - one.low) / (other.high - other.low)) ** 2)
 
 
 def comparisons(answers: Sequence[Answer], *, seed: int = 0, resamples: int = RESAMPLES) -> list[Comparison]:
@@ -66,36 +64,27 @@ def comparisons(answers: Sequence[Answer], *, seed: int = 0, resamples: int = RE
 def _comparison(pair: tuple[int, int], answers: Sequence[Answer], seed: int, resamples: int) -> Comparison:
     values = torch.tensor([answer.value for answer in answers], dtype=torch.float64)
     wins, losses = int((values == 1).sum()), int((values == 0).sum())
-    weights = cluster_weights(answers, seed=seed, resamples=resamples)
-    there = weights.sum(dim=1)
-    rates = (weights @ values)[there > 0] / there[there > 0]
-    low, high = tails(rates[:, None])
+    total, count = float(values.sum()), len(answers)
+    (spread,) = spreads(answers, partial(_rate, values), seed=seed, resamples=resamples)
+    worth = count / (spread.design_effect * spread.reach**2)
     return Comparison(
         first=pair[0],
         second=pair[1],
         wins=wins,
         losses=losses,
         ties=len(answers) - wins - losses,
-        independent=wilson(float(values.sum()), len(answers)),
-        clustered=Interval(float(values.mean()), float(low), float(high)),
+        independent=wilson(total, count),
+        clustered=wilson(total / count * worth, worth),
+        design_effect=spread.design_effect,
         sign_p=even_odds(wins, wins + losses),
         raters=len({answer.rater for answer in answers}),
         prompts=len({answer.stem for answer in answers}),
     )
 
 
-def cluster_weights(answers: Sequence[Answer], *, seed: int, resamples: int) -> Tensor:
-    """How often each answer is in each resample of raters and prompts, [R, N] float64."""
-    raters, rater = _numbered([answer.rater for answer in answers])
-    stems, stem = _numbered([answer.stem for answer in answers])
-    drawn_raters = counts(raters, seed=2 * seed, resamples=resamples)
-    drawn_stems = counts(stems, seed=2 * seed + 1, resamples=resamples)
-    return drawn_raters[:, rater] * drawn_stems[:, stem]
-
-
-def _numbered(names: Sequence[str]) -> tuple[int, Tensor]:
-    number = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    return len(number), torch.tensor([number[name] for name in names])
+def _rate(values: Tensor, weights: Tensor) -> Tensor:
+    """Preferences [R, 1] under weights [R, N]."""
+    return (weights @ values / weights.sum(dim=1))[:, None]
 
 
 def strengths(answers: Sequence[Answer], systems: int, *, seed: int = 0) -> list[Interval]:
@@ -106,8 +95,15 @@ def strengths(answers: Sequence[Answer], systems: int, *, seed: int = 0) -> list
     Raises:
         NearstepError: if choix is not installed.
     """
-    weights = cluster_weights(answers, seed=seed, resamples=STRENGTH_RESAMPLES)
-    weights = torch.cat([torch.ones(1, len(answers), dtype=torch.float64), weights])
+    measure = partial(_strengths, answers, systems)
+    found = measure(torch.ones(1, len(answers), dtype=torch.float64))[0].tolist()
+    around = spreads(answers, measure, seed=seed, resamples=STRENGTH_RESAMPLES)
+    reach = [student(each.freedom) * math.sqrt(each.variance) for each in around]
+    return [Interval(value, value - half, value + half) for value, half in zip(found, reach, strict=True)]
+
+
+def _strengths(answers: Sequence[Answer], systems: int, weights: Tensor) -> Tensor:
+    """Strengths [R, S] under weights [R, N]."""
     value = torch.tensor([answer.value for answer in answers], dtype=torch.float64)
     first = torch.tensor([answer.first for answer in answers])
     second = torch.tensor([answer.second for answer in answers])
@@ -115,9 +111,7 @@ def strengths(answers: Sequence[Answer], systems: int, *, seed: int = 0) -> list
     wins.index_add_(1, first * systems + second, weights * value)
     wins.index_add_(1, second * systems + first, weights * (1 - value))
     wins = wins.view(-1, systems, systems) * (1 - torch.eye(systems, dtype=torch.float64))
-    fitted = torch.stack([_fitted(each) for each in wins])
-    low, high = tails(fitted[1:])
-    return [Interval(*row) for row in torch.stack([fitted[0], low, high], dim=1).tolist()]
+    return torch.stack([_fitted(each) for each in wins])
 
 
 def _fitted(wins: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+from nearstep.errors import NearstepError
 from nearstep.evaluate.statistics import LEVEL, Interval
 from nearstep.ranges import check_number
 
 POWER = 0.8
 
 
-def wilson(successes: float, count: int, *, level: float = LEVEL) -> Interval:
+def wilson(successes: float, count: float, *, level: float = LEVEL) -> Interval:
     """A rate and Wilson's score interval; ties may count as half a success, which makes it a little too wide.
 
     (p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n), for independent votes.
@@ -36,10 +37,14 @@ def votes_needed(rate: float, *, level: float = LEVEL, power: float = POWER) -> 
 
     n = ((z_(1 - a/2) / 2 + z_power sqrt(p (1 - p))) / (p - 1/2))², the normal approximation with the variance of each
     hypothesis.
+
+    Raises:
+        NearstepError: for a rate outside of (0, 1), or one half.
     """
     check_number("rate", rate, above=0, below=1)
+    if rate == 0.5:
+        raise NearstepError("rate=0.5 is no preference, which no number of votes tells from one half; give another")
     away = abs(rate - 0.5)
-    check_number("the rate's distance from one half", away, above=0)
     root = (_normal(level) / 2 + NormalDist().inv_cdf(power) * math.sqrt(rate * (1 - rate))) / away
     return math.ceil(root * root)
 
