@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -62,6 +64,28 @@ def test_another_server_of_the_study_goes_on_there(study: Path, site: Site) -> N
     state = cast(site, "ann", begin(site, "ann")["trials"][0]["id"])
     with booth(study) as other:
         assert begin(other, "ann") == state
+
+
+def test_kill_9_of_the_server_loses_no_vote(study: Path) -> None:
+    """The command itself, killed while votes come in, and started again."""
+    (study / "votes.jsonl").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "nearstep.cli.main", "study", "serve", str(study), "--port", "0"]
+    answered: list[str] = []
+    state: dict = {}
+    for _ in range(2):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                line = process.stderr.readline()
+                site = Site(int(re.search(r"http://127.0.0.1:(\d+)/", line)[1]), None)
+                state = begin(site, "ann")
+                assert state["done"] == len(answered)
+                for _ in range(4):
+                    answered.append(state["trials"][0]["id"])
+                    state = cast(site, "ann", answered[-1])
+            finally:
+                process.kill()
+    recorded = read_votes(study / "votes.jsonl")
+    assert [vote.trial for vote in recorded.votes] == answered and len(answered) == 8 and not recorded.torn
 
 
 def test_raters_at_once(study: Path, site: Site) -> None:

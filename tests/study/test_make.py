@@ -158,7 +158,7 @@ def test_clips_of_two_forms_are_refused_or_made_alike(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists() and not [*tmp_path.glob(".*")]
     form = common_form(systems, STEMS[0], fit=True)
     assert (form.frames, form.height, form.width, form.fps) == (4, SIDE, SIDE, FPS)
-    shapes = {read_shown(system.clips[STEMS[0]], form).shape for system in systems}
+    shapes = {read_shown(system.clips[STEMS[0]], form, fit=True).shape for system in systems}
     assert shapes == {(4, SIDE, SIDE, 3)}
     make_study(systems, tmp_path / "s", seed=1, extent=Extent(attention=0), fit=True)
     assert {read_frames(path, 99).shape for path in (tmp_path / "s").rglob("*.mp4")} == shapes

@@ -78,7 +78,7 @@ def test_what_was_answered_survives_kill_9_of_two_writers(tmp_path: Path) -> Non
     told = [0, 0]
 
     def read(number: int) -> None:
-        for said in running[number].stdout:
+        for said in running[number].stdout or ():
             told[number] = int(said)
 
     threads = [threading.Thread(target=read, args=(number,)) for number in (0, 1)]

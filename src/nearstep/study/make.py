@@ -128,7 +128,7 @@ def _write_clips(key: Key, systems: Sequence[System], folder: Path, *, fit: bool
                 if what in made:
                     shutil.copyfile(made[what], path)
                     continue
-                clip = read_shown(by_name[what[0]].clips[stem], form)
+                clip = read_shown(by_name[what[0]].clips[stem], form, fit=fit)
                 ENCODERS[".mp4"](path, broken(clip, key.seed) if what[1] else clip, form.fps, "")
                 made[what] = path
     _pad(folder)

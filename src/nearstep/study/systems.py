@@ -164,12 +164,12 @@ def common_form(systems: Sequence[System], stem: str, *, fit: bool) -> Form:
     )
 
 
-def read_shown(path: Path, form: Form) -> np.ndarray:
+def read_shown(path: Path, form: Form, *, fit: bool) -> np.ndarray:
     """A clip's frames in the form that it is shown in, uint8 [T, H, W, 3], with even sides."""
     height, width = form.height // 2 * 2, form.width // 2 * 2
     if not height or not width:
         raise NearstepError(f"{path} has {form}; a clip is at least 2x2")
-    if form_of(path) == form:
+    if not fit or form_of(path) == form:
         return read_frames(path, form.frames)[:, :height, :width]
     size = ClipSize(frames=form.frames, height=height, width=width, fps=form.fps)
     try:
