@@ -178,6 +178,7 @@ REFUSED = [
     (["a", "b", "--repeat", "nan"], "repeat=nan"),
     (["a", "b", "--attention", "99"], "attention=99"),
     (["a", "b", "--prompts", "0"], "prompts=0"),
+    (["a", "b", "--prompts", "4"], "share 3 clips"),
     (["a", "b", "--seed", "-1"], "seed=-1"),
     (["a", "b", "--question", " "], "question"),
     (["a", "b", "-o", "full"], "not empty"),

@@ -20,7 +20,7 @@ from nearstep.study.answers import Answer
 from nearstep.study.clusters import spreads, student
 from nearstep.study.rates import even_odds, wilson
 
-RESAMPLES, STRENGTH_RESAMPLES = 2000, 200
+RESAMPLES, STRENGTH_RESAMPLES = 1000, 200
 PRIOR = 0.01
 """Of a vote, given to each side of each pair, so that a system that never lost has a strength, too."""
 MISSING = 'needs {package}; install it with: pip install "nearstep[study]"'

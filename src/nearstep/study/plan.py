@@ -100,8 +100,10 @@ def planned(systems: Sequence[str], stems: Sequence[str], extent: Extent, seed: 
         seed: names sides, repeats and names of clips.
 
     Raises:
-        NearstepError: if there would be too many, or too few clips for the attention trials.
+        NearstepError: if there would be too many, or there are fewer clips than are asked for.
     """
+    if extent.prompts is not None and extent.prompts > len(stems):
+        raise NearstepError(f"prompts={extent.prompts}: the folders share {len(stems)} clips; ask for as many at most")
     stems = sorted(_first(stems, extent.prompts, lambda stem: hashed("stem", seed, stem)))
     pairs = [pair for two in itertools.combinations(systems, 2) for pair in _pairs(two, stems, seed)]
     repeats = [
