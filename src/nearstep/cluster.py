@@ -66,7 +66,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster
     import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
 
     ours = not ray.is_initialized()
-    _join(ray, cluster)
+    join(ray, cluster)
     sent, workers = ray.put(work), _workers(ray, cluster, len(items))
     try:
         yield from _gathered(ray, workers, sent, items)
@@ -84,7 +84,12 @@ def _head(address: str) -> tuple[str, int]:
     return found[1].strip("[]"), int(found[2])
 
 
-def _join(ray: Any, cluster: Cluster) -> None:
+def join(ray: Any, cluster: Cluster) -> None:
+    """Become a driver of the cluster, which begins here if none does.
+
+    Raises:
+        NearstepError: if none answers at its address.
+    """
     quiet = {"logging_level": "error", "ignore_reinit_error": True, "log_to_driver": False}
     try:
         if cluster.address != HERE:  # where nobody listens Ray would try for minutes
