@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 from bisect import bisect_left
 from collections import defaultdict
@@ -53,15 +54,19 @@ def write_both(home: Path) -> tuple[Path, Path]:
 
 
 def official_functions() -> dict[str, Any]:
-    """Functions of the official utils.py, with frames that are their own numbers and a writer that notes them."""
+    """The official functions that cut, look up and add up; who uses one gives it what it reads and writes by."""
     if not (python := os.environ.get(OFFICIAL)):
         pytest.skip(f"{OFFICIAL} names no Python with the package vbench in it, so its code is not at hand")
     code = "import pathlib, vbench; print(pathlib.Path(vbench.__file__).parents[1])"
     home = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    source = (Path(home) / "vbench2_beta_long" / "utils.py").read_text()
     wanted = {"split_video_into_clips", "reorganize_clips_results", "fuse_inclip_clip2clip", "linear_interpolate"}
-    functions = [each for each in ast.parse(source).body if isinstance(each, ast.FunctionDef) and each.name in wanted]
-    assert {each.name for each in functions} == wanted
-    known: dict[str, Any] = {"os": os, "defaultdict": defaultdict, "bisect_left": bisect_left, "print": lambda *_: None}
+    wanted |= {"get_duration_from_json", "build_full_info_json"}
+    functions: list[ast.stmt] = []
+    for file in ("utils.py", "__init__.py"):
+        tree = ast.parse((Path(home) / "vbench2_beta_long" / file).read_text())
+        functions += [each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef) and each.name in wanted]
+    assert {each.name for each in functions if isinstance(each, ast.FunctionDef)} == wanted
+    known: dict[str, Any] = {"os": os, "re": re, "Path": Path, "defaultdict": defaultdict, "bisect_left": bisect_left}
+    known["print"] = lambda *_: None
     exec(compile(ast.Module(body=functions, type_ignores=[]), "utils.py", "exec"), known)
     return known

@@ -9,6 +9,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from vbench_files import write_info
 from vbench_long import CAT, FRAMES, NEAR, ROWS, STILL, greys, official_functions, ramp, write_both, write_videos
 
 from nearstep.cli.main import main
-from nearstep.evaluate.vbench.long import clip_seconds, clips_of
+from nearstep.evaluate.vbench.dimensions import DIMENSIONS
+from nearstep.evaluate.vbench.long import LONGER, clip_seconds, clips_of
 from nearstep.stream.output import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -184,8 +186,11 @@ def test_videos_that_cannot_be_cut_are_named_and_the_others_are_cut(
     assert main([*command, str(out)]) == 2
     err = capsys.readouterr().err
     assert "1 of 4 videos are of none of the prompts, such as stranger-0.mp4" in err
-    assert "2 of 3 videos could not be cut" in err and "it has one frame" in err and "cannot be decoded" in err
+    assert "2 of 3 videos could not be cut: " in err and "it has one frame" in err and "cannot be decoded" in err
     assert [path.name for path in (out / "videos" / "split_clip").iterdir()] == [f"{CAT}-0"]
+    assert {path.name for path in (out / "videos").iterdir()} == {"split_clip", f"{CAT}-0.mp4"}
+    write_video(videos / f"{CAT}-1.mp4", ramp(33), fps=0.5)
+    assert main([*command, str(out)]) == 2 and "0 frames a second" in capsys.readouterr().err
     assert {path.name for path in (out / "videos").iterdir()} == {"split_clip", f"{CAT}-0.mp4"}
     for place in (tmp_path / "set", videos, videos / "deeper"):
         assert main([*command, str(place)]) == 2 and "name a folder of its own" in capsys.readouterr().err
@@ -194,6 +199,28 @@ def test_videos_that_cannot_be_cut_are_named_and_the_others_are_cut(
 
 
 # --- the official code, where it is ----------------------------------------------------------------------------------
+
+
+def test_the_official_code_finds_the_clips(official: dict[str, Any], both: tuple[Path, Path], tmp_path: Path) -> None:
+    _, out = both
+    listed = SimpleNamespace(path=os.path, listdir=lambda folder: sorted(os.listdir(folder)))  # noqa: PTH208
+    written: list[list[dict]] = []
+    official.update(os=listed, save_json=lambda rows, _: written.append(rows))
+    official["load_json"] = lambda _: [{**row, "dimension": [*row["dimension"]]} for row in ROWS]
+    vbench = SimpleNamespace(full_info_dir="", output_path=str(tmp_path))
+    dimensions = [name for row in ROWS for name in row["dimension"]]
+    official["build_full_info_json"](
+        vbench, str(out / "videos"), "x", dimensions, mode="long_vbench_standard", num_of_samples_per_prompt=5
+    )
+    official["os"] = os
+    (rows,) = written
+    found = sorted(path for row in rows for path in row["video_list"])
+    assert found == sorted(str(path) for path in (out / "videos" / "split_clip").rglob("*.mp4")) and found
+    lengths = {name: clip_seconds([name]) for name in DIMENSIONS}
+    assert {name for name, seconds in lengths.items() if seconds != 2} == set(LONGER)
+    for row in ROWS:
+        seconds = official["get_duration_from_json"](f"{row['prompt_en']}-3.mp4", ROWS, lengths)
+        assert seconds == clip_seconds(row["dimension"])
 
 
 def test_cuts_are_those_of_the_official_code(official: dict[str, Any], tmp_path: Path) -> None:

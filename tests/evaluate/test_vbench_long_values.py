@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,22 @@ def test_from_clips_to_a_table(both: tuple[Path, Path], tmp_path: Path, capsys: 
     assert "standard, all 3; VBench-Long |" in text and "3/16" in text and "states" not in text
     assert main([*scoring, "subject_consistency"]) == 0
     assert any("within clips alone" in note for note in read_system(out).notes)
+
+
+def test_clips_that_the_static_filter_has_chosen(both: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    _, out = both
+    chosen = out / "filtered_videos" / "filtered_clips"
+    chosen.mkdir(parents=True)
+    values: list[float] = []
+    for index, numbers in ((0, ("000", "001")), (3, ("001",))):
+        clips = [out / "videos" / "split_clip" / f"{STILL}-{index}" / f"{STILL}-{index}_{each}.mp4" for each in numbers]
+        values.append(sum(map(flickering, clips)) / len(clips))
+        for clip in clips:
+            shutil.copy(clip, chosen)
+    assert main(["vbench", "score", str(out), "--static", str(chosen)]) == 0
+    assert "of 2 videos" in capsys.readouterr().err
+    assert read_system(out).scores["temporal_flickering"].score == pytest.approx(sum(values) / 2)
+    assert not any("static filter" in note for note in read_system(out).notes)
 
 
 class _Named:

@@ -66,8 +66,8 @@ def cut_all(
     if failed:
         more = f" (and {len(failed) - _SHOWN} more)" if len(failed) > _SHOWN else ""
         raise NearstepError(
-            f"{len(failed)} of {len(seconds)} videos could not be cut, the others are: "
-            f"{'; '.join(failed[:_SHOWN])}{more}; make them again, or move them elsewhere"
+            f"{len(failed)} of {len(seconds)} videos could not be cut: {'; '.join(failed[:_SHOWN])}{more}; make them "
+            "again or move them elsewhere (the others are cut)"
         )
 
 
@@ -114,8 +114,7 @@ def _write_clips(source: Path, target: Path, first_frames: Path, rate: int, seco
     lengths: list[int] = []
     with replacing_folder(target) as part:
         for number, clip in enumerate(clips_of(_pictures(source), rate * seconds)):
-            if len(clip) < 2:
-                raise NearstepError("it has one frame; a clip needs two")
+            _check(clip)
             name = clip_name(source.stem, number, full=len(clip) < rate * seconds)
             write_video(part / name, _film(clip), fps=rate, metadata={"clip_of": source.name, "number": number})
             firsts.append(clip[0])
@@ -124,6 +123,14 @@ def _write_clips(source: Path, target: Path, first_frames: Path, rate: int, seco
             raise NearstepError("it holds no frames")
         _keep_firsts(first_frames, firsts, rate)
     return lengths
+
+
+def _check(clip: Sequence[Picture]) -> None:
+    height, width, _ = clip[0].shape
+    if len(clip) < 2:
+        raise NearstepError("it has one frame; a clip needs two")
+    if height % 2 or width % 2:
+        raise NearstepError(f"it is {width}x{height}; clips are H.264, as the official ones, which needs even sides")
 
 
 def _pictures(path: Path) -> Iterator[Picture]:

@@ -172,7 +172,7 @@ def read_scores(file: Path) -> list[Score]:
 def _json(file: Path) -> object:
     try:
         return json.loads(read_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, NearstepError):
             raise
         raise NearstepError(f"{file} is not JSON: {error}; remove it or score again") from error

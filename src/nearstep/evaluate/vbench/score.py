@@ -72,6 +72,8 @@ def jobs(
     Raises:
         NearstepError: naming videos that are missing, or a file that is no mp4.
     """
+    if not videos.is_dir():
+        raise NearstepError(f"there is no folder {videos}; name one with videos, or with their clips")
     sweep(videos)  # what killed runs have left
     there = files_of(videos) if long else _whole(videos)
     for name in names:
@@ -192,7 +194,7 @@ def read_scorers(scores: Path) -> dict[str, dict[str, object]]:
     """Dimension -> who scored it, which files, and what to know."""
     try:
         found = json.loads(read_text(scores / SCORERS)) if (scores / SCORERS).is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NearstepError(f"{scores / SCORERS} cannot be read ({error}); remove it and score again") from error
     return found if isinstance(found, dict) else {}
 

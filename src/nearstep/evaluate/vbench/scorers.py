@@ -198,7 +198,7 @@ class Command:
 def _answer(job: Job, output: Path) -> Score:
     try:
         found = json.loads(read_text(output))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NearstepError(f"the command of {job.name} wrote no JSON: {error}") from error
     if isinstance(found, dict) and isinstance(found.get(job.name), list):
         return next(score for score in read_scores(output) if score.name == job.name)
