@@ -110,7 +110,7 @@ class Replicas:
         """
         ours = not ray.is_initialized()
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        join(ray, self.cluster)
+        join(ray, self.cluster.address)
         try:
             share = self._share()
             self._check_free()
