@@ -14,12 +14,14 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nearstep.errors import NearstepError, first_line
+from nearstep.files import enter_shared
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,6 +51,19 @@ class Cluster:
         if find_spec("ray") is None:
             raise NearstepError('--cluster needs Ray, which is not here: pip install "nearstep[cluster]"')
 
+    @contextmanager
+    def joined(self) -> Iterator[Any]:
+        """Ray, while this process is a driver of the cluster; nobody at its address is a NearstepError."""
+        import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
+
+        ours = not ray.is_initialized()
+        _join(ray, self.address)
+        try:
+            yield ray
+        finally:
+            if ours:
+                ray.shutdown()
+
 
 def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster | None = None) -> Iterator[Result]:
     """``work(item)`` of every item, in their order.
@@ -64,18 +79,13 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster
     if cluster is None or not items:
         yield from map(work, items)
         return
-    import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
-
-    ours = not ray.is_initialized()
-    join(ray, cluster.address)
-    sent, workers = ray.put(work), _workers(ray, cluster, len(items))
-    try:
-        yield from _gathered(ray, workers, sent, items)
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-        if ours:
-            ray.shutdown()
+    with cluster.joined() as ray:
+        sent, workers = ray.put(work), _workers(ray, cluster, len(items))
+        try:
+            yield from _gathered(ray, workers, sent, items)
+        finally:
+            for worker in workers:
+                ray.kill(worker)
 
 
 def _head(address: str) -> tuple[str, int]:
@@ -85,8 +95,7 @@ def _head(address: str) -> tuple[str, int]:
     return found[1].strip("[]"), int(found[2])
 
 
-def join(ray: Any, address: str) -> None:
-    """Become a driver of the cluster there, or of one that begins with it; nobody there is a NearstepError."""
+def _join(ray: Any, address: str) -> None:
     quiet = {"logging_level": "error", "ignore_reinit_error": True, "log_to_driver": False}
     try:
         if address != HERE:  # where nobody listens Ray would try for minutes
@@ -103,9 +112,7 @@ class _Worker:
     """Holds the work, which is fetched with the first item: so a new one in the place of a dead one has it too."""
 
     def __init__(self, folder: str) -> None:
-        if not Path(folder).is_dir():
-            raise NearstepError(f"{folder} is not on this machine; a cluster shares its folders at the same paths")
-        os.chdir(folder)  # relative paths mean what they mean to the driver
+        enter_shared(folder)
         self._work: Any = None
 
     def run(self, held: Sequence[Any], item: object) -> Any:

@@ -122,9 +122,12 @@ def serve_replicas(options: Serve, count: int, serving: Serving, model: ModelCon
     cluster = cluster_of(options)
 
     from nearstep.server.listen import listening
-    from nearstep.server.replicas import Replicas, wait
     from nearstep.server.serving import assembled
 
+    try:
+        from nearstep.server.replicas import Replicas, wait
+    except ImportError as error:
+        raise NearstepError(f"--replicas needs Ray Serve ({error}): pip install 'nearstep[cluster]'") from error
     with listening(serving.host, serving.port) as listener:  # is free; the cluster's own process takes it then
         port = listener.getsockname()[1]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import http.client
 import logging
-import os
 import pickle
 import re
 import threading
@@ -22,13 +21,17 @@ from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, cast
 
-import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
-from ray import serve  # pyright: ignore[reportMissingImports]
-from ray.serve.request_router import RequestRouter  # pyright: ignore[reportMissingImports]
+from ray import serve  # pyright: ignore[reportMissingImports]  # an extra, which development does without
+from ray.serve.request_router import (  # pyright: ignore[reportMissingImports]
+    PendingRequest,
+    RequestRouter,
+    RunningReplica,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nearstep.cluster import Cluster, join
+from nearstep.cluster import Cluster
 from nearstep.errors import NearstepError
+from nearstep.files import enter_shared
 from nearstep.server.names import NAME, replica_of
 
 COOKIE = "nearstep-replica"
@@ -59,7 +62,9 @@ def _scope(request: object) -> Scope:
 class ByOwner(RequestRouter):
     """Sends a request to the replica that it is for; Ray makes one in each of its proxies."""
 
-    async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
         """Replicas to try, of which the least busy is taken."""
         owner = None if pending_request is None else owner_of(_scope(pending_request.args[0]))
         of = [each for each in candidate_replicas if owner is not None and each.routing_stats.get(_RANK) == owner]
@@ -108,25 +113,22 @@ class Replicas:
         Raises:
             NearstepError: if there is no cluster, no room in it, or others serve there.
         """
-        ours = not ray.is_initialized()
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        join(ray, self.cluster.address)
-        try:
-            share = self._share()
+        with self.cluster.joined() as ray:
+            share = self._share(ray)
             self._check_free()
-            serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
-            serve.run(_deployment(self, share, build).bind(), name=_APP, route_prefix="/")
-            self._check_there()
-            yield
-        finally:
-            with suppress(Exception):  # the cluster itself may have ended
-                serve.delete(_APP)
-                if not serve.status().applications:
-                    serve.shutdown()
-            if ours:
-                ray.shutdown()
+            try:
+                serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
+                serve.run(_deployment(self, share, build).bind(), name=_APP, route_prefix="/")
+                self._check_there()
+                yield
+            finally:
+                with suppress(Exception):  # the cluster itself may have ended
+                    serve.delete(_APP)
+                    if not serve.status().applications:
+                        serve.shutdown()
 
-    def _share(self) -> dict[str, int]:
+    def _share(self, ray: Any) -> dict[str, int]:
         there = {name: int(count) for name, count in ray.available_resources().items()}
         gpus = there.get("GPU", 0) if self.cluster.gpus else 0
         room = gpus or there.get("CPU", 0) // self.cluster.cpus
@@ -160,9 +162,7 @@ def _deployment(replicas: Replicas, share: dict[str, int], build: Callable[[int]
     folder = str(Path.cwd())
 
     def app() -> ASGIApp:
-        if not Path(folder).is_dir():
-            raise NearstepError(f"{folder} is not on this machine; a cluster shares its folders at the same paths")
-        os.chdir(folder)
+        enter_shared(folder)
         rank = serve.get_replica_context().rank.rank
         return Remembered(build(rank), rank)
 
