@@ -12,13 +12,16 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from nearstep.errors import NearstepError, first_line
+from nearstep.files import enter_shared
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,6 +51,19 @@ class Cluster:
         if find_spec("ray") is None:
             raise NearstepError('--cluster needs Ray, which is not here: pip install "nearstep[cluster]"')
 
+    @contextmanager
+    def joined(self) -> Iterator[Any]:
+        """Ray, while this process is a driver of the cluster; nobody at its address is a NearstepError."""
+        import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
+
+        ours = not ray.is_initialized()
+        _join(ray, self.address)
+        try:
+            yield ray
+        finally:
+            if ours:
+                ray.shutdown()
+
 
 def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster | None = None) -> Iterator[Result]:
     """``work(item)`` of every item, in their order.
@@ -63,18 +79,13 @@ def each(work: Callable[[Item], Result], items: Sequence[Item], cluster: Cluster
     if cluster is None or not items:
         yield from map(work, items)
         return
-    import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
-
-    ours = not ray.is_initialized()
-    _join(ray, cluster)
-    sent, workers = ray.put(work), _workers(ray, cluster, len(items))
-    try:
-        yield from _gathered(ray, workers, sent, items)
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-        if ours:
-            ray.shutdown()
+    with cluster.joined() as ray:
+        sent, workers = ray.put(work), _workers(ray, cluster, len(items))
+        try:
+            yield from _gathered(ray, workers, sent, items)
+        finally:
+            for worker in workers:
+                ray.kill(worker)
 
 
 def _head(address: str) -> tuple[str, int]:
@@ -84,17 +95,15 @@ def _head(address: str) -> tuple[str, int]:
     return found[1].strip("[]"), int(found[2])
 
 
-def _join(ray: Any, cluster: Cluster) -> None:
+def _join(ray: Any, address: str) -> None:
     quiet = {"logging_level": "error", "ignore_reinit_error": True, "log_to_driver": False}
     try:
-        if cluster.address != HERE:  # where nobody listens Ray would try for minutes
-            socket.create_connection(_head(cluster.address), timeout=_PATIENCE).close()
-        ray.init(address=cluster.address, **quiet)
+        if address != HERE:  # where nobody listens Ray would try for minutes
+            socket.create_connection(_head(address), timeout=_PATIENCE).close()
+        ray.init(address=address, **quiet)
     except (OSError, ValueError) as error:
-        if cluster.address != HERE:
-            raise NearstepError(
-                f"--cluster {cluster.address}: no cluster answers there; {first_line(error)}"
-            ) from error
+        if address != HERE:
+            raise NearstepError(f"--cluster {address}: no cluster answers there; {first_line(error)}") from error
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
         ray.init(include_dashboard=False, **quiet)
 
@@ -103,18 +112,15 @@ class _Worker:
     """Holds the work, which is fetched with the first item: so a new one in the place of a dead one has it too."""
 
     def __init__(self, folder: str) -> None:
-        if not Path(folder).is_dir():
-            raise NearstepError(f"{folder} is not on this machine; a cluster shares its folders at the same paths")
-        os.chdir(folder)  # relative paths mean what they mean to the driver
-        self._work: Callable[[Any], Any] | None = None
+        enter_shared(folder)
+        self._work: Any = None
 
     def run(self, held: Sequence[Any], item: object) -> Any:
-        work = self._work
-        if work is None:
+        if self._work is None:
             import ray  # pyright: ignore[reportMissingImports]  # an extra, which development does without
 
-            work = self._work = cast(Callable[[Any], Any], ray.get(held[0]))
-        return work(item)
+            self._work = ray.get(held[0])
+        return self._work(item)
 
 
 def _workers(ray: Any, cluster: Cluster, most: int) -> list[Any]:
@@ -129,20 +135,17 @@ def _workers(ray: Any, cluster: Cluster, most: int) -> list[Any]:
 
 
 def _gathered(ray: Any, workers: Sequence[Any], work: Any, items: Sequence[Any]) -> Iterator[Any]:
-    idle, running, done = [*workers], {}, {}
-    sent = given = 0
-    while given < len(items):
-        while idle and sent < min(len(items), given + _AHEAD * len(workers)):
-            worker = idle.pop(0)
-            running[worker.run.remote([work], items[sent])] = (worker, sent)
-            sent += 1
+    idle, running = [*workers], {}
+    rest, sent = deque(enumerate(items)), deque()  # sent and not given yet, in the order of the items
+    while rest or sent:
+        while rest and idle and len(sent) < _AHEAD * len(workers):
+            (place, item), worker = rest.popleft(), idle.pop(0)
+            sent.append((worker.run.remote([work], item), place))
+            running[sent[-1][0]] = worker
         (ready, *_), _ = ray.wait([*running], num_returns=1)
-        worker, place = running.pop(ready)
-        done[place] = ready
-        idle.append(worker)
-        while given in done:
-            yield _result(ray, done.pop(given), given)
-            given += 1
+        idle.append(running.pop(ready))
+        while sent and sent[0][0] not in running:
+            yield _result(ray, *sent.popleft())
 
 
 def _result(ray: Any, ready: Any, place: int) -> Any:

@@ -254,6 +254,17 @@ def link_or_copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def enter_shared(folder: str | Path) -> None:
+    """Work in a folder of the machine that sent the work, so that relative paths mean here what they mean there.
+
+    Raises:
+        NearstepError: if it is not on this machine.
+    """
+    if not Path(folder).is_dir():
+        raise NearstepError(f"{folder} is not on this machine; a cluster shares its folders at the same paths")
+    os.chdir(folder)
+
+
 def open_to_readers(folder: Path, like: Path) -> None:
     """Let whoever may read the file ``like`` read the weights in this new folder, too.
 

@@ -106,12 +106,15 @@ def test_flickering_is_scored_once_and_again_where_a_video_is_new(
     assert score(folder) == 0 and "scored already" not in capsys.readouterr().err and file.read_bytes() != before
 
 
-def test_videos_that_a_static_filter_has_chosen(folder: Path) -> None:
+def test_videos_that_a_static_filter_has_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = folder / "filtered"
     write_video(chosen / f"{PROMPTS[1]}-0.mp4", clip(3), fps=16)
     assert score(folder, "--static", str(chosen)) == 0
     found = read_system(folder / "scores")
     assert len(found.scores["temporal_flickering"].videos) == 1 and not found.notes
+    for wrong in ("nowhere", "set/videos/" + f"{PROMPTS[0]}-0.mp4"):
+        assert score(folder, "--static", str(folder.parent / wrong)) == 2
+        assert "there is no folder" in capsys.readouterr().err
 
 
 def test_missing_videos_and_strangers_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

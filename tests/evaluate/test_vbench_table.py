@@ -141,6 +141,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
         ("[]", "no dimensions"),
         ("{", "is not JSON"),
         ('{"color": [NaN, []]}', "no finite number"),
+        pytest.param("[" * 99_999, "is not JSON", id="nested without end"),
         ('{"color": 0.5}', "not a score and its videos"),
         ('{"color": [0.5, [{}]]}', "without video_path"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,12 +13,26 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import AS_IT_IS, FlatLoading, ModelArgument, check_paths, optional, place
+from nearstep.cli.options import (
+    AS_IT_IS,
+    NO_CLUSTER,
+    FlatCluster,
+    FlatLoading,
+    ModelArgument,
+    check_paths,
+    optional,
+    place,
+)
 from nearstep.cli.text import note
+from nearstep.cluster import HERE
 from nearstep.errors import NearstepError
 from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.server.names import MOST_REPLICAS
 
 if TYPE_CHECKING:
+    from nearstep.cluster import Cluster
+    from nearstep.models.configs import ModelConfigs
+    from nearstep.server.guard import Guard
     from nearstep.server.serving import Serving
     from nearstep.stream.pipeline import CausalVideoPipeline
 
@@ -63,6 +77,11 @@ class Serve:
     """Where takes and videos are kept."""
     log_prompts: bool = False
     """Write prompts to the log, too."""
+    replicas: Annotated[int | None, optional("N", "this process serves")] = None
+    """So many servers behind this address, each with a GPU (or --cpus cores) of a Ray cluster and a folder in
+    --state."""
+    cluster: FlatCluster = NO_CLUSTER
+    """Where the replicas run; auto unless it is said."""
     loading: FlatLoading = AS_IT_IS
     """Network, device, precision, decoder."""
 
@@ -80,6 +99,10 @@ def serve(options: Serve) -> None:
     options.loading.check()
     folder = ModelFolder.open(options.model)
     model = options.loading.open_stream(folder)
+    name = Path(options.model).name if Path(options.model).is_dir() else options.model  # no path of this machine's
+    if options.replicas is not None:
+        serve_replicas(options, options.replicas, serving, model, name)
+        return
 
     from nearstep.server.listen import listening
     from nearstep.server.serving import assembled
@@ -89,10 +112,43 @@ def serve(options: Serve) -> None:
         pipe = options.loading.pipeline(model)
         note(place(pipe))
         warm(pipe, compiled=options.loading.compile)
-        name = Path(options.model).name if Path(options.model).is_dir() else options.model  # no path of this machine's
         server = assembled(pipe, name, serving, port)
         note(f"serving {name} at {address(serving, port)} (Ctrl-C ends)")
         server.run(listener)
+
+
+def serve_replicas(options: Serve, count: int, serving: Serving, model: ModelConfigs, name: str) -> None:
+    """Serve by several, on a cluster, until Ctrl-C."""
+    cluster = cluster_of(options)
+
+    from nearstep.server.listen import listening
+    from nearstep.server.serving import assembled
+
+    try:
+        from nearstep.server.replicas import Replicas, wait
+    except ImportError as error:
+        raise NearstepError(f"--replicas needs Ray Serve ({error}): pip install 'nearstep[cluster]'") from error
+    with listening(serving.host, serving.port) as listener:  # is free; the cluster's own process takes it then
+        port = listener.getsockname()[1]
+
+    def build(rank: int) -> Guard:
+        pipe = options.loading.pipeline(model)
+        warm(pipe, compiled=options.loading.compile)
+        own = replace(serving, replica=rank, state=serving.state / f"replica-{rank}")
+        return assembled(pipe, name, own, port).app
+
+    replicas = Replicas(count=count, cluster=cluster, host=serving.host, port=port, connections=serving.connections)
+    with replicas.deployed(build):
+        note(f"serving {name} at {address(serving, port)} by {count} replicas (Ctrl-C ends)")
+        wait()
+
+
+def cluster_of(options: Serve) -> Cluster:
+    """Where replicas run: this machine's cluster, unless another is named."""
+    named = options.cluster if options.cluster.cluster is not None else replace(options.cluster, cluster=HERE)
+    chosen = named.chosen(options.loading.device)
+    assert chosen is not None, "a cluster is named"
+    return chosen
 
 
 def check(options: Serve) -> None:
@@ -104,6 +160,10 @@ def check(options: Serve) -> None:
     check_listening("nearstep serve", options.host, options.port, options.token)
     if options.undo is not None and not 0 <= options.undo <= 1000:
         raise NearstepError(f"--undo {options.undo}: give 0 (none) to 1000 chunks")
+    if options.replicas is None and options.cluster != NO_CLUSTER:
+        raise NearstepError("--cluster and --cpus are about replicas; say how many: --replicas N")
+    if options.replicas is not None and not 1 <= options.replicas <= MOST_REPLICAS:
+        raise NearstepError(f"--replicas {options.replicas}: give 1 to {MOST_REPLICAS}")
 
 
 def check_listening(command: str, host: str, port: int, token: str | None) -> None:

@@ -19,6 +19,7 @@ from nearstep.errors import NearstepError
 
 if TYPE_CHECKING:
     from nearstep.evaluate.vbench.prompts import PromptSet
+    from nearstep.evaluate.vbench.score import Place
     from nearstep.evaluate.vbench.scorers import Job, Scorer
 
 
@@ -169,8 +170,55 @@ def _table(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Cut FOLDER/videos into the clips that VBench-Long scores, named and laid out as its evaluator looks them up.
+
+    Clips are of 2 seconds; of 10 where a video is scored in human action, temporal style or overall consistency. A rest
+    is made a whole clip by the frames before it, and a video shorter than one clip is one. Nothing is cut at scenes.
+    What is cut is kept: the same command goes on after an interruption.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """What "nearstep vbench sample" made, or a folder with your own videos/ in it, named PROMPT-INDEX.mp4."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")]
+    """Gets the clips, links to the videos, and their scores later."""
+    prompts: FlatPrompts = ALL_PROMPTS
+    """Which prompts; a sampled folder knows its own."""
+    seconds: Annotated[int | None, optional("N", "2 or 10, by the prompt's dimensions")] = None
+    """Clips of so many seconds for all; 2 is what the official script takes for videos of no known prompt."""
+
+
+def _cut(arguments: Sequence[str]) -> None:
+    asked = parsed(Cut, "nearstep vbench cut", arguments)
+    check_paths(asked)
+    from nearstep.evaluate.vbench.cutting import BY_DIMENSION, cut_all, listed_first
+    from nearstep.evaluate.vbench.long import clip_seconds
+    from nearstep.evaluate.vbench.prompts import record
+    from nearstep.evaluate.vbench.results import read_record
+    from nearstep.evaluate.vbench.score import Place, videos_of
+
+    if asked.seconds is not None and asked.seconds < 1:
+        raise NearstepError(f"--seconds {asked.seconds}: at least 1")
+    videos, prompts = Place.of(asked.folder).whole, _known_prompts(asked.folder, asked.prompts)
+    seconds = {
+        name: asked.seconds or clip_seconds(entry.dimensions)
+        for name, entry in videos_of(videos, prompts, note).items()
+    }
+    said = {**read_record(asked.folder), **record(prompts), "seconds": asked.seconds or BY_DIMENSION}
+    cut_all(videos, asked.output, seconds, said, tell=note)
+    if not listed_first(asked.output / "videos").endswith(".mp4"):
+        note(
+            f"{asked.output}/videos: its file system lists split_clip before any video, and eval_long.py then finds no "
+            "clip; give it a copy elsewhere (nearstep vbench score does not mind)"
+        )
+    print(asked.output)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
     """Score FOLDER/videos, dimension by dimension, into FOLDER/scores; what is scored already is kept.
+
+    What "nearstep vbench cut" made is scored by clips, as VBench-Long does.
 
     Temporal flickering is computed here. The other dimensions need the official package and its networks: --python
     names the Python of an environment that has it. Any other measure comes from --command.
@@ -189,6 +237,11 @@ class ScoreOptions:
     """What the command measures: a dimension of VBench, or any other name."""
     static: Annotated[Path | None, optional("FOLDER", "FOLDER/videos, unfiltered")] = None
     """Videos for temporal flickering that the official static filter has chosen."""
+    between: Annotated[str | None, optional("TEMPLATE", "clips alone")] = None
+    """Of clips, for subject and background consistency: a program as --command, which scores videos of the clips' first
+    frames; both are mixed as VBench-Long does."""
+    tables: Annotated[Path | None, optional("FOLDER", "none")] = None
+    """The official tables for that mix: vbench2_beta_long/configs of VBench's repository."""
     allow_missing: bool = False
     """Score the videos that are there where some are missing."""
     cluster: FlatCluster = NO_CLUSTER
@@ -199,45 +252,57 @@ def _score(arguments: Sequence[str]) -> None:
     asked = parsed(ScoreOptions, "nearstep vbench score", arguments)
     from nearstep.evaluate.vbench.dimensions import FLICKERING
     from nearstep.evaluate.vbench.score import Place, jobs, note_on, score_all
+    from nearstep.evaluate.vbench.slow_fast import INSIDE_ALONE, MIXED
 
     if (asked.command is None) != (asked.name is None):
         raise NearstepError("--command and --name go together: what scores, and what its values are called")
-    place, prompts, cluster = Place.of(asked.folder), _known_prompts(asked), asked.cluster.chosen()
-    scorers = _scorers(asked, prompts)
+    place, prompts = Place.of(asked.folder), _known_prompts(asked.folder, asked.prompts)
+    scorers, cluster = _scorers(asked, prompts, place), asked.cluster.chosen()
     work: list[tuple[Job, Scorer]] = []
     for name, scorer in scorers.items():
         filtered = asked.static is not None and name == FLICKERING
         videos, fewer = (asked.static, True) if asked.static and filtered else (place.videos, asked.allow_missing)
-        work += [(job, scorer) for job in jobs(videos, prompts, [name], allow_missing=fewer)]
+        work += [(job, scorer) for job in jobs(videos, prompts, [name], long=place.long, allow_missing=fewer)]
     notes = {name: note_on(name, filtered=asked.static is not None) for name in scorers}
+    if place.long and not asked.between:
+        notes.update({name: INSIDE_ALONE for name in scorers if name in MIXED})
     score_all(place.scores, work, tell=note, notes=notes, cluster=cluster)
     print(place.scores)
 
 
-def _known_prompts(asked: ScoreOptions) -> PromptSet:
+def _known_prompts(folder: Path, options: PromptOptions) -> PromptSet:
     """Those that the folder was sampled of, or those of the options."""
     from nearstep.evaluate.vbench.prompts import recorded
     from nearstep.evaluate.vbench.results import read_record
 
-    found = recorded(read_record(asked.folder))
-    return asked.prompts.read() if found is None or asked.prompts != ALL_PROMPTS else found
+    found = recorded(read_record(folder))
+    return options.read() if found is None or options != ALL_PROMPTS else found
 
 
-def _scorers(asked: ScoreOptions, prompts: PromptSet) -> dict[str, Scorer]:
+def _scorers(asked: ScoreOptions, prompts: PromptSet, place: Place) -> dict[str, Scorer]:
     """Dimension -> who scores it."""
     from nearstep.evaluate.vbench.dimensions import DIMENSIONS, FLICKERING, check_dimension
     from nearstep.evaluate.vbench.scorers import INSTALL, Command, Native, Official
+    from nearstep.evaluate.vbench.slow_fast import LONG_OFFICIAL, SlowFast, check_mix, read_rule
 
+    check_mix(asked.name, [asked.between, asked.tables], place)
     if asked.command is not None and asked.name is not None:
-        return {asked.name: Command(template=asked.command)}
+        command = Command(template=asked.command)
+        if asked.between is None or asked.tables is None:
+            return {asked.name: command}
+        rule, between = read_rule(asked.tables, asked.name), Command(template=asked.between)
+        return {asked.name: SlowFast(within=command, between=between, rule=rule, firsts=place.firsts)}
+    if place.long and asked.python is not None:
+        raise NearstepError(f"--python scores whole videos, and {place.videos} holds clips; {LONG_OFFICIAL}")
     wanted = {check_dimension(name) for name in asked.prompts.dimensions}
     there = {name for entry in prompts.entries for name in entry.dimensions}
     names = [name for name in DIMENSIONS if name in there and (not wanted or name in wanted)]
     others = [name for name in names if name != FLICKERING]
     if others and asked.python is None:
+        how = LONG_OFFICIAL if place.long else INSTALL
         if wanted or FLICKERING not in names:
-            raise NearstepError(f"{', '.join(others)}: scored by the official package vbench; {INSTALL}")
-        note(f"{FLICKERING} alone; the other {len(others)} dimensions are scored by the official package: {INSTALL}")
+            raise NearstepError(f"{', '.join(others)}: scored by the official package vbench; {how}")
+        note(f"{FLICKERING} alone; the other {len(others)} dimensions are scored by the official package: {how}")
         names = [FLICKERING]
     official = None if asked.python is None else Official(python=asked.python)
     return {name: Native() if name == FLICKERING or official is None else official for name in names}
@@ -246,6 +311,7 @@ def _scorers(asked: ScoreOptions, prompts: PromptSet) -> dict[str, Scorer]:
 PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "prompts": ("which prompts there are, and for which dimensions", _prompts),
     "sample": ("the videos of the prompts, named as the official evaluator looks them up", _sample),
+    "cut": ("the videos as clips, for VBench-Long", _cut),
     "score": ("values of every video: flickering here, the rest by the official package or a command", _score),
     "table": ("the scores added up, with intervals, and two systems compared", _table),
 }

@@ -137,8 +137,13 @@ def paired(first: System, second: System, *, seed: int = 0) -> tuple[dict[str, I
     """Differences ``first - second`` on the prompts that both have, normalised, and how many prompts those are.
 
     Raises:
-        NearstepError: if the two share no dimension with values of videos, or no prompt.
+        NearstepError: if the two share no dimension with values of videos, or no prompt; or are of two protocols.
     """
+    if first.protocol != second.protocol:
+        long, short = (first, second) if first.protocol else (second, first)
+        raise NearstepError(
+            f"{long.name} is scored by clips ({long.protocol}) and {short.name} by whole videos; score both one way"
+        )
     shared: dict[str, frozenset[str]] = {}
     for name in (name for name in first.scores if name in second.scores):
         both = frozenset(_totals(first.scores[name], None)) & frozenset(_totals(second.scores[name], None))

@@ -138,7 +138,7 @@ def _info(given: Path | None) -> tuple[str, str]:
 def _entries(where: str, text: str) -> tuple[Entry, ...]:
     try:
         rows: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NearstepError(f"{where} is not JSON: {error}; {_HOW}") from error
     if not isinstance(rows, list) or not rows:
         raise NearstepError(f"{where} holds no list of prompts; {_HOW}")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nearstep.data.prompts import read_text
 from nearstep.errors import NearstepError
 from nearstep.evaluate.vbench.dimensions import DIMENSIONS
+from nearstep.evaluate.vbench.long import FILTERED, PROTOCOL, SPLIT, video_of
 
 ENDING = "_eval_results.json"
 RECORD = "sample.json"
 """Beside a folder of videos: what they are."""
 SCORERS = "scorers.json"
 """Beside scores: who gave them."""
+CLIPS_COUNT = "VBench-Long: a video's value is the mean of its clips', a dimension's score the mean over clips"
 _NUMBERED = re.compile(r"-\d+$")
 _COUNTS = ("frame_count", "cnt_per_video")
 """Where the official package says how many frames (or pairs of them) a video's value is a mean of."""
@@ -49,6 +51,8 @@ class Score:
     videos: tuple[VideoScore, ...]
     """Empty where the file does not say."""
     file: Path
+    protocol: str = ""
+    """Another than VBench's own: VBench-Long's, of videos whose clips were scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +74,14 @@ class System:
 
     @property
     def label(self) -> str:
-        """Which prompts the videos are of."""
-        return str(self.record.get("label", "not said"))
+        """Which prompts the videos are of, and how they were scored where that is not VBench's own way."""
+        prompts = str(self.record.get("label", "not said"))
+        return f"{prompts}; {self.protocol}" if self.protocol else prompts
+
+    @property
+    def protocol(self) -> str:
+        """That of the scores, which is one."""
+        return next((score.protocol for score in self.scores.values()), "")
 
 
 def read_system(folder: Path, name: str = "") -> System:
@@ -89,7 +99,7 @@ def read_system(folder: Path, name: str = "") -> System:
     scores: dict[str, Score] = {}
     notes: list[str] = []
     for file in files:
-        for score in read_scores(file):
+        for score in map(gathered, read_scores(file)):
             if (old := scores.get(score.name)) and old.score != score.score:
                 notes.append(
                     f"{score.name} is {score.score:.6g} in {file}; "
@@ -98,10 +108,24 @@ def read_system(folder: Path, name: str = "") -> System:
             scores[score.name] = score
     if not scores:
         raise NearstepError(f"{folder} holds no scores; nearstep vbench score writes them, in files {'*' + ENDING}")
+    _check_one_protocol(scores)
     notes += [note for score in scores.values() for note in _stale(score)]
     notes += _said(folder, scores)
+    if any(score.protocol for score in scores.values()):
+        notes.append(CLIPS_COUNT)
     ordered = {each: scores[each] for each in (*DIMENSIONS, *scores) if each in scores}
     return System(name=name or folder.name, scores=ordered, notes=tuple(notes), record=read_record(folder))
+
+
+def _check_one_protocol(scores: Mapping[str, Score]) -> None:
+    first = next(iter(scores.values()))
+    for score in scores.values():
+        if score.protocol != first.protocol:
+            long, short = (score, first) if score.protocol else (first, score)
+            raise NearstepError(
+                f"{long.file} is of clips ({long.protocol}) and {short.file} of whole videos; keep the two in folders "
+                "of their own, since they do not add up"
+            )
 
 
 def _stale(score: Score) -> list[str]:
@@ -148,7 +172,7 @@ def read_scores(file: Path) -> list[Score]:
 def _json(file: Path) -> object:
     try:
         return json.loads(read_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, NearstepError):
             raise
         raise NearstepError(f"{file} is not JSON: {error}; remove it or score again") from error
@@ -171,6 +195,7 @@ def _video(row: object, scale: float, where: str) -> VideoScore:
         raise NearstepError(f"{where}: a video without video_path; remove the file or score again")
     frames = row.get("frame_results")
     weight = next((row[name] for name in _COUNTS if name in row), len(frames) if isinstance(frames, list) else 1)
+    weight = 1 if video_of(row["video_path"]) else weight  # a dimension of VBench-Long is a mean over clips
     value = _number(row.get("video_results"), f"{where}, {row['video_path']}") / scale
     return VideoScore(path=row["video_path"], value=value, weight=_number(weight, where))
 
@@ -189,3 +214,39 @@ def as_official(score: Score) -> dict[str, Any]:
         counted = {} if video.weight == 1 else {_COUNTS[0]: video.weight}
         rows.append({"video_path": video.path, "video_results": video.value * scale, **counted})
     return {score.name: [score.score, rows]}
+
+
+def gathered(score: Score) -> Score:
+    """A score of clips as one of videos, whose values are the means of their clips'; any other as it is.
+
+    A dimension's official score is the mean over all clips, so a video weighs as many as it has; of what the static
+    filter has chosen it is the mean over videos.
+
+    Raises:
+        NearstepError: if some of what was scored are clips and some are not.
+    """
+    names = [video_of(video.path) for video in score.videos]
+    if not any(names):
+        return score
+    clips: dict[str, list[VideoScore]] = {}
+    for name, video in zip(names, score.videos, strict=True):
+        if name is None:
+            raise NearstepError(f"{score.file}, {score.name}: {video.path} is no clip, and others are; score again")
+        clips.setdefault(name, []).append(video)
+    return replace(score, videos=tuple(_whole(name, each) for name, each in clips.items()), protocol=PROTOCOL)
+
+
+def _whole(name: str, clips: Sequence[VideoScore]) -> VideoScore:
+    folder = Path(clips[0].path.partition(f"/{SPLIT}/")[0])
+    weight = 1.0 if FILTERED in Path(clips[0].path).parts else float(len(clips))
+    value = sum(clip.value for clip in clips) / len(clips)
+    return VideoScore(path=str(folder / f"{name}.mp4"), value=value, weight=weight)
+
+
+def stated(score: Score) -> Score:
+    """A score of clips with the number that their videos make; any other as it is."""
+    whole = gathered(score)
+    if not whole.protocol:
+        return score
+    weights = sum(video.weight for video in whole.videos)
+    return replace(score, score=sum(video.value * video.weight for video in whole.videos) / weights)

@@ -36,7 +36,7 @@ class Job:
     videos: Path
     """The folder that holds them."""
     files: tuple[str, ...]
-    """Their names."""
+    """Their names, as seen from there."""
     prompts: tuple[str, ...]
     """What they are named by."""
 
@@ -198,7 +198,7 @@ class Command:
 def _answer(job: Job, output: Path) -> Score:
     try:
         found = json.loads(read_text(output))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NearstepError(f"the command of {job.name} wrote no JSON: {error}") from error
     if isinstance(found, dict) and isinstance(found.get(job.name), list):
         return next(score for score in read_scores(output) if score.name == job.name)
@@ -207,7 +207,7 @@ def _answer(job: Job, output: Path) -> Score:
     values = {Path(str(path)).name: value for path, value in found.items()}
     videos: list[VideoScore] = []
     for name in job.files:
-        value = values.get(name)
+        value = values.get(Path(name).name)
         if not isinstance(value, int | float) or not -float("inf") < value < float("inf"):
             raise NearstepError(
                 f"the command of {job.name} wrote {value!r} for {name}; each video needs a finite number"
