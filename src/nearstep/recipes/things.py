@@ -43,7 +43,7 @@ def codec() -> CodecConfig:
         size=CodecSize(
             base_dim=24,
             decoder_base_dim=16,
-            z_dim=16,
+            z_dim=8,
             dim_mult=(1, 2, 4),
             num_res_blocks=1,
             temperal_downsample=(True, True),
@@ -61,7 +61,9 @@ def teacher() -> TeacherConfig:
         playground.teacher(),
         loop=LoopConfig(folder=_RUNS / "teacher", steps=10_500),
         phases=(Phase(3_000, 1, 256), Phase(2_500, 9, 96), Phase(5_000, 33, 32)),
-        network=NetworkSize(num_attention_heads=6, attention_head_dim=32, ffn_dim=576, num_layers=5),
+        network=NetworkSize(
+            num_attention_heads=8, attention_head_dim=32, ffn_dim=640, num_layers=4, patch_size=(1, 4, 4)
+        ),
         text=TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32),
         latents=_LATENTS,
         settings=_SETTINGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -147,7 +148,7 @@ def model_facts(pipe: CausalVideoPipeline, name: str) -> ModelFacts:
 def usual_undo(pipe: CausalVideoPipeline) -> int:
     """Chunks that can be taken back at once: as many as a quarter of a GiB holds copies of the cache."""
     config, settings = cast(Json, pipe.transformer.config), pipe.settings
-    frames = 1 + (settings.num_frames - 1) // TEMPORAL_STRIDE
-    tokens = frames * (settings.height // 16) * (settings.width // 16)
+    clip = pipe.codec.latent_shape(settings.num_frames, settings.height, settings.width)
+    tokens = clip.frames * clip.height * clip.width // math.prod(config["patch_size"])
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return min(_MOST_UNDO, _UNDO_BYTES // (2 * config["num_layers"] * tokens * width * 4))

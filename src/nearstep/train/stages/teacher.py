@@ -48,6 +48,8 @@ class NetworkSize:
     attention_head_dim: int
     ffn_dim: int
     num_layers: int
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    """Latents of a token: frames, rows, columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
