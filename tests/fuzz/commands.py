@@ -35,6 +35,11 @@ def _plan(kit: Kit, folder: Path) -> list[object]:
     return ["plan-memory", "playground.forcing", "--model", kit.model, "--network", "transformer", "--batch", 1]
 
 
+def _study(kit: Kit, folder: Path) -> list[object]:
+    other = kit.copy_of(kit.videos, folder)[0]
+    return ["study", "make", f"one={kit.videos}", f"two={other}", "--attention", 0, "-o", "study/"]
+
+
 LINES: dict[str, Line] = {
     "generate": lambda kit, _: [
         *("generate", PROMPT, "--model", kit.model, "--plan", 1, "--frames", 5, "--seed", 1, "-o", "x.png")
@@ -55,6 +60,11 @@ LINES: dict[str, Line] = {
     "prepare --from-teacher": lambda kit, _: [
         *("prepare", kit.videos / "0.txt", "lat", "--model", kit.model, "--from-teacher", "--plan", 1, "--frames", 5)
     ],
+    "sample": lambda kit, _: [
+        *("sample", kit.videos / "0.txt", "--model", kit.model, "--plan", 1, "--frames", 5, "--samples", 1, "-o", "s/")
+    ],
+    "study make": _study,
+    "vbench cut": lambda kit, _: ["vbench", "cut", kit.videos, "-o", "long/"],
     "train": lambda kit, folder: kit.training(folder / "run", steps=1),
     "plan-memory": _plan,
     "ablate": lambda kit, _: ["ablate", "--cells", "teacher", "--model", kit.model, "--captions", 2],
@@ -69,7 +79,8 @@ OFTEN = {"bench": 1, "ablate": 1, "plan-memory": 2, "evaluate": 3, "train": 4}
 def options_of(name: str) -> tuple[str, ...]:
     """All options of a command, as its help has them."""
     line = {"train": ["train", "playground.forcing"], "plan-memory": ["plan-memory", "playground.forcing"]}
-    text = command(*line.get(name, [name.split()[0]]), "--help")
+    words = name.partition(" --")[0].split()
+    text = command(*line.get(name, words), "--help")
     found = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text))
     return tuple(option for option in found if option not in MINUTES)
 
@@ -120,6 +131,20 @@ PLACES: dict[str, Line] = {
     "prepare DST": lambda kit, _: ["prepare", kit.videos, "--model", kit.model, "--workers", 0],
     "evaluate": lambda *_: ["evaluate", "--captions", 2],
     "evaluate --out": lambda kit, _: ["evaluate", kit.videos, "--out"],
+    "sample": lambda kit, _: ["sample", "--model", kit.model, "--plan", 1, "--samples", 1, "-o", "s/"],
+    "sample -o": lambda kit, _: [
+        *("sample", kit.videos / "0.txt", "--model", kit.model, "--plan", 1, "--frames", 5, "--samples", 1, "-o")
+    ],
+    "study make": lambda kit, _: ["study", "make", "-o", "study/", kit.videos],
+    "study make -o": lambda kit, folder: _study(kit, folder)[:-1],
+    "study judge": lambda *_: ["study", "judge"],
+    "study report": lambda *_: ["study", "report"],
+    "study serve": lambda *_: ["study", "serve"],
+    "vbench cut": lambda *_: ["vbench", "cut", "-o", "long/"],
+    "vbench cut -o": lambda kit, _: ["vbench", "cut", kit.videos, "-o"],
+    "vbench score": lambda *_: ["vbench", "score"],
+    "vbench table": lambda *_: ["vbench", "table"],
+    "table": lambda *_: ["table"],
     "report": lambda *_: ["report"],
     "report --reference": lambda kit, _: ["report", kit.run, "--out", "r.html", "--reference"],
     "report --out": lambda kit, _: ["report", kit.run, "--out"],

@@ -231,7 +231,7 @@ def test_a_thousand_hostile_messages_leave_a_server_that_works(tiny, tmp_path: P
         take = site.take()
         with site.look(f"takes/{take['id']}") as calm:
             calm.chunk(0)
-            for _ in range(40):
+            while told < 1000:  # whom the server has had enough of is gone before all of its 25 are sent
                 try:
                     with site.look(f"takes/{take['id']}", close_timeout=1) as look:
                         for _ in range(25):
@@ -251,7 +251,6 @@ def test_a_thousand_hostile_messages_leave_a_server_that_works(tiny, tmp_path: P
             newest = len(site.studio.find(take["id"]).chunks) - 1
             calm.until(lambda event: event["type"] == "chunk" and event["index"] > newest)
         eventually(lambda: site.studio.viewers == 0)
-        assert told == 1000
     written = capfd.readouterr()
     assert "Traceback" not in written.err + written.out
 
