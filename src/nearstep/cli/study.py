@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +12,8 @@ import tyro
 
 from nearstep.cli.arguments import parsed
 from nearstep.cli.options import check_paths, optional
+from nearstep.cli.parts import Parts, run_part
 from nearstep.cli.text import note
-from nearstep.cli.text import table as lines_of
-from nearstep.errors import NearstepError
 
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STUDY/")]
 
@@ -178,7 +176,7 @@ def _report(arguments: Sequence[str]) -> None:
         write_picture(found, asked.picture)
 
 
-PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+PARTS: Parts = {
     "make": ("pairs of clips of two or more folders, on hidden sides", _make),
     "serve": ("the voting page", _serve),
     "judge": ("a world's judge votes, as one more rater", _judge),
@@ -189,13 +187,4 @@ PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
 
 def run(arguments: Sequence[str]) -> None:
     """Find the part that is asked for, and run it."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: nearstep study {{{','.join(PARTS)}}} [options]\n")
-        print("\n".join(lines_of([[f"  {name}", line] for name, (line, _) in PARTS.items()])))
-        return
-    name, *rest = arguments
-    if name not in PARTS:
-        near = difflib.get_close_matches(name, PARTS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(PARTS)}"
-        raise NearstepError(f"nearstep study has no part {name!r}: {hint}")
-    PARTS[name][1](rest)
+    run_part("study", PARTS, arguments)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import tyro
 
 from nearstep.cli.arguments import parsed
 from nearstep.cli.options import NO_CLUSTER, FlatCluster, check_paths, optional
+from nearstep.cli.parts import Parts, run_part
 from nearstep.cli.sample import Sampling, Wanted, sample
 from nearstep.cli.text import note
 from nearstep.cli.text import table as lines_of
@@ -308,7 +308,7 @@ def _scorers(asked: ScoreOptions, prompts: PromptSet, place: Place) -> dict[str,
     return {name: Native() if name == FLICKERING or official is None else official for name in names}
 
 
-PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
+PARTS: Parts = {
     "prompts": ("which prompts there are, and for which dimensions", _prompts),
     "sample": ("the videos of the prompts, named as the official evaluator looks them up", _sample),
     "cut": ("the videos as clips, for VBench-Long", _cut),
@@ -320,13 +320,4 @@ PARTS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
 
 def run(arguments: Sequence[str]) -> None:
     """Find the part that is asked for, and run it."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: nearstep vbench {{{','.join(PARTS)}}} [options]\n")
-        print("\n".join(lines_of([[f"  {name}", line] for name, (line, _) in PARTS.items()])))
-        return
-    name, *rest = arguments
-    if name not in PARTS:
-        near = difflib.get_close_matches(name, PARTS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(PARTS)}"
-        raise NearstepError(f"nearstep vbench has no part {name!r}: {hint}")
-    PARTS[name][1](rest)
+    run_part("vbench", PARTS, arguments)

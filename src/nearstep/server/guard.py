@@ -134,11 +134,7 @@ class Guard:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return bearer.strip()
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(self._door.cookie)
-        except CookieError:
-            return None
-        return None if morsel is None else morsel.value
+        return cookie_of(headers.get("cookie", ""), self._door.cookie)
 
     def _bounded(self, scope: Scope, headers: dict[str, str], receive: Receive) -> Receive:
         most = self._door.uploads if scope["path"] in self._upload_paths else BODY
@@ -183,6 +179,15 @@ def error_response(status: int, why: str) -> Response:
     """An error in the shape that OpenAI's clients read."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return JSONResponse({"error": {"message": why, "type": kind, "code": status, "param": None}}, status_code=status)
+
+
+def cookie_of(header: str, name: str) -> str | None:
+    """The value of one of the cookies that a request brings."""
+    try:
+        morsel = SimpleCookie(header).get(name)
+    except CookieError:
+        return None
+    return None if morsel is None else morsel.value
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nearstep.cluster import Cluster
 from nearstep.errors import NearstepError
 from nearstep.files import enter_shared
+from nearstep.server.guard import cookie_of
 from nearstep.server.names import NAME, replica_of
 
 COOKIE = "nearstep-replica"
@@ -46,10 +46,9 @@ def owner_of(scope: Scope) -> int | None:
         return replica_of(found[1])
     for name, value in scope["headers"]:
         if name.lower() == b"cookie":
-            with suppress(CookieError):
-                morsel = SimpleCookie(value.decode("latin-1")).get(COOKIE)
-                if morsel is not None and morsel.value.isdecimal():
-                    return int(morsel.value)
+            rank = cookie_of(value.decode("latin-1"), COOKIE)
+            if rank is not None and rank.isdecimal():
+                return int(rank)
     return None
 
 
