@@ -59,7 +59,7 @@ def gradients(size: Size, folder: Path, device: torch.device, *, autocast: bool 
     gamma = networks.adversary.penalty_weight(0, 0.0) if networks.adversary else 0.0
     plan, learners = update.plan(0), update.noise("learners", 0, 0)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        batch = update.sample(plan, 0, update.rows)
+        batch = update.sample(plan, 0, update.rows, graph=True)
         update.student(plan, batch, update.noise("student", 0))
         update.assistant(batch.detached(), learners)
         update.discriminator(plan, batch.detached(), learners, gamma)

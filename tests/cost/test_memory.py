@@ -120,7 +120,7 @@ def measured(config: DistillConfig) -> dict[str, int]:
     for rows in parts:
         batch = None
         with meter.phase("student: rollout"):
-            batch = update.sample(plan, 0, rows)
+            batch = update.sample(plan, 0, rows, graph=True)
         with meter.phase("student: loss, backward"):
             update.student(plan, batch, noise.of(rows))
         with meter.phase("between"):
@@ -196,7 +196,7 @@ def test_operations_are_those_that_torch_counts(name: str, rel: float):
     noise, rows = update.noise("test"), range(config.batch)
     parts = {part: config.batch * flops.all for part, flops in update_flops.distillation(config, SMALL).items()}
     with counter() as count:
-        batch = update.sample(plan, 0, rows)
+        batch = update.sample(plan, 0, rows, graph=True)
         made = count.get_total_flops()
         update.student(plan, batch, noise)
         batch = batch.detached()
@@ -205,6 +205,13 @@ def test_operations_are_those_that_torch_counts(name: str, rel: float):
             update.discriminator(plan, batch, noise, 1.0)
     assert made == parts["rollout"] + parts.get("rollout of the reference", 0)
     assert sum(parts.values()) == pytest.approx(count.get_total_flops(), rel=rel)
+
+
+def test_fresh_samples_cost_a_rollout_for_every_update():
+    usual, fresh = (update_flops.distillation(config(ratio=4, fresh=fresh), SMALL) for fresh in (False, True))
+    rollouts = {"rollout", "rollout of the reference"}
+    assert {name for name in usual if fresh[name].all != usual[name].all} == rollouts
+    assert all(fresh[name].all == pytest.approx(5 * usual[name].all) for name in rollouts)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

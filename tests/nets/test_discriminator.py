@@ -42,6 +42,12 @@ def test_a_logit_depends_on_every_tap_on_the_time_and_on_single_tokens(net):
     assert float((net(given, t + 0.05).detach() - base).abs().min()) > 0
 
 
+def test_heads_without_a_time_judge_by_the_features_alone():
+    net, given = Discriminator(16, 2, (0, 2), pairs=3, timed=False), features()
+    torch.testing.assert_close(net(given, torch.tensor([0.2, 0.9])), net(given, torch.tensor([0.7, 0.1])))
+    assert not any(name.startswith("time") for name, _ in net.named_parameters())
+
+
 def test_the_loss_of_one_logit_gives_none_to_the_other_rows(net):
     net(features(), torch.tensor([0.2, 0.9]))[:, 1].sum().backward()
     rows = net.logits.weight.grad.abs().sum(1)

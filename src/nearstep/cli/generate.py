@@ -134,8 +134,9 @@ def planned(options: Making, prompts: Mapping[str, str]) -> tuple[ModelConfigs, 
 
 def ours(options: Making, model: ModelConfigs, clip: Clip) -> Ours:
     """The model as a system; nothing of it is loaded yet."""
+    from nearstep.flow.guidance import check_negative
     from nearstep.sampling.ours import Ours
-    from nearstep.stream.request import check_negative, own_guidance
+    from nearstep.stream.request import own_guidance
 
     guidance = own_guidance(model) if options.guidance is None else options.guidance
     check_negative([options.negative], guidance)

@@ -221,7 +221,8 @@ def _foresee(work: Sequence[Work], index: Index, size: ClipSize, check: Callable
 def _from_prompts(options: Prepare, model: ModelConfigs) -> None:
     from nearstep.data.prepare import prepare_prompts
     from nearstep.data.prompts import read_prompts
-    from nearstep.stream.request import check_negative, own_guidance
+    from nearstep.flow.guidance import check_negative
+    from nearstep.stream.request import own_guidance
 
     prompts = read_prompts([options.source], column=options.caption_column)
     clip, size, cluster = _clip(options, model), _size(options, model), options.cluster.chosen(options.device)

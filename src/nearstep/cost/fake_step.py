@@ -224,7 +224,7 @@ def _learn(update: DistillUpdate, fake: _FakeStep) -> None:
     with phase("student: rollout"):
         if again:
             fake.fill(networks.student)
-        batch = update.sample(plan, 0, rows)
+        batch = update.sample(plan, 0, rows, graph=True)
     with phase("student: loss, backward"):
         update.student(plan, batch, noise.of(rows))
     batch = batch.detached()

@@ -124,7 +124,8 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     every = full(sizes.clip[0])  # teacher and assistant see all frames
     whole = teacher.whole(every)
     forward, backward = rollout(student, sizes.clip[0], config, steps)
-    parts = {"rollout": forward, "student backward": backward}
+    draws = 1 + config.ratio * config.fresh
+    parts = {"rollout": draws * forward, "student backward": backward}
     if config.dmd_on == "every" or steps == max(config.step_counts):
         parts["scores of teacher and assistant"] = 3 * whole
     parts["assistant"] = config.ratio * (assistant.back(every) + whole)
@@ -132,7 +133,7 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     if adversary is None or adversary.logit(steps, GRID) is None:
         return parts
     if not adversary.against_data(steps, GRID):
-        parts["rollout of the reference"] = rollout(student, sizes.clip[0], config, steps + 1)[0]
+        parts["rollout of the reference"] = draws * rollout(student, sizes.clip[0], config, steps + 1)[0]
     judge = teacher if adversary.backbone == "teacher" else assistant
     heads = _heads(sizes, adversary)
     parts["adversary of the student"] = 2 * whole + judge.back(every, weights=False, keys=False) + 4 * heads
@@ -172,8 +173,8 @@ def _heads(sizes: Sizes, adversary: AdversaryConfig) -> Flops:
     taps = len(tap_blocks(sizes.teacher["num_layers"]))
     gathers = adversary.pool == "attention"
     tap = tokens * dim * dim * (3 if gathers else 1) + gathers * 2 * dim * (dim + tokens)
-    mix = (1 if gathers else tokens) * dim * (dim * (taps + 1) + adversary.pairs(GRID))
-    return Flops(single=2 * (taps * tap + mix + _TIME_WIDTH * dim))
+    mix = (1 if gathers else tokens) * dim * (dim * (taps + adversary.timed) + adversary.pairs(GRID))
+    return Flops(single=2 * (taps * tap + mix + adversary.timed * _TIME_WIDTH * dim))
 
 
 def causal(config: CausalConfig, sizes: Sizes) -> dict[str, Flops]:

@@ -5,13 +5,15 @@ v = u + w (c - u): w = 1 is the conditional prediction alone. Self-Forcing write
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Generic
 
 import torch
 from torch import Tensor
 
-from nearstep.protocols import Cache, CausalDenoiser, Denoiser
+from nearstep.errors import NearstepError
+from nearstep.protocols import Cache, CausalDenoiser, Denoiser, TextEncoder
 from nearstep.reach import Reach
 
 
@@ -23,6 +25,24 @@ def guided(both: Denoiser, weight: float) -> Denoiser:
         return torch.lerp(unconditional, conditional, weight)
 
     return denoiser
+
+
+def with_negative(text: Tensor, encode: TextEncoder, negative: str) -> Tensor:
+    """Encoded prompts [B, L, D] and as many of ``negative``, what u is predicted for: [2B, L, D]."""
+    return torch.cat([text, encode([negative] * len(text))])
+
+
+def check_negative(negative: Sequence[str], guidance: float) -> None:
+    """Refuse a negative prompt that nothing would come of.
+
+    Raises:
+        NearstepError: if there is one, and no guidance that leads away from it.
+    """
+    if guidance == 1 and (told := [text for text in negative if text]):
+        raise NearstepError(
+            f"the negative prompt {told[0][:60]!r} acts through guidance, and there is none (1); give a guidance above "
+            f"1, or leave it out"
+        )
 
 
 class Guided(Generic[Cache]):

@@ -70,16 +70,26 @@ class Discriminator(nn.Module):
         blocks: indices of the blocks that are read (``tap_blocks``).
         pairs: N, the number of logits.
         pool: how one logit is made of the tokens.
+        timed: whether the logits depend on the time beyond what the features tell of it.
     """
 
-    def __init__(self, dim: int, heads: int, blocks: Sequence[int], pairs: int, *, pool: Pool = "attention") -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        blocks: Sequence[int],
+        pairs: int,
+        *,
+        pool: Pool = "attention",
+        timed: bool = True,
+    ) -> None:
         super().__init__()
         if pairs < 1 or not blocks:
             raise NearstepError(f"pairs={pairs}, blocks={tuple(blocks)}; a discriminator needs at least one of each")
         self.blocks, self.pairs = tuple(blocks), pairs
         self.taps = nn.ModuleList(Tap(dim, heads, pool) for _ in self.blocks)
-        self.time = nn.Linear(_TIME_WIDTH, dim)
-        self.mix = nn.Linear(dim * (len(self.blocks) + 1), dim)
+        self.time = nn.Linear(_TIME_WIDTH, dim) if timed else None
+        self.mix = nn.Linear(dim * (len(self.blocks) + timed), dim)
         self.logits = nn.Linear(dim, pairs)
 
     def forward(
@@ -91,10 +101,11 @@ class Discriminator(nn.Module):
             features: block index -> [B, S, D], as VideoTransformer gives them.
             t: time of each clip's noise.
         """
-        weight = self.time.weight
+        weight = self.logits.weight
         with torch.autocast(weight.device.type, enabled=False):
             read = [tap(features[block].to(weight.dtype)) for block, tap in zip(self.blocks, self.taps, strict=True)]
-            time = gelu(self.time(sinusoid(t, _TIME_WIDTH).to(weight.dtype)), approximate="tanh")
-            times = time[:, None].expand(-1, read[0].shape[1], -1)
-            mixed = gelu(self.mix(torch.cat([*read, times], dim=-1)), approximate="tanh")
+            if self.time is not None:
+                time = gelu(self.time(sinusoid(t, _TIME_WIDTH).to(weight.dtype)), approximate="tanh")
+                read.append(time[:, None].expand(-1, read[0].shape[1], -1))
+            mixed = gelu(self.mix(torch.cat(read, dim=-1)), approximate="tanh")
             return self.logits(mixed).mean(1)

@@ -61,6 +61,17 @@ _TOKENS: dict[str, Any] = {"pool": "mean", "gamma": 0.1}
 """Heads that judge every token by itself, under a weaker penalty."""
 
 
+_APART: dict[str, Any] = {"shared_time": False, "shared_noise": False}
+_PAPER: dict[str, Any] = {**_APART, "timed": False, "gamma": 3.0, "gamma_left": 1.0, "penalty_every": 1}
+"""What is known of the paper's adversary (docs/method.md section 11). Its alpha is none of ours: that belongs to the
+scale of a loss over a hundred times as many numbers, so the share is swept instead."""
+
+
+def _fresh(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+    """Samples of their own for every update of assistant and discriminator."""
+    return lambda: replace(recipe(), fresh=True)
+
+
 def _slow(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
     """The student at a quarter of its rate; assistant and discriminator at theirs."""
     return lambda: replace(recipe(), student=replace(recipe().student, lr=5e-5))
@@ -93,6 +104,16 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "asd_joint": _asd(backbone="joint"),
     "asd_chain": _asd(reference="both"),
     "asd_tokens": _asd(**_TOKENS, weight=0.5),
+    "asd_time_apart": _asd(shared_time=False),
+    "asd_noise_apart": _asd(shared_noise=False),
+    "asd_apart": _asd(**_APART),
+    "asd_untimed": _asd(timed=False),
+    "asd_gamma_3_kept": _asd(gamma=3.0, gamma_left=1.0, penalty_every=1),
+    "self_forcing_fresh": _fresh(recipes.self_forcing),
+    "asd_fresh": _fresh(_asd()),
+    "asd_paper": _fresh(_asd(**_PAPER)),
+    "asd_paper_share_1": _fresh(_asd(**_PAPER, weight=1.0)),
+    "asd_paper_share_3": _fresh(_asd(**_PAPER, weight=3.0)),
     "self_forcing_slow": _slow(recipes.self_forcing),
     "asd_slow": _slow(_asd(**_TOKENS, weight=0.1, balance=False)),
     "self_forcing_largest": _largest(recipes.self_forcing),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
+from nearstep.flow.guidance import check_negative
 from nearstep.flow.plan import ChunkPlan, make_plan
 from nearstep.models.configs import Configs
 from nearstep.models.folder import shift_of
@@ -165,19 +166,6 @@ def clip_metadata(
 def own_guidance(model: Configs) -> float:
     """The guidance of a model that is not told another: a student's is 1, none."""
     return 1.0 if model.transformer.get("chunk_frames") is not None else model.settings.guidance_scale
-
-
-def check_negative(negative: Sequence[str], guidance: float) -> None:
-    """Refuse a negative prompt that nothing would come of.
-
-    Raises:
-        NearstepError: if there is one, and no guidance that leads away from it.
-    """
-    if guidance == 1 and (told := [text for text in negative if text]):
-        raise NearstepError(
-            f"the negative prompt {told[0][:60]!r} acts through guidance, and there is none (1); give a guidance above "
-            f"1, or leave it out"
-        )
 
 
 def guidance_of(weight: float) -> float:

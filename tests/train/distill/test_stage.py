@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import subprocess
@@ -130,7 +131,7 @@ def test_micro_batches_add_up_to_the_whole_batch(config: DistillConfig, penalty)
 
 def test_the_students_update_reaches_the_student_alone(config: DistillConfig):
     update = update_of(config)
-    batch, networks = update.sample(plan(2), 0, range(4)), update.networks
+    batch, networks = update.sample(plan(2), 0, range(4), graph=True), update.networks
     assert batch.x_n.requires_grad
     assert batch.x_next is not None
     assert not batch.x_next.requires_grad
@@ -160,8 +161,8 @@ def gap(update: DistillUpdate, batch: Batch) -> float:
     adversary = update.networks.adversary
     with torch.no_grad():
         pair = adversary.pair(1, batch.x_n, batch.x_next, batch.text, update.noise("test"))
-        d_n = adversary.discriminate(pair.text, pair.t, pair.n)
-        return float((d_n(pair.psi(pair.x_n)) - d_n(pair.psi(pair.x_next))).mean())
+        d_n = adversary.discriminate(pair.text, pair.less.t, pair.n)
+        return float((d_n(pair.less.psi()) - d_n(pair.more.psi())).mean())
 
 
 def test_a_discriminators_step_lowers_the_gap_and_a_students_step_on_asd_alone_raises_it(config: DistillConfig):
@@ -174,7 +175,7 @@ def test_a_discriminators_step_lowers_the_gap_and_a_students_step_on_asd_alone_r
     stage.optimizers["discriminator"].apply(torch.zeros(()), 0)
     lowered = gap(update, batch)
     assert lowered < before
-    update.student(plan(1), update.sample(plan(1), 0, range(4)), noise)  # n = 1 is not the largest: no DMD
+    update.student(plan(1), update.sample(plan(1), 0, range(4), graph=True), noise)  # n = 1 is not the largest: no DMD
     stage.optimizers["student"].apply(torch.zeros(()), 0)
     after = replace(update.sample(plan(1), 0, range(4)), x_next=batch.x_next)
     assert gap(update, after) > lowered
@@ -217,6 +218,57 @@ def test_assistant_and_discriminator_learn_several_times_from_one_rollout_under_
     first, second = stage.update.noise("learners", 0, 0), stage.update.noise("learners", 0, 1)
     assert not torch.equal(first.eps("assistant"), second.eps("assistant"))
     assert not torch.equal(first.t("psi", 1.0), second.t("psi", 1.0))
+
+
+def test_fresh_samples_are_made_for_every_update_of_assistant_and_discriminator(config: DistillConfig):
+    stage = DistillStage(replace(config, step_counts=(1,), ratio=3, fresh=True))
+    calls: list[int] = []
+    stage.update.networks.student.register_forward_hook(lambda *_: calls.append(1))
+    stage.step(0)
+    plans = (make_plan(text, frames=9, chunk_frames=3, shift=3.0) for text in ("1", "2"))
+    assert len(calls) == (1 + 3) * sum(plan.calls for plan in plans)
+    update = stage.update
+    draws = [update.draw(index, number) for index in range(5) for number in range(4)]
+    assert draws == list(range(20))  # no captions, no noise twice
+    student, fresh = (update.sample(plan(1), update.draw(0, number), range(4)) for number in (0, 1))
+    assert not torch.equal(student.x_n, fresh.x_n)
+    assert not torch.equal(student.text, fresh.text)
+    assert not fresh.x_n.requires_grad
+
+
+def test_the_teacher_is_led_away_from_the_negative_prompt(config: DistillConfig):
+    def moves(negative: str) -> torch.Tensor:
+        update = update_of(replace(config, adversary=None, negative=negative))
+        batch = update.sample(plan(1), 0, range(4), graph=True)
+        update.student(plan(1), batch, update.noise("test"))
+        return torch.cat([p.grad.flatten() for p in update.networks.student.parameters() if p.grad is not None])
+
+    assert not torch.allclose(moves(""), moves("a red ball"))
+
+
+def test_a_negative_prompt_that_cannot_act_is_refused_before_the_run(config: DistillConfig):
+    with pytest.raises(NearstepError, match="acts through guidance, and there is none"):
+        replace(config, guidance=1.0, negative="a red ball")
+    with pytest.raises(NearstepError, match="the negative prompt, 'a red zeppelin'"):
+        replace(config, negative="a red zeppelin").run()
+    assert not (config.loop.folder / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("shared_time", [True, False])
+@pytest.mark.parametrize("shared_noise", [True, False])
+def test_psi_shares_what_it_is_told_to(config: DistillConfig, shared_time: bool, shared_noise: bool):
+    options = AdversaryConfig(shared_time=shared_time, shared_noise=shared_noise)
+    update = update_of(replace(config, adversary=options))
+    adversary, noise, x = update.networks.adversary, update.noise("test"), torch.zeros(4, *update.clips.shape)
+    text = update.text(["a red ball"] * 4)
+    pair = adversary.pair(1, x, x, text, noise)
+    assert torch.equal(pair.less.t, pair.more.t) == shared_time
+    assert torch.equal(pair.less.eps, pair.more.eps) == shared_noise
+    assert torch.equal(pair.less.psi(), pair.more.psi()) == (shared_time and shared_noise)
+    # Each sample is judged at its own time, by student and discriminator alike; the same samples under one Psi cannot
+    # be told apart.
+    for logged in (adversary.student_gradient(pair, x)[1]["asd"], adversary.discriminator_loss(pair, 0.0)[0].mean()):
+        assert (float(logged.detach()) == pytest.approx(math.log(2), abs=1e-6)) == (shared_time and shared_noise)
 
 
 def test_rare_penalties_weigh_as_much_as_constant_ones(config: DistillConfig):
@@ -269,6 +321,11 @@ def test_gamma_falls_to_a_tenth():
     assert config.gamma_at(0.0) == 2.0
     assert config.gamma_at(0.5) == pytest.approx(1.1)
     assert config.gamma_at(1.0) == pytest.approx(0.2)
+
+
+def test_gamma_is_constant_where_all_of_it_is_left():
+    config = AdversaryConfig(gamma=3.0, gamma_left=1.0)
+    assert [config.gamma_at(progress) for progress in (0.0, 0.3, 1.0)] == pytest.approx([3.0] * 3)
 
 
 def test_balance_takes_effect_with_the_next_update():

@@ -3,7 +3,7 @@
 One update can be read here from top to bottom: a ``Pair`` of samples under one noise, ``Adversary.discriminate`` (D_n),
 ``student_gradient`` and ``discriminator_loss``. The equations are those of docs/method.md section 11; the paper's are 6
 and 7. Psi noises both samples of a pair at one time with one noise, so that the discriminator sees nothing but the
-samples differ.
+samples differ; asked to, at times and with noises of their own, as the paper does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from nearstep.flow.path import noised
 from nearstep.flow.plan import GRID
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
-from nearstep.losses.regularisers import exact_penalty, finite_difference_penalty
+from nearstep.losses.regularisers import Discriminate, exact_penalty, finite_difference_penalty
 from nearstep.nets.discriminator import Discriminator, Pool
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.ranges import check_count, check_number
 from nearstep.train.distill.noise import Noise
 
-_LEAST_GAMMA = 0.1
 _MOMENTUM = 0.9
 
 Penalty = Literal["exact", "finite difference"]
@@ -52,13 +51,21 @@ class AdversaryConfig:
     balance: bool = True
     """A fixed alpha weighs more and more, as gamma falls and the heads grow steeper."""
     gamma: float = 1.0
-    """Weight of R1 and R2; falls to a tenth along a half cosine."""
+    """Weight of R1 and R2 at the start."""
+    gamma_left: float = 0.1
+    """The part of gamma that is left in the end, on the way down a half cosine; 1 keeps it (the paper)."""
     penalty: Penalty = "finite difference"
     penalty_every: int = 4
     """Updates of the discriminator per penalty, whose weight grows by as much: on average the same, and cheaper
     (StyleGAN2's lazy regularisation)."""
     shift: float = 1.0
     """Shift of Psi's times. 1 leaves more of the samples to see than the shift of distribution matching does."""
+    shared_time: bool = True
+    """One time of Psi for both samples of a pair; otherwise one each (the paper)."""
+    shared_noise: bool = True
+    """One noise of Psi for both samples of a pair; otherwise one each (the paper)."""
+    timed: bool = True
+    """Whether the heads know Psi's time; the paper's do not."""
     joint_weight: float = 0.01
     """Weight of the discriminator's loss in a joint backbone's update."""
 
@@ -78,37 +85,46 @@ class AdversaryConfig:
 
     def gamma_at(self, progress: float) -> float:
         """gamma when ``progress`` in [0, 1] of the run is done."""
-        return self.gamma * (_LEAST_GAMMA + (1 - _LEAST_GAMMA) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return self.gamma * (self.gamma_left + (1 - self.gamma_left) * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def __post_init__(self) -> None:
         for name in ("weight", "gamma", "joint_weight"):
             check_number(name, getattr(self, name), least=0)
+        check_number("gamma_left", self.gamma_left, least=0, most=1)
         check_number("shift", self.shift, above=0, most=1000)
         check_count("penalty_every", self.penalty_every)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One side of a pair, and how Psi noises it."""
+
+    x: Tensor
+    """[B, F, C, H, W] samples, or real clips."""
+    t: Tensor
+    """[B] the times of Psi, the same for all frames of a clip."""
+    eps: Tensor
+    """[B, F, C, H, W] the noise of Psi."""
+
+    def psi(self) -> Tensor:
+        """[B, F, C, H, W] the samples noised: x_t = (1 - t) x + t eps."""
+        return noised(self.x, self.eps, self.t[:, None].expand(-1, self.x.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A batch of n-step samples and what they are held against, with the noise that both get."""
+    """A batch of n-step samples and what they are held against."""
 
     n: int
     """Which D_n judges them."""
-    x_n: Tensor
-    """[B, F, C, H, W] the n-step samples."""
-    x_next: Tensor
-    """[B, F, C, H, W] the (n+1)-step samples, or real clips; without a graph."""
+    less: Sample
+    """The n-step samples."""
+    more: Sample
+    """The (n+1)-step samples, or real clips; without a graph."""
     text: Tensor
     """[B, L, D] the prompts."""
-    t: Tensor
-    """[B] the times of Psi, the same for all frames of a pair."""
-    eps: Tensor
-    """[B, F, C, H, W] the noise of Psi."""
     noise: Noise
-    """Where both come from, and the finite difference's direction."""
-
-    def psi(self, x: Tensor) -> Tensor:
-        """``x`` noised as both samples of the pair are: x_t = (1 - t) x + t eps."""
-        return noised(x, self.eps, self.t[:, None].expand(-1, x.shape[1]))
+    """Where Psi's times and noises come from, and the finite difference's direction."""
 
 
 class Adversary:
@@ -129,14 +145,19 @@ class Adversary:
         return self.config.logit(steps, GRID) is not None
 
     def pair(self, steps: int, x_n: Tensor, x_next: Tensor, text: Tensor, noise: Noise) -> Pair:
-        """Samples of ``steps`` steps [B, F, C, H, W] and their references under one time and one noise each."""
-        n = self.config.logit(steps, GRID)
+        """Samples of ``steps`` steps [B, F, C, H, W] and their references, under Psi's times and noises."""
+        n, config = self.config.logit(steps, GRID), self.config
         if n is None:
             raise ValueError(f"samples of {steps} steps have no reference")
-        t, eps = noise.t("psi", self.config.shift), noise.eps("psi")
-        return Pair(n=n, x_n=x_n, x_next=x_next, text=text, t=t, eps=eps, noise=noise)
+        less = Sample(x=x_n, t=noise.t("psi", config.shift), eps=noise.eps("psi"))
+        more = Sample(
+            x=x_next,
+            t=less.t if config.shared_time else noise.t("psi of the reference", config.shift),
+            eps=less.eps if config.shared_noise else noise.eps("psi of the reference"),
+        )
+        return Pair(n=n, less=less, more=more, text=text, noise=noise)
 
-    def discriminate(self, text: Tensor, t: Tensor, n: int) -> Callable[[Tensor], Tensor]:
+    def discriminate(self, text: Tensor, t: Tensor, n: int) -> Discriminate:
         """D_n of clips [B, F, C, H, W] noised at times ``t`` [B], as a function -> [B].
 
         The text [B, L, D] goes in as it is: its keys depend on whether the call is in float32 or under autocast.
@@ -155,16 +176,16 @@ class Adversary:
             pair: the samples and their references.
             dmd: distribution matching's gradient at the samples, which alpha is measured by.
         """
-        d_n = self.discriminate(pair.text, pair.t, pair.n)
-        x = pair.x_n.detach().requires_grad_()
+        of_n, of_next = self._sides(pair)
+        less = replace(pair.less, x=pair.less.x.detach().requires_grad_())
         # Nobody but the samples learns here: backbone and heads are out of the graph, their inputs are not.
         with out_of_graph(self.backbone, self.heads):
             with torch.no_grad():
-                d_next = d_n(pair.psi(pair.x_next))
+                d_next = of_next(pair.more.psi())
             with torch.enable_grad():
                 # L_ASD = softplus(-d), d = D_n(Psi(x_n)) - D_n(Psi(x_{n+1})): the student raises D_n of its samples.
-                loss = adversarial_student(d_n(pair.psi(x)), d_next)
-                (gradient,) = torch.autograd.grad(loss.sum(), x)
+                loss = adversarial_student(of_n(less.psi()), d_next)
+                (gradient,) = torch.autograd.grad(loss.sum(), less.x)
         gradient = gradient.float()
         # alpha: fixed, or such that the adversary's gradient is ``weight`` times as long as distribution matching's.
         cosine = torch.cosine_similarity(dmd.flatten(1), gradient.flatten(1)).mean()
@@ -175,14 +196,14 @@ class Adversary:
 
     def discriminator_loss(self, pair: Pair, gamma: float) -> tuple[Tensor, Metrics]:
         """The discriminator's losses [B], and what to log; where ``gamma`` is not 0, R1 and R2 are in them."""
-        d_n, config = self.discriminate(pair.text, pair.t, pair.n), self.config
-        x_n, x_next = pair.psi(pair.x_n.detach()), pair.psi(pair.x_next.detach())
+        (of_n, of_next), config = self._sides(pair), self.config
+        x_n, x_next = replace(pair.less, x=pair.less.x.detach()).psi(), pair.more.psi()
         with nullcontext() if config.backbone == "joint" else out_of_graph(self.backbone):
             # softplus(d) with the student's d: the discriminator lowers D_n of the n-step samples.
-            of_n, of_next = d_n(x_n), d_n(x_next)
-            losses = adversarial_discriminator(of_n, of_next)
-            metrics = {"d_n": of_n.mean(), "d_next": of_next.mean(), "gap": (of_n - of_next).mean()}
-            metrics |= {"accuracy": accuracy(of_n, of_next), "discriminator": losses.mean()}
+            d_n, d_next = of_n(x_n), of_next(x_next)
+            losses = adversarial_discriminator(d_n, d_next)
+            metrics = {"d_n": d_n.mean(), "d_next": d_next.mean(), "gap": (d_n - d_next).mean()}
+            metrics |= {"accuracy": accuracy(d_n, d_next), "discriminator": losses.mean()}
             if not gamma:
                 return losses, metrics
             # gamma (R1 + R2): R1 on the reference, R2 on the n-step samples, both at the noised inputs (R3GAN).
@@ -191,8 +212,13 @@ class Adversary:
                 penalty = partial(finite_difference_penalty, direction=pair.noise.eps("direction"))
             # In float32: bfloat16 rounds away the differences that the penalty is made of.
             with torch.autocast(x_n.device.type, enabled=False):
-                r1, r2 = (penalty(d_n, x.float()) for x in (x_next, x_n))
+                r1, r2 = penalty(of_next, x_next.float()), penalty(of_n, x_n.float())
         return losses + gamma * (r1 + r2), metrics | {"r1": r1.mean(), "r2": r2.mean()}
+
+    def _sides(self, pair: Pair) -> tuple[Discriminate, Discriminate]:
+        """D_n of noised n-step samples, and of noised references, each at Psi's times of its own."""
+        less, more = (self.discriminate(pair.text, side.t, pair.n) for side in (pair.less, pair.more))
+        return less, more
 
     @property
     def loss_weight(self) -> float:

@@ -52,12 +52,17 @@ class DistillFields(LoraFields):
     """Which n distribution matching acts on."""
     ratio: int = 5
     """Updates of assistant and discriminator per student update."""
+    fresh: bool = False
+    """New samples, of other captions, for each of those updates (Self-Forcing), in place of the student's own: a
+    rollout more for each."""
     warmup: int = 0
     """Steps before the discriminator starts."""
     adversary_delay: int = 0
     """Steps after that in which the discriminator learns and the student does not listen to it yet."""
     guidance: float = 2.0
     """w of the teacher in v = u + w (c - u)."""
+    negative: str = ""
+    """The prompt of u."""
     batch: int = 16
     """Clips of an update, over all processes."""
     micro: int | None = None
@@ -90,7 +95,13 @@ class DistillFields(LoraFields):
         if self.lora_start and "student" not in self.adapted:
             raise NearstepError("lora_start is where the student's adapter starts; lora_only=assistant gives it none")
         check_batch(self.batch, self.micro)
-        check_schedule(chunk_frames=self.chunk_frames, shift=self.shift, ema=self.ema, guidance=self.guidance)
+        check_schedule(
+            chunk_frames=self.chunk_frames,
+            shift=self.shift,
+            ema=self.ema,
+            guidance=self.guidance,
+            negative=self.negative,
+        )
         for name in ("warmup", "adversary_delay"):
             check_count(name, getattr(self, name), least=0)
         check_count("first_steps", self.first_steps)

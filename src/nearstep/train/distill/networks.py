@@ -82,7 +82,7 @@ def make_heads(config: AdversaryConfig, teacher: VideoTransformer, seed: int) ->
     heads, width, taps = shape["num_attention_heads"], shape["attention_head_dim"], tap_blocks(shape["num_layers"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key("discriminator weights", seed))
-        return Discriminator(heads * width, heads, taps, config.pairs(GRID), pool=config.pool)
+        return Discriminator(heads * width, heads, taps, config.pairs(GRID), pool=config.pool, timed=config.timed)
 
 
 def _teacher(config: DistillFields) -> VideoTransformer:

@@ -12,8 +12,9 @@ from torch import Tensor
 from nearstep import rng
 from nearstep.flow.times import training_times
 
-Purpose = Literal["match", "assistant", "psi", "direction", "data"]
-"""Distribution matching; the assistant's loss; Psi; the finite difference's direction; noised clips (CausVid)."""
+Purpose = Literal["match", "assistant", "psi", "psi of the reference", "direction", "data"]
+"""Distribution matching; the assistant's loss; Psi, and where it is not the same for both samples the reference's own;
+the finite difference's direction; noised clips (CausVid)."""
 
 
 @dataclass(frozen=True, kw_only=True)

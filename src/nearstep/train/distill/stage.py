@@ -1,9 +1,9 @@
 """Stage 4: distillation. Distribution matching on self-forced rollouts, and adversarial self-distillation beside it.
 
 A step draws one n and rolls the student out with it, chunk by chunk from its own cache. The student is updated first,
-then assistant and discriminator, several times from the same samples. What each learns is in update.py, and the
-adversary's part of it in adversary.py; here networks are loaded, weights moved, and results written. With other options
-the same stage is Self Forcing, CausVid, or DMD2 (recipes/playground.py).
+then assistant and discriminator, several times from the same samples or from fresh ones. What each learns is in
+update.py, and the adversary's part of it in adversary.py; here networks are loaded, weights moved, and results written.
+With other options the same stage is Self Forcing, CausVid, or DMD2 (recipes/playground.py).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DistillStage:
         check_optimizers(config.student, config.assistant, config.discriminator)
         here = ranks()
         own_rows(config.batch, config.micro, here)  # refused before anything is read
-        self.codec, text, clips = open_model(config.model, config.latents, config.text_cache)
+        self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         networks = load_networks(config, here)
         self.config, self.here, self.text, self.clips = config, here, text, clips
         self.update = DistillUpdate(config, networks, text=text, clips=clips, here=here)
@@ -66,13 +66,16 @@ class DistillStage:
         with torch.autocast(self.here.device.type, torch.bfloat16, enabled=config.autocast):
             noise = update.noise("student", index)
             for first in range(update.rows.start, update.rows.stop, size):
-                batch = update.sample(plan, index, range(first, first + size))
+                batch = update.sample(plan, update.draw(index), range(first, first + size), graph=True)
                 logged.append(update.student(plan, batch, noise.of(batch.rows)))
                 batches.append(batch.detached())
             rates = self._move("student", index)
             for number in range(config.ratio):
-                rows, more = self._learn(plan, batches, index, number)
-                logged += rows
+                if config.fresh:
+                    rows = [batch.rows for batch in batches]
+                    batches = [update.sample(plan, update.draw(index, number + 1), part) for part in rows]
+                learnt, more = self._learn(plan, batches, index, number)
+                logged += learnt
                 rates |= more
         networks.ema.update(networks.student)
         metrics = {"steps": torch.tensor(float(plan.steps))}

@@ -3,7 +3,8 @@
 Reading order, which is that of a step (stage.py ``DistillStage.step``): ``sample`` rolls the student out with n steps,
 and with n + 1 where those are the reference; ``student`` takes two gradients at the n-step samples, adds them and sends
 the sum through the rollout once; ``assistant`` and ``discriminator`` then learn from the same samples, several times,
-each time under new times and noise: a rollout costs more than their updates (docs/method.md section 11).
+each time under new times and noise: a rollout costs more than their updates (docs/method.md section 11). Asked to, each
+of these updates has fresh samples, as Self-Forcing's critic does.
 
 Gradients are left on the weights, as parts of a mean over this process's clips; whoever calls moves the weights.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.flow.guidance import guided
+from nearstep.flow.guidance import guided, with_negative
 from nearstep.flow.path import noised, x0_from_velocity
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.losses.denoising import flow_matching
@@ -120,12 +121,19 @@ class DistillUpdate:
 
     # --- samples ---------------------------------------------------------------------------------------------------
 
-    def sample(self, plan: StepPlan, index: int, rows: range) -> Batch:
-        """The n-step samples of some rows of step ``index``, with a graph, and their references without one."""
+    def draw(self, index: int, number: int = 0) -> int:
+        """Number of the captions and noises of step ``index``, from 0.
+
+        Update ``number`` of assistant and discriminator, from 1, has a number of its own where samples are ``fresh``.
+        """
+        return index * (self.config.ratio + 1) + number if self.config.fresh else index
+
+    def sample(self, plan: StepPlan, index: int, rows: range, *, graph: bool = False) -> Batch:
+        """The n-step samples of some rows of draw ``index``, with a graph if asked to, and references without one."""
         data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
         data = None if data is None else data.to(self.here.device)
         conditions = Conditions(text=self.text(captions), data=data, rows=rows)
-        x_n = self.rollout(plan.steps, conditions, index, "fewer", graph=True)
+        x_n = self.rollout(plan.steps, conditions, index, "fewer", graph=graph)
         x_next = self._reference(plan, conditions, index)
         return Batch(text=conditions.text, data=conditions.data, rows=rows, x_n=x_n, x_next=x_next)
 
@@ -178,7 +186,7 @@ class DistillUpdate:
         # 1. Distribution matching: x noised at one time for all frames, scored by the guided teacher (real) and by the
         # assistant (fake). Neither learns; the gradient's numbers are float32.
         if config.dmd_on == "every" or plan.steps == max(config.step_counts):
-            both = partial(networks.teacher, text=torch.cat([batch.text, self.text([""] * len(batch.rows))]))
+            both = partial(networks.teacher, text=with_negative(batch.text, self.text, config.negative))
             assistant = partial(networks.assistant, text=batch.text)
             t = _per_frame(noise.t("match", config.shift), x)
             direction = dmd_gradient(x, guided(both, config.guidance), assistant, noise.eps("match"), t)

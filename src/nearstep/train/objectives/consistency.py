@@ -26,7 +26,7 @@ def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: list[str], u: 
     return causal_consistency(
         student=denoiser(update.network, text, update.visibility),
         slow=denoiser(update.average, text, update.visibility),
-        teacher=guided(denoiser(update.many_step, update.with_silence(text), update.visibility), update.guidance),
+        teacher=guided(denoiser(update.many_step, update.both(text), update.visibility), update.guidance),
         x0=x0,
         eps=eps,
         t=t,

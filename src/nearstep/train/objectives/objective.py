@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nearstep.flow.guidance import with_negative
 from nearstep.nets.masks import Visibility, teacher_forcing
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser, TextEncoder
@@ -71,6 +72,8 @@ class CausalUpdate:
     shift: float
     guidance: float
     """w of the network that is followed."""
+    negative: str
+    """The prompt that guidance leads away from."""
     ode_steps: int
     """Steps of the grid on which it is followed."""
 
@@ -95,9 +98,9 @@ class CausalUpdate:
         lengths = torch.tensor(self.lengths, device=per_chunk.device)
         return per_chunk.repeat_interleave(lengths, dim=1, output_size=sum(self.lengths))
 
-    def with_silence(self, text: Tensor) -> Tensor:
-        """Prompts [B, L, D], then as many empty ones: both halves of guidance, [2B, L, D]."""
-        return torch.cat([text, self.text([""] * len(text))])
+    def both(self, text: Tensor) -> Tensor:
+        """Prompts [B, L, D] with what guidance leads away from: [2B, L, D]."""
+        return with_negative(text, self.text, self.negative)
 
 
 def denoiser(network: VideoTransformer, text: Tensor, visibility: Visibility) -> Denoiser:

@@ -23,7 +23,7 @@ from nearstep.train.objectives.objective import Calls, CausalUpdate, Objective, 
 def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
     """Error of x0 against the clean end of the guided teacher's path, from a point on it, [B]."""
     text = update.text(captions)
-    teacher = guided(partial(update.many_step, text=update.with_silence(text)), update.guidance)
+    teacher = guided(partial(update.many_step, text=update.both(text)), update.guidance)
     grid = respaced(update.ode_steps, shift=update.shift).times
     points = ode_path(teacher, eps, grid)  # [ode_steps + 1, B, F, C, H, W]
     # Each chunk at one of the times that the few-step student will be called at.

@@ -76,7 +76,9 @@ class CausalConfig(LoraFields):
     caption_dropout: float = 0.1
     """Forcing only; the few-step student is not guided."""
     guidance: float = 2.0
-    """w of the many-step network that is followed."""
+    """w of the many-step network that is followed, v = u + w (c - u)."""
+    negative: str = ""
+    """The prompt of u."""
     ode_steps: int = 48
     """Steps of the grid on which a many-step network is followed; a multiple of the student's grid."""
     ema: float = 0.995
@@ -105,7 +107,13 @@ class CausalConfig(LoraFields):
                 f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames}; give at least that"
             )
         check_batch(self.batch, self.micro)
-        check_schedule(chunk_frames=self.chunk_frames, shift=self.shift, ema=self.ema, guidance=self.guidance)
+        check_schedule(
+            chunk_frames=self.chunk_frames,
+            shift=self.shift,
+            ema=self.ema,
+            guidance=self.guidance,
+            negative=self.negative,
+        )
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
 
@@ -128,6 +136,7 @@ class CausalConfig(LoraFields):
             lengths=chunk_lengths(frames, self.chunk_frames),
             shift=self.shift,
             guidance=self.guidance,
+            negative=self.negative,
             ode_steps=self.ode_steps,
         )
 
@@ -143,7 +152,7 @@ class CausalStage:
         check_optimizers(config.optim)
         here = ranks()
         self.rows = own_rows(config.batch, config.micro, here)  # refused before anything is read
-        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache)
+        self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         objective = objective_called(config.objective)
         network, cut = _network(config), here.mesh is not None
         self.ema = Ema(network, config.ema, cut=cut)

@@ -14,7 +14,7 @@ from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.data.prompts import PromptClips, PromptsConfig
 from nearstep.data.shards import codec_key, read_index
 from nearstep.errors import NearstepError
-from nearstep.flow.guidance import Guided
+from nearstep.flow.guidance import Guided, check_negative
 from nearstep.flow.plan import ChunkPlan
 from nearstep.models.folder import CONFIG, EMBEDDED, ModelFolder, read_json
 from nearstep.nets.cache import KVCache
@@ -70,7 +70,7 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> VideoTrans
 
 
 def open_model(
-    model: Path, latents: LatentsConfig | PromptsConfig, text_cache: Path | None = None
+    model: Path, latents: LatentsConfig | PromptsConfig, text_cache: Path | None = None, negative: str = ""
 ) -> tuple[VideoCodec, PromptEncoder | CachedPromptEncoder, LatentClips | PromptClips]:
     """What a stage takes from a model folder as it is: frozen codec and text encoder, and the clips' latents.
 
@@ -78,6 +78,7 @@ def open_model(
         model: the folder.
         latents: which clips, or prompts alone.
         text_cache: a folder for the features of prompts; the text encoder is then loaded for new ones only.
+        negative: the prompt that guidance leads away from.
 
     Raises:
         NearstepError: if there is no such folder, its weights are not finite, or a prompt is none for it.
@@ -89,6 +90,7 @@ def open_model(
     codec = VideoCodec.from_pretrained(model / "vae").eval().requires_grad_(False).to(here.device)
     check_finite(codec, model / "vae")
     text = _open_text(model, text_cache)
+    _check_texts([negative], text, ["the negative prompt"])
     if isinstance(latents, PromptsConfig):
         clips = PromptClips(latents)
         _check_texts(clips.texts, text, clips.prompts.places)
@@ -161,12 +163,15 @@ def check_batch(batch: int, micro: int | None) -> None:
         raise NearstepError(f"micro={micro} does not divide batch={batch}; give a divisor of it, such as 1")
 
 
-def check_schedule(*, shift: float, ema: float, chunk_frames: int = 1, guidance: float = 1.0) -> None:
+def check_schedule(
+    *, shift: float, ema: float, chunk_frames: int = 1, guidance: float = 1.0, negative: str = ""
+) -> None:
     """Refuse what no run can be made with: a shift, an average, a chunk or a guidance that is none."""
     check_number("shift", shift, above=0, most=1000)
     check_number("ema", ema, above=0, below=1)
     check_count("chunk_frames", chunk_frames, most=10**6)
     check_number("guidance", guidance, least=-100, most=100)
+    check_negative([negative], guidance)
 
 
 def own_rows(batch: int, micro: int | None, here: Ranks) -> range:
