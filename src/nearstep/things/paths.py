@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -60,6 +60,9 @@ ROPES = (0.20, 0.26)
 SWING_ANGLE = 0.9
 """Largest angle of a swing's rope from the vertical, radians."""
 _MARGIN = 0.01
+_TURNS = (0.25, 0.7)
+"""Part of the frames that a bounce may show before it first turns."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,61 @@ def _start_bouncing(draw: random.Random, velocity: float, low: float, high: floa
     return high - way if velocity > 0 else low + way
 
 
+def draw_onward(
+    draw: random.Random, track: Track, *, motion: str, direction: str | None, speed: str | None, frames: int
+) -> Track | None:
+    """A track with the named motion that starts where ``track`` does; None where what was drawn leaves the frame.
+
+    Args:
+        draw: of random numbers.
+        track: of the same thing.
+        motion: one of MOTIONS.
+        direction: one of WAYS[motion], None if there are none.
+        speed: one of SPEEDS; None at rest.
+        frames: how long the motion is to be seen.
+    """
+    here = tuple(positions(track, 1)[0].tolist())
+    drawn = draw_track(draw, motion=motion, direction=direction, speed=speed, side=2 * track.half, frames=frames)
+    away = positions(drawn, 1)[0].tolist()
+    anchor = (drawn.anchor[0] + here[0] - away[0], drawn.anchor[1] + here[1] - away[1])
+    moved = replace(drawn, anchor=anchor)
+    return moved if shows_motion(moved, frames) else None
+
+
+def advanced(track: Track, frames: int) -> Track:
+    """The same path, its frame 0 where frame ``frames`` was."""
+    if track.motion in ("orbit", "swing"):
+        return replace(track, phase=track.phase + 2 * math.pi * track.rate * frames)
+    if track.motion == "rest":
+        return track
+    free = _free(track, torch.tensor([[float(frames)]], dtype=torch.float64))
+    low, span = _walls(track.half)
+    back = torch.remainder(free[0] - low, 2 * span) > span  # on the way back from the far wall
+    x, y = (-part if turned else part for part, turned in zip(track.heading, back.tolist(), strict=True))
+    place = _between_walls(free, track.half)[0].tolist()
+    return replace(track, anchor=(place[0], place[1]), heading=(x, y))
+
+
+def shows_motion(track: Track, frames: int) -> bool:
+    """Whether ``frames`` frames show what the motion is: a slide that meets no wall, a bounce that turns."""
+    time = torch.arange(frames, dtype=torch.float64)[:, None]
+    low, span = _walls(track.half)
+    if track.motion in ("orbit", "swing"):
+        if track.motion == "orbit":
+            around = torch.tensor([[-track.reach, -track.reach], [track.reach, track.reach]])
+        else:
+            wide, high = track.reach * math.sin(SWING_ANGLE), track.reach * math.cos(SWING_ANGLE)
+            around = torch.tensor([[-wide, high], [wide, track.reach]])
+        path = torch.tensor(track.anchor) + around
+    else:
+        path = _free(track, time)
+    if track.motion != "bounce":
+        return bool(((path >= low - _ROUNDING) & (path <= low + span + _ROUNDING)).all())
+    inside = ((path >= low) & (path <= low + span)).all(dim=1)
+    met = float(inside.sum()) / frames  # before the first wall
+    return bool(inside[0]) and _TURNS[0] <= met <= _TURNS[1]
+
+
 def positions(track: Track, frames: int, first: int = 0) -> Float[Tensor, "frames 2"]:
     """Centre of the thing at frames ``first .. first + frames - 1``, as (x, y)."""
     time = torch.arange(first, first + frames, dtype=torch.float64)[:, None]
@@ -152,14 +210,22 @@ def positions(track: Track, frames: int, first: int = 0) -> Float[Tensor, "frame
         angle = SWING_ANGLE * torch.sin(track.phase + 2 * math.pi * track.rate * time)
         place = anchor + track.reach * torch.cat([angle.sin(), angle.cos()], dim=1)
     else:
-        place = _between_walls(
-            anchor + track.rate * time * torch.tensor(track.heading, dtype=torch.float64), track.half
-        )
+        place = _between_walls(_free(track, time), track.half)
     return place.to(torch.float32)
 
 
+def _free(track: Track, time: Tensor) -> Tensor:
+    """[T, 2] centres at times [T, 1] if there were no walls."""
+    heading = torch.tensor(track.heading, dtype=torch.float64)
+    return torch.tensor(track.anchor, dtype=torch.float64) + track.rate * time * heading
+
+
+def _walls(half: float) -> tuple[float, float]:
+    """The least coordinate of a centre, and how far the greatest lies from it."""
+    return half + _MARGIN, 1 - 2 * (half + _MARGIN)
+
+
 def _between_walls(free: Tensor, half: float) -> Tensor:
-    low, high = half + _MARGIN, 1 - half - _MARGIN
-    span = high - low
+    low, span = _walls(half)
     folded = torch.remainder(free - low, 2 * span)
     return low + span - (folded - span).abs()

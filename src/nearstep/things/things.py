@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.things import captions, features, parsing, world
+from nearstep.things import captions, changes, features, parsing, world
 from nearstep.things.judge.judge import Verdict, judge
 from nearstep.things.paths import positions
 from nearstep.things.world import Scene, WorldConfig
@@ -63,6 +63,30 @@ class Things:
         """Rendered scenes."""
         return world.render(self.config, self._scenes(seed, indices), frames=frames or self.frames, first=first)
 
+    def stories(self, seed: int, indices: Sequence[int], starts: Sequence[int], *, frames: int | None = None) -> Tensor:
+        """Clips whose scenes change at the frames ``starts`` (things/changes.py)."""
+        video = [
+            changes.render_story(self.config, story, starts, frames or self.frames)
+            for story in self._stories(seed, indices, starts)
+        ]
+        return torch.stack(video)
+
+    def story_prompts(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        starts: Sequence[int],
+        *,
+        wording: int | None = None,
+        complete: bool = True,
+    ) -> list[list[str]]:
+        """For each story, a caption of each of its scenes in turn, at one level."""
+        stream = seed if wording is None else wording
+        return [
+            [captions.caption(scene, seed=stream, index=index, complete=complete) for scene in story]
+            for index, story in zip(indices, self._stories(seed, indices, starts), strict=True)
+        ]
+
     def focus(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
         """The middle of one thing's path; of two, the clip's name chooses."""
         middles = []
@@ -90,6 +114,9 @@ class Things:
     def vocabulary(self) -> tuple[str, ...]:
         """The closed vocabulary of things/words.py, as things/parsing.py reads it."""
         return parsing.vocabulary()
+
+    def _stories(self, seed: int, indices: Sequence[int], starts: Sequence[int]) -> list[tuple[Scene, ...]]:
+        return [changes.sample_story(self.config, seed, index, starts) for index in indices]
 
     def _scenes(self, seed: int, indices: Sequence[int]) -> tuple[Scene, ...]:
         return _sampled(self.config, seed, tuple(indices))

@@ -126,9 +126,14 @@ def make_actor(
     speed: str | None,
 ) -> Actor:
     """A thing with the named attributes; ``draw`` chooses the exact numbers within them."""
-    side = config.scale * SIZES[size] * draw.uniform(1 - _SIZE_SPREAD, 1 + _SIZE_SPREAD)
+    side = draw_side(config, draw, size)
     track = draw_track(draw, motion=motion, direction=direction, speed=speed, side=side, frames=config.frames)
     return Actor(thing=thing, size=size, motion=motion, direction=direction, speed=speed, side=side, track=track)
+
+
+def draw_side(config: WorldConfig, draw: random.Random, size: str) -> float:
+    """The extent of a thing of the named size, as a part of the frame's side."""
+    return config.scale * SIZES[size] * draw.uniform(1 - _SIZE_SPREAD, 1 + _SIZE_SPREAD)
 
 
 def _sample(config: WorldConfig, seed: int, index: int) -> Scene:
@@ -162,11 +167,12 @@ def _draw_pair(config: WorldConfig, draw: random.Random, relation: str | None) -
             continue
         for _ in range(_TRIES):
             first, second = (make_actor(config, draw, **said) for said in names)
-            if _allows(config, relation, first, second):
+            if allows(config, relation, first, second):
                 return first, second
 
 
-def _allows(config: WorldConfig, relation: str | None, first: Actor, second: Actor) -> bool:
+def allows(config: WorldConfig, relation: str | None, first: Actor, second: Actor) -> bool:
+    """Whether the paths of two things show the relation of the first to the second; None: that they are apart."""
     if relation == "behind":
         relation, (first, second) = "in front of", (second, first)
     one, two = (positions(actor.track, config.frames) for actor in (first, second))
