@@ -15,7 +15,8 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.nets.blocks import TransformerBlock
 from nearstep.nets.masks import block_causal
-from nearstep.nets.transformer import TextKeys, VideoTransformer, sinusoid
+from nearstep.nets.script import TextKeys
+from nearstep.nets.transformer import VideoTransformer, sinusoid
 
 
 def inputs(net: VideoTransformer, batch: int = 2, frames: int = 3, dtype: torch.dtype = torch.float32) -> tuple:

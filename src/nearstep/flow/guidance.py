@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.protocols import Cache, CausalDenoiser, Denoiser, TextEncoder
+from nearstep.protocols import Cache, CausalDenoiser, Denoiser
 from nearstep.reach import Reach
 
 
@@ -25,11 +25,6 @@ def guided(both: Denoiser, weight: float) -> Denoiser:
         return torch.lerp(unconditional, conditional, weight)
 
     return denoiser
-
-
-def with_negative(text: Tensor, encode: TextEncoder, negative: str) -> Tensor:
-    """Encoded prompts [B, L, D] and as many of ``negative``, what u is predicted for: [2B, L, D]."""
-    return torch.cat([text, encode([negative] * len(text))])
 
 
 def check_negative(negative: Sequence[str], guidance: float) -> None:

@@ -13,6 +13,7 @@ from nearstep.nets.cache import KeysValues, Past
 from nearstep.nets.masks import Group
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable
+from nearstep.nets.script import Turn, turn_of
 
 
 class WideLayerNorm(nn.LayerNorm):
@@ -77,6 +78,7 @@ class TransformerBlock(nn.Module):
         past: Past | None = None,
         keep: bool = False,
         keys_only: int = 0,
+        turns: Sequence[Turn] = (),
     ) -> tuple[Tensor, KeysValues | None]:
         """One block.
 
@@ -89,6 +91,7 @@ class TransformerBlock(nn.Module):
             past: committed keys and values to read before x's own.
             keep: also return x's own keys and values, for a commit.
             keys_only: so many of x's first frames are wanted for their keys and values alone, and are not returned.
+            turns: which of the others read which prompt of a script; empty where one prompt holds.
         """
         dtype = x.dtype
         rows = wide(self.scale_shift_table + modulation).unsqueeze(-2)
@@ -102,9 +105,20 @@ class TransformerBlock(nn.Module):
             return x, own
         x = (x + attended.unflatten(1, (frames, -1)) * gate_a).to(dtype)
 
-        read = self.attn2(self.norm2(x).to(dtype).flatten(1, 2), text)
-        x = x + read.unflatten(1, (frames, -1)).to(dtype)
+        x = x + self._read(self.norm2(x).to(dtype), text, turns).to(dtype)
 
         normed = (self.norm3(x) * (1 + scale_f) + shift_f).to(dtype)
         x = (x + self.ffn(normed) * gate_f).to(dtype)
         return x, own if keep else None
+
+    def _read(self, x: Tensor, text: KeysValues, turns: Sequence[Turn]) -> Tensor:
+        """Cross-attention of frames [B, F, N, D], each to the prompt that holds at it."""
+        if not turns:
+            return self.attn2(x.flatten(1, 2), text).unflatten(1, (x.shape[1], -1))
+        parts = [
+            self.attn2(x[:, turn.first : turn.end].flatten(1, 2), turn_of(text, turn, len(x))).unflatten(
+                1, (turn.end - turn.first, -1)
+            )
+            for turn in turns
+        ]
+        return torch.cat(parts, dim=1)

@@ -9,7 +9,8 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KVCache
 from nearstep.nets.masks import block_causal
-from nearstep.nets.transformer import TextKeys, VideoTransformer
+from nearstep.nets.script import Script, TextKeys
+from nearstep.nets.transformer import VideoTransformer
 from nearstep.reach import Reach
 
 LARGEST_FUSED = 256
@@ -25,10 +26,10 @@ class TextDenoiser:
 
     Args:
         net: the network.
-        text: [B, L, text_dim], or the network's `text_keys` of it.
+        text: [B, L, text_dim], a script (script.py), or the network's `text_keys` of either.
     """
 
-    def __init__(self, net: VideoTransformer, text: Float[Tensor, "B L D"] | TextKeys) -> None:
+    def __init__(self, net: VideoTransformer, text: Float[Tensor, "B L D"] | Script | TextKeys) -> None:
         self.net = net
         self.text = text if isinstance(text, TextKeys) else net.text_keys(text)
 

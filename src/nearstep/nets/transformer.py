@@ -7,7 +7,6 @@ Parameter names and configuration are those of diffusers' WanTransformer3DModel,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -26,25 +25,11 @@ from nearstep.nets.devices import device_of, wake
 from nearstep.nets.masks import Visibility, block_causal, full, token_groups
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import check_distances, rope_table
+from nearstep.nets.script import Script, TextKeys, without
 from nearstep.reach import Reach
 
 TICKS = 1000.0
 """Wan networks are fed 1000 t; everywhere else t lies in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class TextKeys:
-    """A batch of prompts as every block's cross-attention keys and values: computed once per prompt.
-
-    Made under grad they carry a graph: use them for one backward pass.
-    """
-
-    layers: tuple[KeysValues, ...]
-
-    @property
-    def batch(self) -> int:
-        """Number of prompts."""
-        return self.layers[0][0].shape[0]
 
 
 class Projection(nn.Module):
@@ -176,11 +161,12 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             nn.init.normal_(projection.linear_2.weight, std=0.02)
         nn.init.normal_(self.proj_out.weight, std=0.02)
 
-    def text_keys(self, text: Float[Tensor, "B L text_dim"]) -> TextKeys:
-        """Text [B, L, text_dim] as every block's cross-attention keys and values."""
+    def text_keys(self, text: Float[Tensor, "B L text_dim"] | Script) -> TextKeys:
+        """Text [B, L, text_dim], or a script, as every block's cross-attention keys and values."""
         wake(self)
-        embedded = self.condition_embedder.text(text)
-        return TextKeys(tuple(cast(TransformerBlock, block).text_keys(embedded) for block in self.blocks))
+        features, starts = (text.features.flatten(0, 1), text.starts) if isinstance(text, Script) else (text, ())
+        embedded = self.condition_embedder.text(features)
+        return TextKeys(tuple(cast(TransformerBlock, block).text_keys(embedded) for block in self.blocks), starts)
 
     @property
     def reach(self) -> Reach:
@@ -234,7 +220,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self,
         x: Float[Tensor, "B F C H W"],
         t: Float[Tensor, "B ..."],
-        text: Float[Tensor, "B L text_dim"] | TextKeys,
+        text: Float[Tensor, "B L text_dim"] | Script | TextKeys,
         *,
         visibility: Visibility | None = None,
         cache: KVCache | None = None,
@@ -247,7 +233,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Args:
             x: [B, F, C, H, W] noised latents.
             t: [B, F] in [0, 1], or [B] where all frames share a time.
-            text: [B, L, text_dim], or what `text_keys` made of it.
+            text: [B, L, text_dim], a script (script.py), or what `text_keys` made of either.
             visibility: who sees whom among the frames of x, counted from 0 (masks.py); None: all see all.
             cache: finished frames that x sees in addition; only written with `commit`.
             start: absolute index of x's first frame.
@@ -260,7 +246,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         _, frames, _, height, width = x.shape
         rows, columns = self._grid(height, width)
-        keys = self.text_keys(text) if isinstance(text, Tensor) else text
+        keys = text if isinstance(text, TextKeys) else self.text_keys(text)
         self._check_call(x, t, keys, cache, commit)
 
         # Who sees whom: the call's own frames, and before them the committed frames (`past`) that lie within reach.
@@ -280,6 +266,9 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             device=x.device,
         )
 
+        # Under a script, which of the call's frames read which prompt.
+        turns = keys.turns(visibility.positions)
+
         # Tokens [B, F, N, D], N a frame, and one row of modulation a frame, [B, F or 1, 6, D]: never one a token.
         stream = self.patch_embedding(x)
         # Official Wan computes times and output head in float32 under autocast.
@@ -291,7 +280,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             before = None if cache is None else cache.read(index, slots, frames=frames)
             # Of frames that are committed the last block makes keys and values alone: nobody reads its output.
             keys_only = commit if index + 1 == len(self.blocks) else 0
-            arguments = (stream, modulation, keys.layers[index], rope, groups, before, bool(commit), keys_only)
+            script = without(turns, keys_only)
+            arguments = (stream, modulation, keys.layers[index], rope, groups, before, bool(commit), keys_only, script)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stream, own = cast(Any, self)._gradient_checkpointing_func(block, *arguments)
             else:

@@ -20,13 +20,14 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.flow.guidance import guided, with_negative
+from nearstep.flow.guidance import guided
 from nearstep.flow.path import noised, x0_from_velocity
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.losses.denoising import flow_matching
 from nearstep.losses.dmd import distribution_matching, dmd_gradient
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import block_causal
+from nearstep.nets.script import with_negative
 from nearstep.protocols import TextEncoder
 from nearstep.rollout.rollout import generate
 from nearstep.train.distill.adversary import Metrics

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nearstep.flow.guidance import with_negative
 from nearstep.nets.masks import Visibility, teacher_forcing
+from nearstep.nets.script import Text, with_negative
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import Denoiser, TextEncoder
 from nearstep.reach import Reach
@@ -98,12 +98,12 @@ class CausalUpdate:
         lengths = torch.tensor(self.lengths, device=per_chunk.device)
         return per_chunk.repeat_interleave(lengths, dim=1, output_size=sum(self.lengths))
 
-    def both(self, text: Tensor) -> Tensor:
+    def both(self, text: Text) -> Text:
         """Prompts [B, L, D] with what guidance leads away from: [2B, L, D]."""
         return with_negative(text, self.text, self.negative)
 
 
-def denoiser(network: VideoTransformer, text: Tensor, visibility: Visibility) -> Denoiser:
+def denoiser(network: VideoTransformer, text: Text, visibility: Visibility) -> Denoiser:
     """A network on a batch of prompts under a fixed visibility."""
     return partial(network, text=text, visibility=visibility)
 
