@@ -32,18 +32,18 @@ _SETTINGS = playground.settings_of(THINGS_WORLD)
 def codec() -> CodecConfig:
     """Stage 1: the codec, from nothing."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=3100, save_every=100, preview_every=250),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=4300, save_every=100, preview_every=250),
         optim=OptimConfig(lr=4e-3, warmup=20, decay=0.6, muon=True),
         phases=(
             CropPhase(700, 1, 64, 32),
             CropPhase(1500, 13, 5, 32),
-            CropPhase(700, 17, 4, 32),
+            CropPhase(1900, 17, 4, 32),
             CropPhase(200, 33, 1, THINGS_WORLD.size),
         ),
         size=CodecSize(
             base_dim=24,
             decoder_base_dim=16,
-            z_dim=8,
+            z_dim=16,
             dim_mult=(1, 2, 4),
             num_res_blocks=1,
             temperal_downsample=(True, True),
