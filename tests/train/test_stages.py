@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, UMT5EncoderModel
 from worlds import Shades
 
-from nearstep.data.latents import LatentsConfig
+from nearstep.data.latents import LatentClips, LatentsConfig
 from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
 from nearstep.nets.masks import teacher_forcing
@@ -24,7 +24,7 @@ from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase, difference_error
 from nearstep.train.stages.shared import open_model, stratified
-from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TeacherStage, TextSize
 
 pytestmark = pytest.mark.usefixtures("few_clips")
 
@@ -112,6 +112,29 @@ def test_codec_resumes_exactly(tmp_path: Path):
 def test_teacher_resumes_exactly(codec: Path, teacher: Path, latents: Path, tmp_path: Path):
     cut(tiny_teacher(codec, tmp_path, latents))
     assert_equal(teacher, tiny_teacher(codec, tmp_path, latents).run())
+
+
+def test_phases_of_pictures_learn_from_more_of_them(codec: Path, latents: Path, tmp_path: Path):
+    config = tiny_teacher(codec, tmp_path / "run", latents)
+    pictures = replace(config.latents, folder=tmp_path / "pictures", clips=12, frames=1)
+    stage = TeacherStage(replace(config, pictures=pictures, phases=(Phase(2, 1, 6), Phase(2, 9, 4))))
+    assert (stage.pictures.count, stage.pictures.shape[0], stage.clips.count) == (12, 1, 8)
+    # The codec is causal: a picture is the first frame of the clip of its name.
+    both = stage.pictures.latents.rows([*range(8)]), stage.clips.latents.rows([*range(8)])[:, :1]
+    torch.testing.assert_close(*both, rtol=0, atol=0.02)
+    assert stage.pictures.captions(3, 1) == stage.clips.captions(3, 1)
+    seen: list[tuple[int, int]] = []
+
+    def batch(first: int, size: int):
+        seen.append((first, size))
+        return LatentClips.batch(stage.pictures, first, size)
+
+    stage.pictures.batch = batch  # pyright: ignore[reportAttributeAccessIssue]
+    for index in range(4):
+        stage.step(index)
+    assert seen == [(0, 6), (6, 6)]
+    with pytest.raises(NearstepError, match="give them frames=1"):
+        replace(config, pictures=replace(pictures, frames=5))
 
 
 def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latents: Path, tmp_path: Path):

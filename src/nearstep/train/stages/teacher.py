@@ -85,6 +85,8 @@ class TeacherConfig:
     """Folder of the trained AutoencoderKLWan."""
     latents: LatentsConfig
     """Clips of a world, whose words the text encoder learns."""
+    pictures: LatentsConfig | None = None
+    """More clips of the same world, of one frame, for the phases of pictures; None: first frames of ``latents``."""
     phases: tuple[Phase, ...]
     """Short clips are the first frames of long ones: the codec is causal, so their latents are too."""
     caption_dropout: float = 0.1
@@ -104,6 +106,11 @@ class TeacherConfig:
         check_schedule(shift=self.shift, ema=self.ema)
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         _vocabulary(self.latents)
+        if self.pictures and (self.pictures.world, self.pictures.frames) != (self.latents.world, 1):
+            raise NearstepError(
+                f"pictures of {self.pictures.frames} frames of {self.pictures.world}; give them frames=1 and the world "
+                f"of the clips, {self.latents.world}"
+            )
 
     def run(self) -> Path:
         """Train, or go on; returns the model folder."""
@@ -118,7 +125,9 @@ class TeacherStage:
         self.config = config
         self.codec = VideoCodec.from_pretrained(config.codec).eval().requires_grad_(False)
         check_finite(self.codec, config.codec)
-        self.clips = load_latents(config.latents, self.codec, codec_name(self.codec))
+        source = codec_name(self.codec)
+        self.clips = load_latents(config.latents, self.codec, source)
+        self.pictures = load_latents(config.pictures, self.codec, source) if config.pictures else self.clips
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("teacher weights", config.seed))
             self.text = config.text.build(_vocabulary(config.latents))
@@ -139,7 +148,7 @@ class TeacherStage:
         """Make one update."""
         config = self.config
         phase, taken = phase_at(config.phases, index)
-        x0, captions = self.clips.batch(taken, phase.clips)
+        x0, captions = (self.pictures if phase.frames == 1 else self.clips).batch(taken, phase.clips)
         x0 = x0[:, : latent_frames(phase.frames)]
         draw = rng.generator("teacher", config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
