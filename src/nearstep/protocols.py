@@ -12,6 +12,8 @@ from torch import Tensor
 
 from nearstep.reach import Reach
 
+Caption = str | tuple[str, ...]
+"""Of a whole clip, or of each of its scenes in turn."""
 Cache = TypeVar("Cache")
 """What a denoiser keeps of finished chunks; whoever holds it hands it on unopened."""
 
@@ -203,4 +205,25 @@ class World(Protocol):
 
     def vocabulary(self) -> tuple[str, ...]:
         """Every word that a caption may hold."""
+        ...
+
+
+@runtime_checkable
+class StoryWorld(World, Protocol):
+    """A world whose clips can change with their captions: what two captions share goes on from where it is."""
+
+    def stories(self, seed: int, indices: Sequence[int], starts: Sequence[int], *, frames: int | None = None) -> Tensor:
+        """Clips [B, T, 3, H, W] in [0, 1] of which another scene is shown from each of the frames ``starts`` on."""
+        ...
+
+    def story_prompts(
+        self,
+        seed: int,
+        indices: Sequence[int],
+        starts: Sequence[int],
+        *,
+        wording: int | None = None,
+        complete: bool = True,
+    ) -> list[tuple[str, ...]]:
+        """Of each of ``stories``, a caption of every scene in turn; ``wording`` and ``complete`` as for ``prompts``."""
         ...

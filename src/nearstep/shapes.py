@@ -77,3 +77,8 @@ def chunk_frames(frames: int, latent: int, stride: int = TEMPORAL_STRIDE) -> tup
     """Pixel frames of each chunk of ``latent`` latent frames in a clip of ``frames``; the last may be shorter."""
     ends = [*range(stride * (latent - 1) + 1, frames, stride * latent), frames]
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
+def first_pixel_frame(frame: int, stride: int = TEMPORAL_STRIDE) -> int:
+    """The first pixel frame that latent frame ``frame`` stands for: the first one alone stands for one."""
+    return max(0, stride * (frame - 1) + 1)

@@ -110,9 +110,12 @@ def test_both_halves_of_guidance_under_a_script() -> None:
     def encode(prompts: list[str]) -> Tensor:
         return torch.stack([torch.full((5, 10), float(len(prompt))) for prompt in prompts])
 
-    text = encoded(encode, [["a", "bb"], ["ccc", "dddd"]], (3,))
+    text = encoded(encode, [("a", "bb"), ("ccc", "dddd")], (3,), 9)
     assert isinstance(text, Script)
     assert text.features[..., 0, 0].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    short = encoded(encode, [("a", "bb"), ("ccc", "dddd")], (3,), 3)
+    assert isinstance(short, Tensor)
+    assert short[:, 0, 0].tolist() == [1.0, 3.0]
     both = with_negative(text, encode, "12345")
     assert isinstance(both, Script)
     assert both.features[..., 0, 0].tolist() == [[1.0, 2.0], [3.0, 4.0], [5.0, 5.0], [5.0, 5.0]]

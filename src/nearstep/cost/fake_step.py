@@ -160,6 +160,7 @@ class _Clips:
 
     shape: tuple[int, ...]
     real: bool
+    starts: tuple[int, ...] = ()
 
     def batch(self, first: int, size: int) -> tuple[Tensor | None, list[str]]:
         return (torch.empty(size, *self.shape) if self.real else None), [""] * size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,9 +20,9 @@ from nearstep.data.order import rows_after
 from nearstep.data.shards import INDEX, PREPARED, Index, Shards, add_shard, check_same, read_index
 from nearstep.errors import NearstepError
 from nearstep.files import check_name, sweep
-from nearstep.protocols import Codec, World
+from nearstep.protocols import Caption, Codec, StoryWorld, World
 from nearstep.ranges import check_count
-from nearstep.shapes import latent_frames
+from nearstep.shapes import first_pixel_frame, latent_frames
 
 SHARD = 512
 _ENCODED_TOGETHER = 16
@@ -42,6 +43,8 @@ class LatentsConfig:
     frames: int | None = None
     """Pixel frames of a clip that is made here, 4n + 1, by default as many as the world's clips have; clips of
     ``nearstep prepare`` are as long as they are."""
+    changes: tuple[int, ...] = ()
+    """Latent frames from which another scene of the same clip is shown, with a caption of its own."""
 
     def __post_init__(self) -> None:
         if self.frames is not None:
@@ -49,6 +52,10 @@ class LatentsConfig:
         check_name(self.folder)
         check_count("clips", self.clips)
         check_count("seed", self.seed, least=-(2**63), most=2**63)
+        if any(after <= before for before, after in pairwise((0, *self.changes))):
+            raise NearstepError(f"changes={self.changes}; give growing latent frames above 0")
+        if self.changes and not isinstance(self.world, StoryWorld):
+            raise NearstepError(f"changes={self.changes} need a world whose clips can change; leave them out")
 
 
 class LatentClips:
@@ -61,6 +68,7 @@ class LatentClips:
         captions: (row, epoch) -> caption.
         examples: how many -> prompts to look at while training.
         texts: the captions, where they are stored; a world words its own anew each epoch.
+        starts: latent frames from which the second caption of a clip holds, the third and so on.
     """
 
     def __init__(
@@ -69,19 +77,20 @@ class LatentClips:
         count: int,
         *,
         seed: int,
-        captions: Callable[[int, int], str],
+        captions: Callable[[int, int], Caption],
         examples: Callable[[int], list[str]],
         texts: Sequence[str] = (),
+        starts: tuple[int, ...] = (),
     ) -> None:
         self.latents, self.count, self.seed, self.captions = latents, count, seed, captions
-        self.examples, self.texts = examples, texts
+        self.examples, self.texts, self.starts = examples, texts, starts
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape [F, C, H, W] of a clip."""
         return tuple(self.latents.shape[1:])
 
-    def batch(self, first: int, size: int) -> tuple[Tensor, list[str]]:
+    def batch(self, first: int, size: int) -> tuple[Tensor, list[Caption]]:
         """Latents [size, F, C, H, W] in float32 and captions of the clips that come after the first ``first``."""
         rows = rows_after(first, size, count=self.count, seed=self.seed)
         latents = self.latents.rows([row for _, row in rows])
@@ -138,14 +147,24 @@ def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
 def _of_world(config: LatentsConfig, world: World, index: Index | None, codec: Codec, source: str) -> LatentClips:
     count = config.clips or (index.clips if index else 0)
 
-    def caption(row: int, epoch: int) -> str:
+    def caption(row: int, epoch: int) -> Caption:
+        if config.changes and isinstance(world, StoryWorld):
+            starts = [first_pixel_frame(frame) for frame in config.changes]
+            return world.story_prompts(config.seed, [row], starts, wording=epoch, complete=False)[0]
         return world.prompts(config.seed, [row], wording=epoch, complete=False)[0]
 
     def examples(number: int) -> list[str]:
         return world.prompts(_EXAMPLES_SEED, range(number))
 
     index = _extended(config, world, index, count, codec, source)
-    return LatentClips(Shards(config.folder, index), count, seed=config.seed, captions=caption, examples=examples)
+    return LatentClips(
+        Shards(config.folder, index),
+        count,
+        seed=config.seed,
+        captions=caption,
+        examples=examples,
+        starts=config.changes,
+    )
 
 
 def _extended(config: LatentsConfig, world: World, index: Index | None, count: int, codec: Codec, source: str) -> Index:
@@ -155,6 +174,8 @@ def _extended(config: LatentsConfig, world: World, index: Index | None, count: i
     channels, height, width = index.shape[1:] if index else _encode(config, world, range(1), codec).shape[2:]
     shape = (latent_frames(config.frames or world.frames), channels, height, width)
     made_from = {"kind": world.name, "seed": config.seed}
+    if config.changes:
+        made_from["changes"] = [*config.changes]
     wanted = Index(codec=source, shape=shape, dtype="float16", fps=world.fps, made_from=made_from)
     if index:
         check_same(config.folder, index, wanted)
@@ -172,7 +193,14 @@ def _extended(config: LatentsConfig, world: World, index: Index | None, count: i
 def _encode(config: LatentsConfig, world: World, indices: range, codec: Codec) -> Tensor:
     parts = []
     for first in range(0, len(indices), _ENCODED_TOGETHER):
-        video = world.clips(config.seed, indices[first : first + _ENCODED_TOGETHER], frames=config.frames)
+        video = _render(config, world, indices[first : first + _ENCODED_TOGETHER])
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(codec.encode(video).half())
     return torch.cat(parts)
+
+
+def _render(config: LatentsConfig, world: World, indices: range) -> Tensor:
+    if config.changes and isinstance(world, StoryWorld):
+        starts = [first_pixel_frame(frame) for frame in config.changes]
+        return world.stories(config.seed, indices, starts, frames=config.frames)
+    return world.clips(config.seed, indices, frames=config.frames)

@@ -81,6 +81,11 @@ class PromptClips:
         self.shape = (config.frames, config.channels, config.height, config.width)
 
     @property
+    def starts(self) -> tuple[int, ...]:
+        """None: a prompt holds for a whole clip."""
+        return ()
+
+    @property
     def texts(self) -> Sequence[str]:
         """All of them."""
         return self.prompts.texts

@@ -204,14 +204,21 @@ def parse_steps(text: str, chunks: int) -> tuple[int, ...]:
     return (*entries, *[last] * max(1, chunks - len(entries)))[:chunks]
 
 
-def chunk_lengths(frames: int, chunk_frames: int | None) -> tuple[int, ...]:
+def chunk_lengths(frames: int, chunk_frames: int | None, first: int | None = None) -> tuple[int, ...]:
     """Latent frames of each chunk; one chunk of all frames where ``chunk_frames`` is None (a bidirectional network).
+
+    Args:
+        frames: of the clip.
+        chunk_frames: of a chunk.
+        first: frames of the first chunk, where it has another length.
 
     Raises:
         NearstepError: unless the frames divide into whole chunks.
     """
     check_count("frames", frames, least=0, most=MOST_FRAMES)
     check_count("chunk_frames", chunk_frames)
+    if first is not None:
+        return (first, *chunk_lengths(frames - first, chunk_frames))
     if chunk_frames is None:
         return (frames,)
     if frames < 1 or frames % chunk_frames:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KeysValues
-from nearstep.protocols import TextEncoder
+from nearstep.protocols import Caption, TextEncoder
 
 
 class Turn(NamedTuple):
@@ -98,12 +98,19 @@ def turn_of(keys: KeysValues, turn: Turn, batch: int) -> KeysValues:
     return key, value
 
 
-def encoded(encode: TextEncoder, captions: Sequence[str] | Sequence[Sequence[str]], starts: tuple[int, ...]) -> Text:
-    """Captions as a network reads them: one for each clip, or as many as there are turns, which begin at ``starts``."""
-    if not starts:
-        return encode([caption for caption in captions if isinstance(caption, str)])
-    features = encode([text for texts in captions for text in texts])
-    return Script(features.unflatten(0, (len(captions), -1)), starts)
+def encoded(encode: TextEncoder, captions: Sequence[Caption], starts: Sequence[int], frames: int) -> Text:
+    """Captions as a network reads them.
+
+    Args:
+        encode: the text encoder.
+        captions: one for each clip; or for each its captions in turn.
+        starts: latent frames from which the second ones hold, the third and so on.
+        frames: latent frames of the clips; captions that begin beyond them are left out.
+    """
+    held = tuple(start for start in starts if start < frames)
+    turns = [(caption,) if isinstance(caption, str) else caption[: len(held) + 1] for caption in captions]
+    features = encode([text for texts in turns for text in texts])
+    return Script(features.unflatten(0, (len(captions), -1)), held) if held else features
 
 
 def with_negative(text: Text, encode: TextEncoder, negative: str) -> Text:

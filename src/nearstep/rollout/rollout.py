@@ -72,6 +72,7 @@ def rollout(
     renoise: Renoise = "fresh",
     graph: bool = False,
     fused: bool = False,
+    given: Tensor | None = None,
 ) -> Iterator[Chunk]:
     """Generate a clip chunk by chunk.
 
@@ -86,9 +87,10 @@ def rollout(
         renoise: as for :func:`unroll`, and so are the others.
         graph: keep each chunk's last step differentiable.
         fused: commit a chunk and call for the next in one network call.
+        given: the first chunk's clean latents [B, f, C, H, W], such as a picture's; it is then not generated.
 
     Yields:
-        As :func:`unroll`.
+        As :func:`unroll`; not the chunk that is given.
     """
     if cache is None and len(plan.lengths) > 1:
         cache = denoiser.new_cache(len(samples), plan.frames, shape[1], shape[2])
@@ -96,8 +98,20 @@ def rollout(
     def draw(chunk: int, frames: int, step: int) -> Tensor:
         return rng.noise((frames, *shape), seed=seed, samples=samples, chunk=chunk, step=step, device=device)
 
-    chunks = (PlannedChunk(*chunk) for chunk in zip(plan.lengths, plan.schedules, strict=True))
-    yield from unroll(denoiser, chunks, draw, cache=cache, renoise=renoise, graph=graph, fused=fused)
+    first, start = (0, 0) if given is None else (1, given.shape[1])
+    chunks = [PlannedChunk(*chunk) for chunk in zip(plan.lengths, plan.schedules, strict=True)][first:]
+    yield from unroll(
+        denoiser,
+        chunks,
+        draw,
+        cache=cache,
+        first=first,
+        start=start,
+        before=given,
+        renoise=renoise,
+        graph=graph,
+        fused=fused,
+    )
 
 
 def unroll(
@@ -167,8 +181,9 @@ def generate(
     renoise: Renoise = "fresh",
     graph: bool = False,
     fused: bool = False,
+    given: Tensor | None = None,
 ) -> Tensor:
-    """All chunks of a :func:`rollout` with the same arguments, [B, F, C, H, W]."""
+    """All chunks of a :func:`rollout` with the same arguments, what is given included, [B, F, C, H, W]."""
     chunks = rollout(
         denoiser,
         plan,
@@ -180,5 +195,6 @@ def generate(
         renoise=renoise,
         graph=graph,
         fused=fused,
+        given=given,
     )
-    return torch.cat([chunk.latents for chunk in chunks], dim=1)
+    return torch.cat([*([] if given is None else [given]), *(chunk.latents for chunk in chunks)], dim=1)

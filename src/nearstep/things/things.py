@@ -79,11 +79,11 @@ class Things:
         *,
         wording: int | None = None,
         complete: bool = True,
-    ) -> list[list[str]]:
+    ) -> list[tuple[str, ...]]:
         """For each story, a caption of each of its scenes in turn, at one level."""
         stream = seed if wording is None else wording
         return [
-            [captions.caption(scene, seed=stream, index=index, complete=complete) for scene in story]
+            tuple(captions.caption(scene, seed=stream, index=index, complete=complete) for scene in story)
             for index, story in zip(indices, self._stories(seed, indices, starts), strict=True)
         ]
 

@@ -115,7 +115,7 @@ def _contents(config: Recipe) -> dict[str, str]:
     for value in values.values():
         if isinstance(value, Path):
             check_name(value)
-    found: dict[str, str | None] = {"latents": _clips(values.get("latents"))}
+    found = {name: _clips(values.get(name)) for name in ("latents", "pictures")}
     if isinstance(model := values.get("model"), Path):
         parts = dict.fromkeys([values.get("network"), values.get("teacher"), "vae", "text_encoder"])
         found["model"] = _weights([model / part for part in parts if part])

@@ -23,6 +23,7 @@ from nearstep.flow.plan import GRID
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
 from nearstep.losses.regularisers import Discriminate, exact_penalty, finite_difference_penalty
 from nearstep.nets.discriminator import Discriminator, Pool
+from nearstep.nets.script import Text
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.ranges import check_count, check_number
 from nearstep.train.distill.noise import Noise
@@ -121,8 +122,8 @@ class Pair:
     """The n-step samples."""
     more: Sample
     """The (n+1)-step samples, or real clips; without a graph."""
-    text: Tensor
-    """[B, L, D] the prompts."""
+    text: Text
+    """[B, L, D] the prompts, or a script of them."""
     noise: Noise
     """Where Psi's times and noises come from, and the finite difference's direction."""
 
@@ -144,7 +145,7 @@ class Adversary:
         """Whether samples of ``steps`` steps have a reference, and so a D_n."""
         return self.config.logit(steps, GRID) is not None
 
-    def pair(self, steps: int, x_n: Tensor, x_next: Tensor, text: Tensor, noise: Noise) -> Pair:
+    def pair(self, steps: int, x_n: Tensor, x_next: Tensor, text: Text, noise: Noise) -> Pair:
         """Samples of ``steps`` steps [B, F, C, H, W] and their references, under Psi's times and noises."""
         n, config = self.config.logit(steps, GRID), self.config
         if n is None:
@@ -157,7 +158,7 @@ class Adversary:
         )
         return Pair(n=n, less=less, more=more, text=text, noise=noise)
 
-    def discriminate(self, text: Tensor, t: Tensor, n: int) -> Discriminate:
+    def discriminate(self, text: Text, t: Tensor, n: int) -> Discriminate:
         """D_n of clips [B, F, C, H, W] noised at times ``t`` [B], as a function -> [B].
 
         The text [B, L, D] goes in as it is: its keys depend on whether the call is in float32 or under autocast.

@@ -16,6 +16,7 @@ from nearstep.train.adapters import LoraFields
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.steps import ScheduleKind
 from nearstep.train.export import check_settings
+from nearstep.train.lessons import Lesson, check_lessons
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.stages.shared import check_batch, check_schedule, located
@@ -34,6 +35,11 @@ class DistillFields(LoraFields):
     """Sub-folder of the teacher, which is also what the assistant starts as."""
     latents: LatentsConfig | PromptsConfig
     """Captions, with clips or without; clips serve the data references alone."""
+    lessons: tuple[Lesson, ...] = ()
+    """Clips of other kinds, for now and then a step; a first chunk of another length is given, as a picture is, and
+    not generated."""
+    lesson_every: int = 3
+    """Steps of which one takes a lesson."""
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     student: OptimConfig
@@ -112,6 +118,9 @@ class DistillFields(LoraFields):
         if not 0 <= self.t_min < self.t_max <= 1:
             raise NearstepError(f"t_min={self.t_min}, t_max={self.t_max}; give bounds in [0, 1], the first one smaller")
         check_settings(self.settings)
+        check_lessons(self.lessons, self.lesson_every)
+        if self.lessons and self.sampling == "data":
+            raise NearstepError("sampling=data makes no rollouts, which lessons are; leave one of the two out")
         reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
         if reads_data and isinstance(self.latents, PromptsConfig):
             raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")

@@ -24,11 +24,12 @@ from nearstep.train.distill.networks import Networks, load_networks
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import Batch, DistillUpdate
 from nearstep.train.export import export_student
+from nearstep.train.lessons import taught
 from nearstep.train.loop import run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
 from nearstep.train.recipe import recipe_of
-from nearstep.train.stages.shared import check_optimizers, open_model, own_rows, show
+from nearstep.train.stages.shared import check_optimizers, open_lessons, open_model, own_rows, show
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
 
@@ -52,14 +53,20 @@ class DistillStage:
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         networks = load_networks(config, here)
         self.config, self.here, self.text, self.clips = config, here, text, clips
-        self.update = DistillUpdate(config, networks, text=text, clips=clips, here=here)
+        make = partial(DistillUpdate, config, networks, text=text, here=here)
+        self.update = make(clips=clips)
+        opened = open_lessons(config.lessons, config.chunk_frames, self.codec)
+        self.lessons = [
+            make(clips=own, first_chunk=lesson.first_chunk)
+            for lesson, (own, _) in zip(config.lessons, opened, strict=True)
+        ]
         self.optimizers = _optimizers(config, networks)
         saved = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}
         self.state = TrainState({**networks.state(), **saved})
 
     def step(self, index: int) -> Metrics:
         """One update of the student, then those of assistant and discriminator on its samples."""
-        config, update = self.config, self.update
+        config, update = self.config, taught(index, self.update, self.lessons, self.config.lesson_every)
         networks, plan, size = update.networks, update.plan(index), config.micro or len(update.rows)
         logged: list[Metrics] = []
         batches: list[Batch] = []
@@ -74,7 +81,7 @@ class DistillStage:
                 if config.fresh:
                     rows = [batch.rows for batch in batches]
                     batches = [update.sample(plan, update.draw(index, number + 1), part) for part in rows]
-                learnt, more = self._learn(plan, batches, index, number)
+                learnt, more = self._learn(update, plan, batches, index, number)
                 logged += learnt
                 rates |= more
         networks.ema.update(networks.student)
@@ -85,10 +92,10 @@ class DistillStage:
         return {**_mean(logged), **rates, **metrics}
 
     def _learn(
-        self, plan: StepPlan, batches: Sequence[Batch], index: int, number: int
+        self, update: DistillUpdate, plan: StepPlan, batches: Sequence[Batch], index: int, number: int
     ) -> tuple[list[Metrics], Metrics]:
         """One update of the assistant, and of the discriminator where it is on and n has a reference."""
-        update, adversary = self.update, self.update.networks.adversary
+        adversary = update.networks.adversary
         noise = update.noise("learners", index, number)
         logged, rates = [update.assistant(batch, noise.of(batch.rows)) for batch in batches], {}
         if adversary and batches[0].x_next is not None:

@@ -27,7 +27,7 @@ from nearstep.losses.denoising import flow_matching
 from nearstep.losses.dmd import distribution_matching, dmd_gradient
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import block_causal
-from nearstep.nets.script import with_negative
+from nearstep.nets.script import Text, encoded, with_negative
 from nearstep.protocols import TextEncoder
 from nearstep.rollout.rollout import generate
 from nearstep.train.distill.adversary import Metrics
@@ -46,8 +46,8 @@ Draw = Literal["fewer", "more"]
 class Conditions:
     """What the samples of a micro-batch are made for."""
 
-    text: Tensor
-    """[B, L, D] the prompts."""
+    text: Text
+    """[B, L, D] the prompts, or a script of them."""
     data: Tensor | None
     """[B, F, C, H, W] real clips, where there are any."""
     rows: range
@@ -88,14 +88,22 @@ class DistillUpdate:
         text: encodes prompts.
         clips: captions, with latents or without.
         here: this process among those that train together.
+        first_chunk: latent frames of the first chunk, which is then taken from the clips and not generated.
     """
 
     def __init__(
-        self, config: DistillFields, networks: Networks, *, text: TextEncoder, clips: Clips, here: Ranks
+        self,
+        config: DistillFields,
+        networks: Networks,
+        *,
+        text: TextEncoder,
+        clips: Clips,
+        here: Ranks,
+        first_chunk: int | None = None,
     ) -> None:
         self.config, self.networks, self.text, self.clips, self.here = config, networks, text, clips, here
-        self.rows = here.share(config.batch)
-        self.lengths = chunk_lengths(clips.shape[0], config.chunk_frames)
+        self.rows, self.first_chunk = here.share(config.batch), first_chunk
+        self.lengths = chunk_lengths(clips.shape[0], config.chunk_frames, first_chunk)
 
     def plan(self, index: int) -> StepPlan:
         """What step ``index`` does, by its number alone."""
@@ -133,7 +141,8 @@ class DistillUpdate:
         """The n-step samples of some rows of draw ``index``, with a graph if asked to, and references without one."""
         data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
         data = None if data is None else data.to(self.here.device)
-        conditions = Conditions(text=self.text(captions), data=data, rows=rows)
+        text = encoded(self.text, captions, self.clips.starts, self.clips.shape[0])
+        conditions = Conditions(text=text, data=data, rows=rows)
         x_n = self.rollout(plan.steps, conditions, index, "fewer", graph=graph)
         x_next = self._reference(plan, conditions, index)
         return Batch(text=conditions.text, data=conditions.data, rows=rows, x_n=x_n, x_next=x_next)
@@ -154,8 +163,17 @@ class DistillUpdate:
             first = index * config.batch
             samples = range(first + conditions.rows.start, first + conditions.rows.stop)
             seed = rng.key("distill", draw, config.seed)
+            given = None if self.first_chunk is None else conditions.clips[:, : self.first_chunk]
             return generate(
-                denoiser, plan, shape=shape, seed=seed, samples=samples, cache=cache, graph=graph, device=device
+                denoiser,
+                plan,
+                shape=shape,
+                seed=seed,
+                samples=samples,
+                cache=cache,
+                graph=graph,
+                device=device,
+                given=given,
             )
 
     def _from_data(self, time: float, conditions: Conditions, draw: Draw, index: int) -> Tensor:

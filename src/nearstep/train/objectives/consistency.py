@@ -13,16 +13,17 @@ from nearstep.flow.guidance import guided
 from nearstep.flow.times import shifted
 from nearstep.losses.consistency import causal_consistency
 from nearstep.nets.masks import teacher_forcing
+from nearstep.protocols import Caption
 from nearstep.reach import Reach
 from nearstep.train.objectives.objective import Calls, CausalUpdate, Objective, cell_of, denoiser
 
 
-def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
+def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: Sequence[Caption], u: Tensor) -> Tensor:
     """Difference of the student's x0 and its average's one step of the guided many-step network later, [B]."""
     steps = update.ode_steps
     cell = cell_of(u, steps)  # [B, chunks]: each chunk between two neighbouring times of the grid
     t, t_next = (update.per_frame(shifted(1 - (cell + k) / steps, update.shift)) for k in (0, 1))
-    text = update.text(captions)
+    text = update.encoded(captions)
     return causal_consistency(
         student=denoiser(update.network, text, update.visibility),
         slow=denoiser(update.average, text, update.visibility),

@@ -13,14 +13,15 @@ from torch import Tensor
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import teacher_forced
 from nearstep.nets.masks import teacher_forcing
+from nearstep.protocols import Caption
 from nearstep.reach import Reach
 from nearstep.train.objectives.objective import Calls, CausalUpdate, Objective, denoiser
 
 
-def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
+def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: Sequence[Caption], u: Tensor) -> Tensor:
     """Velocity error of every chunk at its own time, [B]."""
     t = update.per_frame(training_times(u, shift=update.shift))
-    return teacher_forced(denoiser(update.network, update.text(captions), update.visibility), x0, eps, t)
+    return teacher_forced(denoiser(update.network, update.encoded(captions), update.visibility), x0, eps, t)
 
 
 def calls(lengths: Sequence[int], reach: Reach, ode_steps: int) -> list[Calls]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nearstep.nets.masks import Visibility, teacher_forcing
-from nearstep.nets.script import Text, with_negative
+from nearstep.nets.script import Text, encoded, with_negative
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.protocols import Denoiser, TextEncoder
+from nearstep.protocols import Caption, Denoiser, TextEncoder
 from nearstep.reach import Reach
 
 
@@ -39,7 +39,7 @@ class Calls(NamedTuple):
 class Objective:
     """One way to make a causal network."""
 
-    loss: Callable[[CausalUpdate, Tensor, Tensor, list[str], Tensor], Tensor]
+    loss: Callable[[CausalUpdate, Tensor, Tensor, Sequence[Caption], Tensor], Tensor]
     """(update, x0, eps, captions, u) -> losses [B]; see ``CausalUpdate.losses``."""
     calls: Callable[[Sequence[int], Reach, int], Sequence[Calls]]
     """(frames of each chunk, reach, ode_steps) -> what the loss calls."""
@@ -69,6 +69,8 @@ class CausalUpdate:
     text: TextEncoder
     lengths: tuple[int, ...]
     """Latent frames of each chunk."""
+    starts: tuple[int, ...]
+    """Latent frames from which the second caption of a clip holds, the third and so on."""
     shift: float
     guidance: float
     """w of the network that is followed."""
@@ -77,7 +79,7 @@ class CausalUpdate:
     ode_steps: int
     """Steps of the grid on which it is followed."""
 
-    def losses(self, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
+    def losses(self, x0: Tensor, eps: Tensor, captions: Sequence[Caption], u: Tensor) -> Tensor:
         """The objective's losses [B], with a graph to the network.
 
         Args:
@@ -97,6 +99,10 @@ class CausalUpdate:
         """[B, chunks] as [B, F]: a chunk's frames share its number."""
         lengths = torch.tensor(self.lengths, device=per_chunk.device)
         return per_chunk.repeat_interleave(lengths, dim=1, output_size=sum(self.lengths))
+
+    def encoded(self, captions: Sequence[Caption]) -> Text:
+        """The captions as the networks read them."""
+        return encoded(self.text, captions, self.starts, sum(self.lengths))
 
     def both(self, text: Text) -> Text:
         """Prompts [B, L, D] with what guidance leads away from: [2B, L, D]."""

@@ -16,13 +16,14 @@ from nearstep.flow.ode import ode_path
 from nearstep.flow.plan import GRID, respaced
 from nearstep.losses.trajectory import trajectory_regression
 from nearstep.nets.masks import block_causal, full
+from nearstep.protocols import Caption
 from nearstep.reach import Reach
 from nearstep.train.objectives.objective import Calls, CausalUpdate, Objective, cell_of, denoiser
 
 
-def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: list[str], u: Tensor) -> Tensor:
+def loss(update: CausalUpdate, x0: Tensor, eps: Tensor, captions: Sequence[Caption], u: Tensor) -> Tensor:
     """Error of x0 against the clean end of the guided teacher's path, from a point on it, [B]."""
-    text = update.text(captions)
+    text = update.encoded(captions)
     teacher = guided(partial(update.many_step, text=update.both(text)), update.guidance)
     grid = respaced(update.ode_steps, shift=update.shift).times
     points = ode_path(teacher, eps, grid)  # [ode_steps + 1, B, F, C, H, W]

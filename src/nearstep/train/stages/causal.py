@@ -8,7 +8,7 @@ which clips and draws a step has, how weights move, and what is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_student
 from nearstep.train.frozen import Trained, twin, view
+from nearstep.train.lessons import Lesson, check_lessons, taught
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.objectives.objective import CausalUpdate
 from nearstep.train.objectives.table import objective_called
@@ -42,6 +43,7 @@ from nearstep.train.stages.shared import (
     dropped,
     load_network,
     located,
+    open_lessons,
     open_model,
     own_rows,
     show,
@@ -66,6 +68,10 @@ class CausalConfig(LoraFields):
     latents: LatentsConfig
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
+    lessons: tuple[Lesson, ...] = ()
+    """Clips of other kinds, for now and then a step."""
+    lesson_every: int = 3
+    """Steps of which one takes a lesson."""
     chunk_frames: int = 3
     window_frames: int | None = None
     """Newest frames, its own included, that a chunk sees from now on; None: as the network was made. Clips that are
@@ -116,6 +122,7 @@ class CausalConfig(LoraFields):
         )
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
+        check_lessons(self.lessons, self.lesson_every)
 
     def update(
         self,
@@ -125,6 +132,7 @@ class CausalConfig(LoraFields):
         many_step: VideoTransformer,
         text: TextEncoder,
         frames: int,
+        starts: tuple[int, ...] = (),
     ) -> CausalUpdate:
         """The updates of this run on clips of ``frames`` latent frames, with these networks in their places."""
         return CausalUpdate(
@@ -134,6 +142,7 @@ class CausalConfig(LoraFields):
             many_step=many_step,
             text=text,
             lengths=chunk_lengths(frames, self.chunk_frames),
+            starts=starts,
             shift=self.shift,
             guidance=self.guidance,
             negative=self.negative,
@@ -170,13 +179,19 @@ class CausalStage:
             many_step=many_step,
             text=self.text,
             frames=self.clips.shape[0],
+            starts=self.clips.starts,
         )
+        self.lessons = [
+            (clips, replace(self.update, lengths=lengths, starts=clips.starts))
+            for clips, lengths in open_lessons(config.lessons, config.chunk_frames, self.codec)
+        ]
         self.optimizer = Optimizer([network], config.optim, config.loop.steps)
         self.state = TrainState({"network": Trained(network), "optimizer": self.optimizer, "ema": self.ema})
 
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
-        config, here, update = self.config, self.here, self.update
+        config, here = self.config, self.here
+        clips, update = taught(index, (self.clips, self.update), self.lessons, config.lesson_every)
         draw = rng.generator(config.objective, config.seed, index)
         # Small draws are made for the whole batch, so that every rank and micro-batch sees the same ones.
         u = stratified(config.batch * len(update.lengths), draw).view(config.batch, -1)
@@ -185,7 +200,7 @@ class CausalStage:
         loss = torch.zeros((), device=here.device)
         for first in range(self.rows.start, self.rows.stop, size):
             rows, place = slice(first, first + size), index * config.batch + first
-            x0, captions = self.clips.batch(place, size)
+            x0, captions = clips.batch(place, size)
             if x0 is None:
                 raise NearstepError("a causal run learns from clips, and these are prompts alone; give latents")
             if update.objective.drops_captions:

@@ -15,7 +15,7 @@ from nearstep.data.prompts import PromptClips, PromptsConfig
 from nearstep.data.shards import codec_key, read_index
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided, check_negative
-from nearstep.flow.plan import ChunkPlan
+from nearstep.flow.plan import ChunkPlan, chunk_lengths
 from nearstep.models.folder import CONFIG, EMBEDDED, ModelFolder, read_json
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
@@ -23,9 +23,10 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.protocols import CausalDenoiser, TextEncoder
+from nearstep.protocols import Caption, CausalDenoiser, TextEncoder
 from nearstep.ranges import check_count, check_number
 from nearstep.rollout.rollout import generate
+from nearstep.train.lessons import Lesson
 from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.preview import write_grid
@@ -44,7 +45,12 @@ class Clips(Protocol):
         """[F, C, H, W] of a clip."""
         ...
 
-    def batch(self, first: int, size: int) -> tuple[Tensor | None, list[str]]:
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Latent frames from which the second caption of a clip holds, the third and so on; none where all have one."""
+        ...
+
+    def batch(self, first: int, size: int) -> tuple[Tensor | None, Sequence[Caption]]:
         """Latents [size, F, C, H, W], or None, and captions of the clips that come after the first ``first``."""
         ...
 
@@ -103,6 +109,22 @@ def open_model(
         made = load_latents(latents, codec, codec_name(codec))
     _check_texts(made.texts, text, [f"caption {row + 1} in {latents.folder}" for row in range(len(made.texts))])
     return codec, text, made
+
+
+def open_lessons(
+    lessons: Sequence[Lesson], chunk_frames: int, codec: VideoCodec
+) -> list[tuple[LatentClips, tuple[int, ...]]]:
+    """The clips of each lesson, and the latent frames of their chunks.
+
+    Raises:
+        NearstepError: as load_latents does, or if the clips do not divide into chunks.
+    """
+    opened = []
+    for lesson in lessons:
+        with ranks().main_first():  # which makes what is missing
+            clips = load_latents(lesson.latents, codec, codec_name(codec))
+        opened.append((clips, chunk_lengths(clips.shape[0], chunk_frames, lesson.first_chunk)))
+    return opened
 
 
 def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, places: Sequence[str]) -> None:
@@ -195,9 +217,14 @@ def check_optimizers(*configs: OptimConfig) -> None:
         raise NearstepError("muon works on whole matrices, and each of several processes holds a slice; set muon=False")
 
 
-def dropped(captions: Sequence[str], silent: Tensor) -> list[str]:
-    """The captions, emptied where ``silent``."""
-    return ["" if empty else text for text, empty in zip(captions, silent.tolist(), strict=True)]
+def dropped(captions: Sequence[Caption], silent: Tensor) -> list[Caption]:
+    """The captions, emptied where ``silent``; all of a clip's together."""
+    return [emptied(caption) if empty else caption for caption, empty in zip(captions, silent.tolist(), strict=True)]
+
+
+def emptied(caption: Caption) -> Caption:
+    """As many empty captions."""
+    return "" if isinstance(caption, str) else ("",) * len(caption)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from nearstep.losses.denoising import flow_matching
 from nearstep.models.folder import Settings
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
+from nearstep.nets.script import encoded
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.ranges import check_number
@@ -32,6 +33,7 @@ from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_model
+from nearstep.train.lessons import Lesson, check_lessons, taught
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
@@ -89,6 +91,10 @@ class TeacherConfig:
     """More clips of the same world, of one frame, for the phases of pictures; None: first frames of ``latents``."""
     phases: tuple[Phase, ...]
     """Short clips are the first frames of long ones: the codec is causal, so their latents are too."""
+    lessons: tuple[Lesson, ...] = ()
+    """Clips of other kinds, for now and then a step of the phases of clips."""
+    lesson_every: int = 4
+    """Steps of which one takes a lesson."""
     caption_dropout: float = 0.1
     shift: float = 3.0
     """Shift of the training times, and of the schedules of the model that is exported."""
@@ -106,6 +112,7 @@ class TeacherConfig:
         check_schedule(shift=self.shift, ema=self.ema)
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         _vocabulary(self.latents)
+        check_lessons(self.lessons, self.lesson_every, chunks=False)
         if self.pictures and (self.pictures.world, self.pictures.frames) != (self.latents.world, 1):
             raise NearstepError(
                 f"pictures of {self.pictures.frames} frames of {self.pictures.world}; give them frames=1 and the world "
@@ -128,6 +135,7 @@ class TeacherStage:
         source = codec_name(self.codec)
         self.clips = load_latents(config.latents, self.codec, source)
         self.pictures = load_latents(config.pictures, self.codec, source) if config.pictures else self.clips
+        self.lessons = [load_latents(lesson.latents, self.codec, source) for lesson in config.lessons]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("teacher weights", config.seed))
             self.text = config.text.build(_vocabulary(config.latents))
@@ -148,14 +156,15 @@ class TeacherStage:
         """Make one update."""
         config = self.config
         phase, taken = phase_at(config.phases, index)
-        x0, captions = (self.pictures if phase.frames == 1 else self.clips).batch(taken, phase.clips)
+        clips = self.pictures if phase.frames == 1 else taught(index, self.clips, self.lessons, config.lesson_every)
+        x0, captions = clips.batch(taken, phase.clips)
         x0 = x0[:, : latent_frames(phase.frames)]
         draw = rng.generator("teacher", config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
         t = training_times(stratified(phase.clips, draw), shift=config.shift)
         prompts = dropped(captions, torch.rand(len(captions), generator=draw) < config.caption_dropout)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            text = self.text(prompts)
+            text = encoded(self.text, prompts, clips.starts, x0.shape[1])
             losses = flow_matching(partial(self.network, text=text), x0, eps, t[:, None].expand(-1, x0.shape[1]))
         loss = losses.mean()
         moved = self.optimizer.step(loss, index)

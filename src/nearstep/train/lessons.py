@@ -1,0 +1,47 @@
+"""What a run learns beside its usual clips: now and then a step takes clips of another kind.
+
+Clips whose caption changes on the way, clips that go on from a picture, longer clips: each is a *lesson*, the lessons
+take turns, and the usual clips have all other steps. Which step learns what is a function of its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from nearstep.data.latents import LatentsConfig
+from nearstep.errors import NearstepError
+from nearstep.ranges import check_count
+
+L = TypeVar("L")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """Clips of another kind."""
+
+    latents: LatentsConfig
+    first_chunk: int | None = None
+    """Latent frames of their first chunk; 1 makes it a picture, from which the clip goes on. None: as all others."""
+
+
+def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True) -> None:
+    """Refuse lessons that no step would take, and chunks where there are none.
+
+    Raises:
+        NearstepError: naming the option.
+    """
+    check_count("lesson_every", every, least=2)
+    for lesson in lessons:
+        check_count("first_chunk", lesson.first_chunk)
+        if lesson.first_chunk is not None and not chunks:
+            raise NearstepError(
+                f"first_chunk={lesson.first_chunk}: a bidirectional network has no chunks; leave it out"
+            )
+
+
+def taught(index: int, usual: L, lessons: Sequence[L], every: int) -> L:
+    """What step ``index`` learns: a lesson at the end of every ``every`` steps, each in its turn."""
+    number, place = divmod(index, every)
+    return lessons[number % len(lessons)] if lessons and place == every - 1 else usual

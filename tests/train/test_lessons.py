@@ -1,0 +1,225 @@
+"""Lessons: which step learns what, captions that change on the way, and clips that go on from a picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.errors import NearstepError
+from nearstep.flow.plan import chunk_lengths, make_plan
+from nearstep.models.folder import Settings
+from nearstep.nets.codec import VideoCodec
+from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.script import Script, encoded
+from nearstep.nets.transformer import VideoTransformer
+from nearstep.playground import PLAYGROUND
+from nearstep.recipes import playground
+from nearstep.rollout.rollout import generate
+from nearstep.things import Things
+from nearstep.things.world import WorldConfig
+from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.distill.steps import StepPlan
+from nearstep.train.export import export_model
+from nearstep.train.lessons import Lesson, taught
+from nearstep.train.loop import LoopConfig
+from nearstep.train.optim import OptimConfig
+from nearstep.train.phases import Phase
+from nearstep.train.stages.causal import CausalConfig, CausalStage
+from nearstep.train.stages.codec import CodecSize
+from nearstep.train.stages.shared import codec_name
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TeacherStage, TextSize
+
+pytestmark = pytest.mark.usefixtures("few_clips")
+
+WORLD = Things(WorldConfig(size=32))
+TEXT = TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=32)
+CODEC = CodecSize(
+    base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1,
+    temperal_downsample=(True, True), patch_size=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, few_clips: None) -> Path:
+    """A random model of the world of things at 32 pixels."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    codec = VideoCodec(CODEC.build()).eval().requires_grad_(False)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "num_layers": 2}
+    channels = {"in_channels": codec.channels, "out_channels": codec.channels, "text_dim": TEXT.d_model}
+    networks = {
+        "transformer": VideoTransformer(**sizes, **channels, chunk_frames=3),
+        "teacher": VideoTransformer(**sizes, **channels),
+    }
+    settings = Settings(num_frames=33, height=32, width=32)
+    export_model(
+        folder, networks=networks, text=TEXT.build(WORLD.vocabulary()), codec=codec, shift=3.0, settings=settings
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kinds(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LatentsConfig]:
+    """Usual clips, stories, and clips of a picture and three chunks; made once."""
+    place = tmp_path_factory.mktemp("latents")
+    made = {
+        "usual": LatentsConfig(folder=place / "usual", clips=8, world=WORLD),
+        "stories": LatentsConfig(folder=place / "stories", clips=8, world=WORLD, changes=(3, 6)),
+        "pictures": LatentsConfig(folder=place / "pictures", clips=8, world=WORLD, frames=37),
+    }
+    codec = VideoCodec.from_pretrained(folder / "vae")
+    for config in made.values():
+        load_latents(config, codec, codec_name(codec))
+    return made
+
+
+def loop(folder: Path, steps: int = 4) -> LoopConfig:
+    return LoopConfig(folder=folder, steps=steps, log_every=1, save_every=2, preview_every=100, tensorboard=False)
+
+
+def lessons(kinds: dict[str, LatentsConfig]) -> tuple[Lesson, ...]:
+    return Lesson(latents=kinds["stories"]), Lesson(latents=kinds["pictures"], first_chunk=1)
+
+
+def causal(objective: str, folder: Path, kinds: dict[str, LatentsConfig], run: Path) -> CausalConfig:
+    return replace(
+        getattr(playground, objective)(),
+        loop=loop(run),
+        model=folder,
+        network="transformer",
+        latents=kinds["usual"],
+        lessons=lessons(kinds),
+        lesson_every=2,
+        batch=2,
+        autocast=False,
+    )
+
+
+def distillation(folder: Path, kinds: dict[str, LatentsConfig], run: Path) -> DistillConfig:
+    rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
+    return replace(
+        playground.distill(),
+        loop=loop(run), model=folder, latents=kinds["usual"], lessons=lessons(kinds), lesson_every=2, batch=2, ratio=1,
+        network="transformer", warmup=0, adversary_delay=0, student=rate, assistant=rate, discriminator=rate,
+    )  # fmt: skip
+
+
+def test_lessons_take_turns_at_the_end_of_every_few_steps():
+    assert [taught(index, 0, (1, 2), 3) for index in range(12)] == [0, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 2]
+    assert [taught(index, 0, (), 3) for index in range(6)] == [0] * 6
+    assert [taught(index, 0, (1,), 2) for index in range(4)] == [0, 1, 0, 1]
+
+
+def test_a_clip_of_a_story_is_encoded_with_its_captions(folder: Path, kinds: dict[str, LatentsConfig]):
+    codec = VideoCodec.from_pretrained(folder / "vae")
+    clips = load_latents(kinds["stories"], codec, codec_name(codec))
+    assert clips.starts == (3, 6)
+    latents, captions = clips.batch(0, 8)
+    assert all(isinstance(caption, tuple) and len(caption) == 3 for caption in captions)
+    usual, _ = load_latents(kinds["usual"], codec, codec_name(codec)).batch(0, 8)
+    torch.testing.assert_close(latents[:, :3], usual[:, :3], rtol=0, atol=1e-2)  # the first scene is the world's own
+    assert float((latents[:, 3:] - usual[:, 3:]).abs().amax(dim=(1, 2, 3, 4)).min()) > 0.01
+    with pytest.raises(NearstepError, match="changes is"):
+        load_latents(replace(kinds["stories"], changes=()), codec, codec_name(codec))
+    with pytest.raises(NearstepError, match="growing latent frames"):
+        replace(kinds["stories"], changes=(6, 3))
+    with pytest.raises(NearstepError, match="a world whose clips can change"):
+        LatentsConfig(folder=folder, clips=8, world=PLAYGROUND, changes=(3,))
+
+
+def test_a_teacher_reads_each_scenes_own_caption(folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path):
+    config = TeacherConfig(
+        loop=loop(tmp_path / "run", 8),
+        optim=OptimConfig(lr=1e-3, warmup=1),
+        network=NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2),
+        text=TEXT,
+        codec=folder / "vae",
+        latents=kinds["usual"],
+        phases=(Phase(4, 9, 2), Phase(4, 33, 2)),
+        lessons=(Lesson(latents=kinds["stories"]),),
+        lesson_every=2,
+        autocast=False,
+    )
+    stage = TeacherStage(config)
+    read: list[object] = []
+    forward = stage.network.forward
+    stage.network.forward = lambda *a, text, **b: (read.append(text), forward(*a, text, **b))[1]
+    for index in range(8):
+        assert torch.isfinite(stage.step(index)["loss"])
+    # Three latent frames show the first scene alone; nine show all of them.
+    assert [text.starts if isinstance(text, Script) else () for text in read] == [()] * 5 + [(3, 6), (), (3, 6)]
+    with pytest.raises(NearstepError, match="has no chunks"):
+        replace(config, lessons=lessons(kinds))
+
+
+@pytest.mark.parametrize("objective", ["forcing", "consistency", "trajectory"])
+def test_causal_runs_learn_scripts_and_clips_that_begin_with_a_picture(objective, folder, kinds, tmp_path: Path):
+    config = causal(objective, folder, kinds, tmp_path / "run")
+    if objective == "trajectory":
+        config = replace(config, teacher="teacher", network="teacher", ode_steps=8)
+    stage = CausalStage(config)
+    seen = [taught(index, stage.update, [update for _, update in stage.lessons], 2) for index in range(4)]
+    assert [update.lengths for update in seen] == [(3, 3, 3), (3, 3, 3), (3, 3, 3), (1, 3, 3, 3)]
+    assert [update.starts for update in seen] == [(), (3, 6), (), ()]
+    for index in range(4):
+        assert torch.isfinite(stage.step(index)["loss"])
+
+
+def test_distillation_learns_scripts_and_goes_on_from_a_picture(folder, kinds, tmp_path: Path):
+    stage = DistillStage(distillation(folder, kinds, tmp_path / "run"))
+    usual, story, picture = stage.update, *stage.lessons
+    plan = StepPlan(steps=1, discriminator_learns=True, student_listens=True)
+    assert isinstance(story.sample(plan, 0, range(2)).text, Script)
+    batch = picture.sample(plan, 0, range(2), graph=True)
+    assert batch.x_n.shape[1] == 10
+    assert torch.equal(batch.x_n[:, :1], batch.data[:, :1])  # given, and by both samples of a pair
+    assert torch.equal(batch.x_next[:, :1], batch.data[:, :1])
+    assert not torch.equal(batch.x_n[:, 1:], batch.data[:, 1:])
+    picture.student(plan, batch, picture.noise("test"))
+    assert any(p.grad is not None and bool(p.grad.any()) for p in usual.networks.student.parameters())
+    for index in range(4):
+        assert all(torch.isfinite(value) for value in stage.step(index).values())
+    with pytest.raises(NearstepError, match="makes no rollouts"):
+        replace(stage.config, sampling="data")
+
+
+def test_a_run_with_lessons_resumes_exactly(folder, kinds, tmp_path: Path):
+    whole = distillation(folder, kinds, tmp_path / "whole").run()
+    cut = distillation(folder, kinds, tmp_path / "cut")
+    replace(cut, loop=replace(cut.loop, minutes=1e-9, save_every=1)).run()
+    again = cut.run()
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    assert (whole / name).read_bytes() == (again / name).read_bytes()
+
+
+@torch.no_grad()
+def test_a_given_chunk_is_what_the_rest_goes_on_from():
+    torch.manual_seed(0)
+    net = VideoTransformer(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=10, freq_dim=16,
+        ffn_dim=32, num_layers=2, chunk_frames=3,
+    ).eval()  # fmt: skip
+    denoiser = TextDenoiser(net, torch.randn(2, 5, 10))
+    lengths = chunk_lengths(7, 3, 1)
+    assert lengths == (1, 3, 3)
+    plan = replace(make_plan("2", frames=9, chunk_frames=3, shift=3.0), lengths=lengths)
+    make = dict(shape=(4, 4, 4), seed=0, samples=[0, 1])
+    whole = generate(denoiser, plan, **make)
+    picture = whole[:, :1]
+    torch.testing.assert_close(generate(denoiser, plan, given=picture, **make), whole)  # noise by the chunk's number
+    other = generate(denoiser, plan, given=picture + 1, **make)
+    assert torch.equal(other[:, :1], picture + 1)
+    assert not torch.allclose(other[:, 1:], whole[:, 1:])
+
+
+def test_captions_beyond_the_clip_are_left_out():
+    def encode(prompts):
+        return torch.zeros(len(prompts), 5, 10)
+
+    assert isinstance(encoded(encode, [("a", "b", "c")], (3, 6), 3), torch.Tensor)
+    script = encoded(encode, [("a", "b", "c")], (3, 6), 6)
+    assert isinstance(script, Script) and script.starts == (3,)
