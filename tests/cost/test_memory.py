@@ -108,7 +108,9 @@ def real_update(config: DistillConfig) -> DistillUpdate:
         student=student, teacher=teacher, assistant=assistant, ema=Ema(student, 0.9), adversary=adversary
     )
     here = Ranks(0, 1, torch.device("cpu"))
-    return DistillUpdate(config, networks, text=text, clips=SimpleNamespace(shape=SMALL.clip, batch=clips), here=here)
+    return DistillUpdate(
+        config, networks, text=text, clips=SimpleNamespace(shape=SMALL.clip, batch=clips, starts=()), here=here
+    )
 
 
 def measured(config: DistillConfig) -> dict[str, int]:
