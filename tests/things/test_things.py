@@ -15,7 +15,7 @@ from nearstep.recipes.worlds import WORLDS, find_world
 from nearstep.things import THINGS_WORLD, Things
 from nearstep.things.world import WorldConfig
 from nearstep.train.phases import Phase
-from nearstep.train.stages.codec import CodecSize, CodecStage, CropPhase
+from nearstep.train.stages.codec import CodecSize, CodecStage
 
 
 def test_it_is_a_world_and_its_name_tells_its_dials():
@@ -81,7 +81,7 @@ def test_a_codec_of_it_trains_by_configuration_alone(size: int, tmp_path: Path):
             recipe,
             world=Things(WorldConfig(size=size)),
             loop=replace(recipe.loop, folder=tmp_path, steps=2),
-            phases=(CropPhase(1, 1, 2, 32), CropPhase(1, 5, 2, size)),
+            phases=(Phase(1, 1, 2, 32), Phase(1, 5, 2)),
             size=tiny,
         )
     )

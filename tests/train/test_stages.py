@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from worlds import Shades
 
 from nearstep.data.latents import LatentClips, LatentsConfig
+from nearstep.data.order import rows_after
 from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
 from nearstep.nets.masks import teacher_forcing
@@ -22,7 +23,7 @@ from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
-from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase, difference_error
+from nearstep.train.stages.codec import CodecConfig, CodecSize, difference_error
 from nearstep.train.stages.shared import open_model, stratified
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TeacherStage, TextSize
 
@@ -40,7 +41,7 @@ def loop(folder: Path, steps: int = 4) -> LoopConfig:
 
 
 def tiny_codec(folder: Path, steps: int = 4) -> CodecConfig:
-    phases = (CropPhase(steps // 2, 1, 3, 32), CropPhase(steps - steps // 2, 5, 2, 32))
+    phases = (Phase(steps // 2, 1, 3, 32), Phase(steps - steps // 2, 5, 2, 32))
     return replace(playground.codec(), loop=loop(folder, steps), size=CODEC, phases=phases)
 
 
@@ -135,6 +136,21 @@ def test_phases_of_pictures_learn_from_more_of_them(codec: Path, latents: Path, 
     assert seen == [(0, 6), (6, 6)]
     with pytest.raises(NearstepError, match="give them frames=1"):
         replace(config, pictures=replace(pictures, frames=5))
+
+
+def test_phases_of_windows_learn_what_lies_near_the_focus(codec: Path, latents: Path, tmp_path: Path):
+    config = tiny_teacher(codec, tmp_path / "run", latents)
+    stage = TeacherStage(replace(config, phases=(Phase(2, 1, 6, 32), Phase(2, 9, 4))))
+    seen: list[torch.Size] = []
+    stage.network.register_forward_hook(lambda _, inputs, output: seen.append(output.shape))
+    for index in range(4):
+        assert torch.isfinite(stage.step(index)["loss"])
+    stride = stage.codec.spatial_stride
+    assert [tuple(shape[-2:]) for shape in seen] == [(32 // stride,) * 2] * 2 + [(PLAYGROUND.size // stride,) * 2] * 2
+    rows = [row for _, row in rows_after(0, 6, count=8, seed=0)]
+    assert torch.equal(stage.clips.focus(0, 6, 1), PLAYGROUND.focus(0, rows, frames=1))
+    with pytest.raises(NearstepError, match="no whole number of tokens"):
+        TeacherStage(replace(config, phases=(Phase(2, 1, 6, 20), Phase(2, 9, 4))))
 
 
 def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latents: Path, tmp_path: Path):

@@ -69,6 +69,8 @@ class LatentClips:
         examples: how many -> prompts to look at while training.
         texts: the captions, where they are stored; a world words its own anew each epoch.
         starts: latent frames from which the second caption of a clip holds, the third and so on.
+        seen: (rows, pixel frames) -> where there is most to see in the first frames of these clips, [B, 2] as (x, y) in
+            pixels; None where that is not known.
     """
 
     def __init__(
@@ -81,9 +83,10 @@ class LatentClips:
         examples: Callable[[int], list[str]],
         texts: Sequence[str] = (),
         starts: tuple[int, ...] = (),
+        seen: Callable[[Sequence[int], int], Tensor] | None = None,
     ) -> None:
         self.latents, self.count, self.seed, self.captions = latents, count, seed, captions
-        self.examples, self.texts, self.starts = examples, texts, starts
+        self.examples, self.texts, self.starts, self.seen = examples, texts, starts, seen
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,6 +98,16 @@ class LatentClips:
         rows = rows_after(first, size, count=self.count, seed=self.seed)
         latents = self.latents.rows([row for _, row in rows])
         return latents, [self.captions(row, epoch) for epoch, row in rows]
+
+    def focus(self, first: int, size: int, frames: int) -> Tensor:
+        """Where there is most to see in the first ``frames`` pixel frames of a batch's clips, [size, 2] in pixels.
+
+        Raises:
+            NearstepError: if nobody knows.
+        """
+        if self.seen is None:
+            raise NearstepError("what is to be seen where is known of a world's clips alone; train on whole frames")
+        return self.seen([row for _, row in rows_after(first, size, count=self.count, seed=self.seed)], frames)
 
 
 def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClips:
@@ -164,6 +177,7 @@ def _of_world(config: LatentsConfig, world: World, index: Index | None, codec: C
         captions=caption,
         examples=examples,
         starts=config.changes,
+        seen=None if config.changes else lambda rows, frames: world.focus(config.seed, rows, frames=frames),
     )
 
 

@@ -28,7 +28,7 @@ from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase
+from nearstep.train.stages.codec import CodecConfig, CodecSize
 from nearstep.train.stages.graft import GraftConfig
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
@@ -65,12 +65,12 @@ def codec() -> CodecConfig:
         loop=LoopConfig(folder=_RUNS / "codec", steps=3700),
         optim=OptimConfig(lr=2e-3, warmup=20, decay=0.35, muon=True),
         phases=(
-            CropPhase(500, 1, 48, 32),
-            CropPhase(700, 5, 10, 32),
-            CropPhase(600, 13, 4, 32),
-            CropPhase(400, 33, 2, 32),
-            CropPhase(1100, 17, 4, 32),
-            CropPhase(400, 33, 1, PLAYGROUND.size),
+            Phase(500, 1, 48, 32),
+            Phase(700, 5, 10, 32),
+            Phase(600, 13, 4, 32),
+            Phase(400, 33, 2, 32),
+            Phase(1100, 17, 4, 32),
+            Phase(400, 33, 1),
         ),
         world=PLAYGROUND,
         size=CodecSize(

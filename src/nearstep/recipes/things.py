@@ -21,7 +21,7 @@ from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
-from nearstep.train.stages.codec import CodecConfig, CodecSize, CropPhase
+from nearstep.train.stages.codec import CodecConfig, CodecSize
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
@@ -35,10 +35,10 @@ def codec() -> CodecConfig:
         loop=LoopConfig(folder=_RUNS / "codec", steps=4300, save_every=100, preview_every=250),
         optim=OptimConfig(lr=4e-3, warmup=20, decay=0.6, muon=True),
         phases=(
-            CropPhase(700, 1, 64, 32),
-            CropPhase(1500, 13, 5, 32),
-            CropPhase(1900, 17, 4, 32),
-            CropPhase(200, 33, 1, THINGS_WORLD.size),
+            Phase(700, 1, 64, 32),
+            Phase(1500, 13, 5, 32),
+            Phase(1900, 17, 4, 32),
+            Phase(200, 33, 1),
         ),
         size=CodecSize(
             base_dim=24,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from nearstep.errors import NearstepError
 from nearstep.ranges import check_count
 from nearstep.shapes import latent_frames
-
-P = TypeVar("P", bound="Phase")
 
 
 @dataclass(frozen=True)
@@ -22,11 +19,14 @@ class Phase:
     """Pixel frames of a clip, 4n+1."""
     clips: int
     """Clips a step."""
+    side: int | None = None
+    """Height and width in pixels of a window near what there is to see (data/crops.py); None: whole frames."""
 
     def __post_init__(self) -> None:
         check_count("steps of a phase", self.steps)
         latent_frames(self.frames)
         check_count("clips of a phase", self.clips)
+        check_count("side of a phase", self.side)
 
 
 def check_phases(phases: Sequence[Phase], steps: int) -> None:
@@ -39,7 +39,7 @@ def check_phases(phases: Sequence[Phase], steps: int) -> None:
         raise NearstepError(f"the phases have {total} steps and the run {steps}; make them equal")
 
 
-def phase_at(phases: Sequence[P], index: int) -> tuple[P, int]:
+def phase_at(phases: Sequence[Phase], index: int) -> tuple[Phase, int]:
     """The phase of step ``index``, and how many clips the steps before it have taken."""
     taken = 0
     for phase in phases:

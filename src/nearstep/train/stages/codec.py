@@ -8,8 +8,8 @@ it took to converge in minutes, found by measuring:
   way and adds a bias, so that the output begins as a constant and stays one for hundreds of steps;
 - the posterior starts narrow: at unit variance the noise drowns the signal of untrained weights;
 - the decoder's output is not clamped: a clamped pixel has no gradient;
-- pictures before clips, crops before whole frames (``CropPhase``), and whole clips in the end: a decoder trained on two
-  latent frames drifts off from the third one on.
+- pictures before clips, windows before whole frames (``Phase.side``), and whole clips in the end: a decoder trained on
+  two latent frames drifts off from the third one on.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from nearstep import rng
+from nearstep.data.crops import cropped
 from nearstep.nets.codec import VideoCodec
 from nearstep.protocols import World
 from nearstep.ranges import check_count, check_number
@@ -78,14 +79,6 @@ class CodecSize:
         return vae
 
 
-@dataclass(frozen=True)
-class CropPhase(Phase):
-    """Windows in time and space."""
-
-    side: int
-    """Height and width of the crop, which holds what there is to see."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
     """A codec run."""
@@ -96,7 +89,7 @@ class CodecConfig:
     """The world whose clips the codec learns."""
     size: CodecSize
     seed: int = 0
-    phases: tuple[CropPhase, ...]
+    phases: tuple[Phase, ...]
     """In order; together as long as the run."""
     square: float = 2.0
     """Weight of the squared error beside the absolute one."""
@@ -152,9 +145,9 @@ class CodecStage:
         first = int(torch.randint(world.frames - phase.frames + 1, (), generator=draw))
         video = world.clips(seed, clips, frames=phase.frames, first=first)
         weight = self._weight(clips, first, video)
-        if phase.side != world.size:
+        if phase.side is not None:
             focus = world.focus(seed, clips, frames=phase.frames, first=first)
-            both = _cropped(torch.cat([video, weight], dim=2), focus, phase.side, draw)
+            both = cropped(torch.cat([video, weight], dim=2), focus, phase.side, draw)
             video, weight = both[:, :, :3], both[:, :, 3:]
         return video, weight / weight.mean()
 
@@ -211,13 +204,6 @@ class CodecStage:
         std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
         codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         codec.save_pretrained(folder / "vae")
-
-
-def _cropped(video: Tensor, focus: Tensor, side: int, draw: torch.Generator) -> Tensor:
-    # Squares near the focus [B, 2], which most of a frame is far from.
-    away = (torch.rand(len(video), 2, generator=draw) - 0.5) * 0.75 * side
-    corners = (focus + away - side / 2).round().clamp(0, video.shape[-1] - side).int().tolist()
-    return torch.stack([clip[..., y : y + side, x : x + side] for clip, (x, y) in zip(video, corners, strict=True)])
 
 
 def difference_error(decoded: Tensor, video: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep import rng
-from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.data.crops import cropped
+from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
@@ -148,6 +149,9 @@ class TeacherStage:
         self.both = torch.nn.ModuleDict({"network": self.network, "text": self.text})
         self.optimizer = Optimizer([self.both], config.optim, config.loop.steps)
         self.ema = Ema(self.both, config.ema)
+        token = self.codec.spatial_stride * max(config.network.patch_size[1:])
+        if odd := [phase.side for phase in config.phases if phase.side is not None and phase.side % token]:
+            raise NearstepError(f"windows of {odd[0]} pixels are no whole number of tokens of {token}; use a multiple")
         self.state = TrainState({"model": self.both, "optimizer": self.optimizer, "ema": self.ema})
         if config.compile:
             compile_blocks(self.network)
@@ -156,9 +160,11 @@ class TeacherStage:
         """Make one update."""
         config = self.config
         phase, taken = phase_at(config.phases, index)
-        clips = self.pictures if phase.frames == 1 else taught(index, self.clips, self.lessons, config.lesson_every)
+        clips = self._clips(phase, index)
         x0, captions = clips.batch(taken, phase.clips)
         x0 = x0[:, : latent_frames(phase.frames)]
+        if phase.side is not None:
+            x0 = self._cropped(x0, clips.focus(taken, phase.clips, phase.frames), phase.side, index)
         draw = rng.generator("teacher", config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
         t = training_times(stratified(phase.clips, draw), shift=config.shift)
@@ -170,6 +176,18 @@ class TeacherStage:
         moved = self.optimizer.step(loss, index)
         self.ema.update(self.both)
         return {"loss": loss, **_by_time(losses, t), **moved}
+
+    def _clips(self, phase: Phase, index: int) -> LatentClips:
+        if phase.frames == 1:
+            return self.pictures
+        # Windows belong to the usual clips: where to look in a lesson's is not known.
+        return taught(index, self.clips, self.lessons if phase.side is None else (), self.config.lesson_every)
+
+    def _cropped(self, x0: Tensor, focus: Tensor, side: int, index: int) -> Tensor:
+        """Windows [B, F, C, side, side] of latents, a whole number of tokens away from the frame's corner."""
+        stride, (_, rows, columns) = self.codec.spatial_stride, self.config.network.patch_size
+        draw = rng.generator("teacher window", self.config.seed, index)
+        return cropped(x0, focus / stride, side // stride, draw, grid=max(rows, columns))
 
     def preview(self, path: Path) -> None:
         """Fixed captions and noise, through the averaged weights."""
