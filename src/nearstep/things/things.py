@@ -16,6 +16,7 @@ from nearstep.things.judge.judge import Verdict, judge
 from nearstep.things.paths import positions
 from nearstep.things.world import Scene, WorldConfig
 
+_KEPT = 1 << 16
 _SHOWS = 0.02
 """Difference from the background from which a pixel shows a thing."""
 
@@ -116,15 +117,22 @@ class Things:
         return parsing.vocabulary()
 
     def _stories(self, seed: int, indices: Sequence[int], starts: Sequence[int]) -> list[tuple[Scene, ...]]:
-        return [changes.sample_story(self.config, seed, index, starts) for index in indices]
+        return [_story(self.config, seed, index, tuple(starts)) for index in indices]
 
     def _scenes(self, seed: int, indices: Sequence[int]) -> tuple[Scene, ...]:
-        return _sampled(self.config, seed, tuple(indices))
+        return tuple(_scene(self.config, seed, index) for index in indices)
 
 
-@lru_cache(maxsize=4)  # one batch is asked for its clips, their focus and their foreground
-def _sampled(config: WorldConfig, seed: int, indices: tuple[int, ...]) -> tuple[Scene, ...]:
-    return tuple(world.sample_scenes(config, seed, indices))
+# A batch is asked for its clips, focus and foreground, and training comes back to the same clips for other captions:
+# finding two paths that meet takes a millisecond, a scene that was found three kilobytes.
+@lru_cache(maxsize=_KEPT)
+def _scene(config: WorldConfig, seed: int, index: int) -> Scene:
+    return world.sample_scenes(config, seed, [index])[0]
+
+
+@lru_cache(maxsize=_KEPT)
+def _story(config: WorldConfig, seed: int, index: int, starts: tuple[int, ...]) -> tuple[Scene, ...]:
+    return changes.sample_story(config, seed, index, starts)
 
 
 THINGS_WORLD = Things()
