@@ -207,6 +207,10 @@ class World(Protocol):
         """Every word that a caption may hold."""
         ...
 
+    def words(self) -> Mapping[str, Sequence[str]]:
+        """What captions can state -> the phrases that state it, for people to choose from."""
+        ...
+
 
 @runtime_checkable
 class StoryWorld(World, Protocol):

@@ -7,15 +7,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from nearstep.cli.arguments import parsed
 from nearstep.cli.options import NO_STUDENT, FlatStudent, ModelArgument
 from nearstep.cli.text import short, table
+from nearstep.errors import NearstepError
 from nearstep.models.configs import Configs, ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder, shift_of
 from nearstep.models.student import Student
 
+_EXAMPLES, _EXAMPLES_SEED = 3, 2
+_CLOSED = 5000
+"""Words of the largest vocabulary that is shown word by word."""
 PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
 
 
@@ -24,6 +29,8 @@ class Info:
     """Show a model's components, sizes and plans."""
 
     model: ModelArgument = EMBEDDED
+    words: bool = False
+    """Show what its prompts may say, for a model of a closed vocabulary."""
     json: bool = False
     """Print JSON."""
     student: FlatStudent = NO_STUDENT
@@ -33,7 +40,12 @@ class Info:
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print."""
     options = parsed(Info, "nearstep info", arguments)
-    facts = describe(ModelFolder.open(options.model), options.student.chosen)
+    folder = ModelFolder.open(options.model)
+    if options.words:
+        words = words_of(folder)
+        print(json.dumps(words, indent=2) if options.json else _listed(words))
+        return
+    facts = describe(folder, options.student.chosen)
     print(json.dumps(facts, indent=2) if options.json else _text(facts))
 
 
@@ -50,6 +62,35 @@ def describe(folder: ModelFolder, student: Student | None = None) -> dict[str, A
         "settings": asdict(configs["transformer"].settings if student else folder.settings),
         "networks": {name: _network(has) for name, has in configs.items()},
     }
+
+
+def words_of(folder: ModelFolder) -> dict[str, list[str]]:
+    """What prompts may say -> the phrases for it; of a model that is of none of the worlds here, its words alone.
+
+    Raises:
+        NearstepError: if the model knows more than whole words, and so any prompt.
+    """
+    from nearstep.models.prompts import vocabulary
+    from nearstep.recipes.worlds import WORLDS
+
+    known = vocabulary(folder)
+    if known is None:
+        raise NearstepError(f"{folder.path}/tokenizer has no tokenizer.json, which would say the words; try a prompt")
+    for world in WORLDS.values():
+        if set(world.vocabulary()) == set(known):
+            told = {name: [*phrases] for name, phrases in world.words().items()}
+            return told | {"for example": world.prompts(_EXAMPLES_SEED, range(_EXAMPLES))}
+    if len(known) > _CLOSED:
+        raise NearstepError(f"{folder.path} reads any prompt: its tokenizer knows {len(known)} pieces of words")
+    return {"words": known}
+
+
+def _listed(words: dict[str, list[str]]) -> str:
+    width = max(len(name) for name in words)
+    return "\n".join(
+        fill(("; " if name == "for example" else ", ").join(phrases), 100, initial_indent=name.ljust(width + 2), subsequent_indent=" " * (width + 2))
+        for name, phrases in words.items()
+    )
 
 
 def _component(folder: ModelFolder, name: str) -> dict[str, Any]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nearstep.errors import NearstepError
 from nearstep.models.folder import ModelFolder, read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
@@ -40,20 +45,14 @@ def check_prompts(folder: ModelFolder, prompts: Mapping[str, str], length: int =
     Raises:
         NearstepError: naming the first such prompt's place, its unknown words and what is near them, or its length.
     """
-    from tokenizers import Tokenizer
-
-    from nearstep.nets.prompts import Encoded, check_encoded, cleaned, words_of
+    from nearstep.nets.prompts import Encoded, check_encoded, cleaned
 
     home = folder.path / "tokenizer"
-    if not prompts or not (home / _TOKENIZER).is_file():
+    tokenizer = _tokenizer(home) if prompts else None
+    if tokenizer is None:
         return
     settings = read_json(home / _SETTINGS) if (home / _SETTINGS).is_file() else {}
-    try:
-        tokenizer = Tokenizer.from_file(str(home / _TOKENIZER))
-    except Exception:  # of any type; loading says what is wrong with it
-        return
-    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    known = partial(words_of, tokenizer.get_vocab(with_added_tokens=False), special)
+    known = partial(_words, tokenizer)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     stated, unknown = settings.get("model_max_length"), settings.get("unk_token")
@@ -65,3 +64,27 @@ def check_prompts(folder: ModelFolder, prompts: Mapping[str, str], length: int =
             check_encoded([Encoded(text, found.ids, found.offsets)], unknown=strange, length=most, known=known)
         except NearstepError as error:
             raise NearstepError(f"{place}: {error}" if place else str(error)) from None
+
+
+def vocabulary(folder: ModelFolder) -> list[str] | None:
+    """Every word (or piece of one) that a model's tokenizer knows, sorted; None where its folder does not say."""
+    tokenizer = _tokenizer(folder.path / "tokenizer")
+    return None if tokenizer is None else _words(tokenizer)
+
+
+def _tokenizer(home: Path) -> Tokenizer | None:
+    from tokenizers import Tokenizer
+
+    if not (home / _TOKENIZER).is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(home / _TOKENIZER))
+    except Exception:  # of any type; loading says what is wrong with it
+        return None
+
+
+def _words(tokenizer: Tokenizer) -> list[str]:
+    from nearstep.nets.prompts import words_of
+
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    return words_of(tokenizer.get_vocab(with_added_tokens=False), special)

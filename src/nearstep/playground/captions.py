@@ -86,6 +86,13 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted({*_MEANING, *_GLUE}))
 
 
+def phrases() -> dict[str, list[str]]:
+    """What a caption can state -> the phrases that state it."""
+    named = {name: values for name, values in WORDS.items() if name in ("shape", "colour", "size", "motion", "speed")}
+    named |= {"direction": _WAYS, "background": _PLACES}
+    return {name: [phrase for group in values.values() for phrase in group] for name, values in named.items()}
+
+
 def tokens(text: str) -> list[str]:
     """Lower-case words of ``text``; punctuation separates."""
     return re.findall(r"[a-z0-9]+", text.lower())

@@ -61,5 +61,9 @@ class Playground:
         """The closed vocabulary of playground/captions.py."""
         return captions.vocabulary()
 
+    def words(self) -> dict[str, list[str]]:
+        """The same by attribute."""
+        return captions.phrases()
+
 
 PLAYGROUND = Playground()

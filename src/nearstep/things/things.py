@@ -14,6 +14,7 @@ from nearstep import rng
 from nearstep.things import captions, changes, features, parsing, world
 from nearstep.things.judge.judge import Verdict, judge
 from nearstep.things.paths import positions
+from nearstep.things.words import phrases
 from nearstep.things.world import Scene, WorldConfig
 
 _KEPT = 1 << 16
@@ -115,6 +116,10 @@ class Things:
     def vocabulary(self) -> tuple[str, ...]:
         """The closed vocabulary of things/words.py, as things/parsing.py reads it."""
         return parsing.vocabulary()
+
+    def words(self) -> dict[str, list[str]]:
+        """The same by what it states, the things of this world by category."""
+        return phrases(self.config.names)
 
     def _stories(self, seed: int, indices: Sequence[int], starts: Sequence[int]) -> list[tuple[Scene, ...]]:
         return [_story(self.config, seed, index, tuple(starts)) for index in indices]

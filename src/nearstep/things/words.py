@@ -5,6 +5,8 @@ Words of one attribute are disjoint from those of every other, so reading a capt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nearstep.things.sprites import COLOURS, THINGS
 
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
@@ -121,3 +123,14 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
     "left of": ("to the left of", "left of"),
     "right of": ("to the right of", "right of"),
 }
+
+
+def phrases(things: Sequence[str]) -> dict[str, list[str]]:
+    """What a caption can state -> the phrases that state it; the things that are named here, category by category."""
+    listed = {
+        " or ".join(nouns): [noun for name in things if THINGS[name].category == category for noun in NOUNS[name]]
+        for category, nouns in CATEGORY_NOUNS.items()
+    }
+    stated = {**ADJECTIVES, "motion": {**VERBS["motion"], "rest": REST_PHRASES}, "speed": VERBS["speed"]}
+    stated |= {"direction": WAY_PHRASES, "place": PLACE_PHRASES, "relation": RELATION_PHRASES}
+    return listed | {name: [phrase for group in values.values() for phrase in group] for name, values in stated.items()}
