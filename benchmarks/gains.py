@@ -143,9 +143,9 @@ def last_block_whole() -> Iterator[None]:
     forward = TransformerBlock.forward
 
     def whole(self: TransformerBlock, *arguments: Any) -> Any:
-        *rest, keys_only = arguments
+        *rest, keys_only, turns = arguments  # no turns: one prompt holds
         call: Any = forward
-        out, own = call(self, *rest, 0)
+        out, own = call(self, *rest, 0, turns)
         return out[:, keys_only:], own
 
     with patch.object(TransformerBlock, "forward", whole):
