@@ -18,7 +18,7 @@ from nearstep.models.configs import Configs, ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder, shift_of
 from nearstep.models.student import Student
 
-_EXAMPLES, _EXAMPLES_SEED = 3, 2
+_EXAMPLE, _EXAMPLES, _EXAMPLES_SEED = "for example", 3, 2
 _CLOSED = 5000
 """Words of the largest vocabulary that is shown word by word."""
 PLANS = ("1", "4,1x", "2", "4,2x", "4")  # those of the paper: 1, 1*, 2, 2*, 4
@@ -79,18 +79,19 @@ def words_of(folder: ModelFolder) -> dict[str, list[str]]:
     for world in WORLDS.values():
         if set(world.vocabulary()) == set(known):
             told = {name: [*phrases] for name, phrases in world.words().items()}
-            return told | {"for example": world.prompts(_EXAMPLES_SEED, range(_EXAMPLES))}
+            return told | {_EXAMPLE: world.prompts(_EXAMPLES_SEED, range(_EXAMPLES))}
     if len(known) > _CLOSED:
         raise NearstepError(f"{folder.path} reads any prompt: its tokenizer knows {len(known)} pieces of words")
     return {"words": known}
 
 
 def _listed(words: dict[str, list[str]]) -> str:
-    width = max(len(name) for name in words)
-    return "\n".join(
-        fill(("; " if name == "for example" else ", ").join(phrases), 100, initial_indent=name.ljust(width + 2), subsequent_indent=" " * (width + 2))
-        for name, phrases in words.items()
-    )
+    width = max(len(name) for name in words) + 2
+    lines = []
+    for name, phrases in words.items():
+        listed = ("; " if name == _EXAMPLE else ", ").join(phrases)
+        lines.append(fill(listed, 100, initial_indent=name.ljust(width), subsequent_indent=" " * width))
+    return "\n".join(lines)
 
 
 def _component(folder: ModelFolder, name: str) -> dict[str, Any]:
