@@ -89,3 +89,6 @@ class Shades:
 
     def vocabulary(self) -> tuple[str, ...]:
         return ("and", "bright", "dark", "still")
+
+    def words(self) -> dict[str, list[str]]:
+        return {"level": [*LEVELS]}
