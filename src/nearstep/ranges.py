@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral, Real
 
 from nearstep.errors import NearstepError
@@ -63,3 +65,8 @@ def check_count(name: str, value: int | None, *, least: int = 1, most: int = 10*
     if not least <= value <= most:
         wanted = f"at least {least}" if value < least else f"at most {most}"
         raise NearstepError(f"{name}={value}; give {wanted}")
+
+
+def grows(numbers: Sequence[int]) -> bool:
+    """Whether the numbers lie above 0 and each above the one before."""
+    return all(before < after for before, after in pairwise((0, *numbers)))

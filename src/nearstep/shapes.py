@@ -75,7 +75,7 @@ def spatial_stride(config: Mapping[str, Any]) -> int:
 
 def chunk_frames(frames: int, latent: int, stride: int = TEMPORAL_STRIDE) -> tuple[int, ...]:
     """Pixel frames of each chunk of ``latent`` latent frames in a clip of ``frames``; the last may be shorter."""
-    ends = [*range(stride * (latent - 1) + 1, frames, stride * latent), frames]
+    ends = [*range(first_pixel_frame(latent, stride), frames, stride * latent), frames]
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 

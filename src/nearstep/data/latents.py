@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from nearstep.data.shards import INDEX, PREPARED, Index, Shards, add_shard, chec
 from nearstep.errors import NearstepError
 from nearstep.files import check_name, sweep
 from nearstep.protocols import Caption, Codec, StoryWorld, World
-from nearstep.ranges import check_count
+from nearstep.ranges import check_count, grows
 from nearstep.shapes import first_pixel_frame, latent_frames
 
 SHARD = 512
@@ -52,7 +51,7 @@ class LatentsConfig:
         check_name(self.folder)
         check_count("clips", self.clips)
         check_count("seed", self.seed, least=-(2**63), most=2**63)
-        if any(after <= before for before, after in pairwise((0, *self.changes))):
+        if not grows(self.changes):
             raise NearstepError(f"changes={self.changes}; give growing latent frames above 0")
         if self.changes and not isinstance(self.world, StoryWorld):
             raise NearstepError(f"changes={self.changes} need a world whose clips can change; leave them out")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.nets.cache import KeysValues
 from nearstep.protocols import Caption, TextEncoder
+from nearstep.ranges import grows
 
 
 class Turn(NamedTuple):
@@ -40,8 +41,7 @@ class Script:
 
     def __post_init__(self) -> None:
         prompts = self.features.shape[1]
-        growing = all(before < after for before, after in pairwise((0, *self.starts)))
-        if prompts != len(self.starts) + 1 or not growing:
+        if prompts != len(self.starts) + 1 or not grows(self.starts):
             raise NearstepError(
                 f"a script of {prompts} prompts changes at frames {self.starts}; give {prompts - 1} growing numbers "
                 "above 0"

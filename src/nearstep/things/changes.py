@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
+from nearstep.ranges import grows
 from nearstep.things.paths import MOTIONS, SPEEDS, WAYS, advanced, draw_onward, shows_motion
 from nearstep.things.places import PLACES
 from nearstep.things.sprites import THINGS
@@ -71,7 +72,7 @@ def check_starts(starts: Sequence[int]) -> None:
     Raises:
         NearstepError: naming them.
     """
-    if any(after <= before for before, after in zip((0, *starts), starts, strict=False)):
+    if not grows(starts):
         raise NearstepError(f"changes at frames {tuple(starts)}; give growing numbers above 0")
 
 

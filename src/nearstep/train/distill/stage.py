@@ -55,10 +55,9 @@ class DistillStage:
         self.config, self.here, self.text, self.clips = config, here, text, clips
         make = partial(DistillUpdate, config, networks, text=text, here=here)
         self.update = make(clips=clips)
-        opened = open_lessons(config.lessons, config.chunk_frames, self.codec)
         self.lessons = [
             make(clips=own, first_chunk=lesson.first_chunk)
-            for lesson, (own, _) in zip(config.lessons, opened, strict=True)
+            for lesson, own in zip(config.lessons, open_lessons(config.lessons, self.codec), strict=True)
         ]
         self.optimizers = _optimizers(config, networks)
         saved = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}

@@ -183,7 +183,8 @@ class CausalStage:
         )
         self.lessons = [
             (clips, replace(self.update, lengths=lengths, starts=clips.starts))
-            for clips, lengths in open_lessons(config.lessons, config.chunk_frames, self.codec)
+            for lesson, clips in zip(config.lessons, open_lessons(config.lessons, self.codec), strict=True)
+            for lengths in [chunk_lengths(clips.shape[0], config.chunk_frames, lesson.first_chunk)]
         ]
         self.optimizer = Optimizer([network], config.optim, config.loop.steps)
         self.state = TrainState({"network": Trained(network), "optimizer": self.optimizer, "ema": self.ema})

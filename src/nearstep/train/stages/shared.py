@@ -15,7 +15,7 @@ from nearstep.data.prompts import PromptClips, PromptsConfig
 from nearstep.data.shards import codec_key, read_index
 from nearstep.errors import NearstepError
 from nearstep.flow.guidance import Guided, check_negative
-from nearstep.flow.plan import ChunkPlan, chunk_lengths
+from nearstep.flow.plan import ChunkPlan
 from nearstep.models.folder import CONFIG, EMBEDDED, ModelFolder, read_json
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
@@ -111,20 +111,14 @@ def open_model(
     return codec, text, made
 
 
-def open_lessons(
-    lessons: Sequence[Lesson], chunk_frames: int, codec: VideoCodec
-) -> list[tuple[LatentClips, tuple[int, ...]]]:
-    """The clips of each lesson, and the latent frames of their chunks.
+def open_lessons(lessons: Sequence[Lesson], codec: VideoCodec) -> list[LatentClips]:
+    """The clips of each lesson.
 
     Raises:
-        NearstepError: as load_latents does, or if the clips do not divide into chunks.
+        NearstepError: as load_latents does.
     """
-    opened = []
-    for lesson in lessons:
-        with ranks().main_first():  # which makes what is missing
-            clips = load_latents(lesson.latents, codec, codec_name(codec))
-        opened.append((clips, chunk_lengths(clips.shape[0], chunk_frames, lesson.first_chunk)))
-    return opened
+    with ranks().main_first():  # which makes what is missing
+        return [load_latents(lesson.latents, codec, codec_name(codec)) for lesson in lessons]
 
 
 def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, places: Sequence[str]) -> None:

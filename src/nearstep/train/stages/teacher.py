@@ -40,7 +40,15 @@ from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import check_alone
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.recipe import recipe_of
-from nearstep.train.stages.shared import check_finite, check_schedule, codec_name, dropped, show, stratified
+from nearstep.train.stages.shared import (
+    check_finite,
+    check_schedule,
+    codec_name,
+    dropped,
+    open_lessons,
+    show,
+    stratified,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +144,7 @@ class TeacherStage:
         source = codec_name(self.codec)
         self.clips = load_latents(config.latents, self.codec, source)
         self.pictures = load_latents(config.pictures, self.codec, source) if config.pictures else self.clips
-        self.lessons = [load_latents(lesson.latents, self.codec, source) for lesson in config.lessons]
+        self.lessons = open_lessons(config.lessons, self.codec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("teacher weights", config.seed))
             self.text = config.text.build(_vocabulary(config.latents))
