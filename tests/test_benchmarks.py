@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
+from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.things import THINGS_WORLD
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -170,3 +172,13 @@ def test_adaptive_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert low["clips"] == fixed["1"]["clips"] and low["beside"]["fewer_steps"] == 0
     assert high["steps"] > 6 and high["by_chunk"][0] == 3
     assert "0.999  steps" in capsys.readouterr().out
+
+
+def test_obedience_tells_what_a_change_of_prompt_applied_and_kept() -> None:
+    obedience = loaded("obedience")
+    numbers, captions = obedience.stories(THINGS_WORLD, 6, 33)
+    changed = THINGS_WORLD.stories(CAPTIONS_SEED, numbers, (33,), frames=66)
+    found = obedience.summary([*changed], captions, (33,))
+    assert found["applied after 0"][0] == found["kept after 0"][0] == 1
+    ignored = torch.cat([changed[:, :33], changed[:, :33]], dim=1)  # the first scene once more
+    assert obedience.summary([*ignored], captions, (33,))["applied after 0"][0] == 0

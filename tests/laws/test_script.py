@@ -45,6 +45,16 @@ def test_one_prompt_all_along_is_a_prompt() -> None:
 
 
 @torch.no_grad()
+def test_repeated_keys_are_the_keys_of_repeated_clips() -> None:
+    net = network()
+    _, _, script = clip()
+    many = Script(script.features.repeat_interleave(3, dim=0), script.starts)
+    for one, other in zip(net.text_keys(script).repeated(3).layers, net.text_keys(many).layers, strict=True):
+        for part, expected in zip(one, other, strict=True):
+            torch.testing.assert_close(part, expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
 def test_cached_under_a_script_equals_masked_and_every_chunk_reads_its_own_prompt() -> None:
     net = network()
     x, t, script = clip()

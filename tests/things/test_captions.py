@@ -12,7 +12,7 @@ from nearstep.things.words import CATEGORY_NOUNS
 from nearstep.things.world import WorldConfig, sample_scenes
 from nearstep.words import SHOWN, near_word
 
-SCENES = sample_scenes(WorldConfig(), 3, range(600))
+SCENES = sample_scenes(WorldConfig(things=len(THINGS)), 3, range(600))
 NUMBERED = list(enumerate(SCENES))
 
 

@@ -32,7 +32,7 @@ def test_a_scene_depends_on_seed_and_index_alone():
 
 def test_every_value_of_every_attribute_comes_up():
     actors = [actor for scene in SCENES for actor in scene.actors]
-    assert {actor.thing for actor in actors} == set(THINGS)
+    assert {actor.thing for actor in actors} == set(WORLD.names)
     assert {(actor.motion, actor.direction, actor.speed) for actor in actors} == set(CASES)
     assert {scene.place for scene in SCENES} == set(PLACES)
     assert {scene.relation for scene in SCENES} == {None, *RELATIONS}

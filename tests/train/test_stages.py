@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 from worlds import Shades
 
@@ -151,6 +152,20 @@ def test_phases_of_windows_learn_what_lies_near_the_focus(codec: Path, latents: 
     assert torch.equal(stage.clips.focus(0, 6, 1), PLAYGROUND.focus(0, rows, frames=1))
     with pytest.raises(NearstepError, match="no whole number of tokens"):
         TeacherStage(replace(config, phases=(Phase(2, 1, 6, 20), Phase(2, 9, 4))))
+
+
+def test_draws_share_a_clip_and_its_caption(codec: Path, latents: Path, tmp_path: Path):
+    config = tiny_teacher(codec, tmp_path / "run", latents)
+    stage = TeacherStage(replace(config, phases=(Phase(4, 1, 6, 32, draws=3),)))
+    captions, times = [], []
+    stage.text.register_forward_hook(lambda _, inputs, output: captions.append(len(output)))
+    stage.network.register_forward_hook(lambda _, inputs, output: times.append(inputs[1][:, 0]))
+    assert torch.isfinite(stage.step(0)["loss"])
+    assert captions == [6]
+    even: Tensor = times[0] / (config.shift - (config.shift - 1) * times[0])  # the shift undone
+    assert (even.view(6, 3) * 3).floor().tolist() == [[0, 1, 2]] * 6  # a time of each clip in every third of [0, 1]
+    with pytest.raises(NearstepError, match="leave the draws of its phases at 1"):
+        replace(tiny_codec(tmp_path / "codec"), phases=(Phase(4, 1, 2, draws=2),))
 
 
 def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latents: Path, tmp_path: Path):

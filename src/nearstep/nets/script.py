@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -72,6 +72,17 @@ class TextKeys:
     def batch(self) -> int:
         """Number of clips."""
         return self.layers[0][0].shape[0] // (len(self.starts) + 1)
+
+    def repeated(self, times: int) -> TextKeys:
+        """The same for ``times`` clips in place of each, one after the other."""
+        if times == 1:
+            return self
+        prompts = len(self.starts) + 1
+        many = tuple(
+            tuple(part.unflatten(0, (-1, prompts)).repeat_interleave(times, dim=0).flatten(0, 1) for part in layer)
+            for layer in self.layers
+        )
+        return TextKeys(cast(tuple[KeysValues, ...], many), self.starts)
 
     def turns(self, positions: Sequence[int]) -> tuple[Turn, ...]:
         """Who reads which prompt, for frames at these absolute positions; nothing where there is but one."""

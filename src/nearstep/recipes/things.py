@@ -17,6 +17,7 @@ from nearstep.data.latents import LatentsConfig
 from nearstep.recipes import playground
 from nearstep.things import THINGS_WORLD
 from nearstep.train.distill.stage import DistillConfig
+from nearstep.train.lessons import Lesson
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
@@ -26,6 +27,10 @@ from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=THINGS_WORLD)
+_LESSONS = tuple(
+    Lesson(latents=replace(_LATENTS, folder=_RUNS / f"stories_{change}", clips=3_072, changes=(change,)))
+    for change in (3, 6)
+)
 _SETTINGS = playground.settings_of(THINGS_WORLD)
 
 
@@ -43,7 +48,7 @@ def codec() -> CodecConfig:
         size=CodecSize(
             base_dim=24,
             decoder_base_dim=16,
-            z_dim=16,
+            z_dim=8,
             dim_mult=(1, 2, 4),
             num_res_blocks=1,
             temperal_downsample=(True, True),
@@ -59,13 +64,23 @@ def teacher() -> TeacherConfig:
     """Stage 2: text encoder and bidirectional teacher; encodes the clips first."""
     return replace(
         playground.teacher(),
-        loop=LoopConfig(folder=_RUNS / "teacher", steps=10_500),
-        phases=(Phase(3_000, 1, 256), Phase(2_500, 9, 96), Phase(5_000, 33, 32)),
+        loop=LoopConfig(folder=_RUNS / "teacher", steps=15_000),
+        optim=OptimConfig(lr=3e-3, warmup=200, muon=True, weight_decay=0.01),
+        # Whole frames alone teach no thing in this time: a thing is a tenth of a frame, and it lies anywhere.
+        phases=(
+            Phase(5_000, 1, 100, 32, draws=4),
+            Phase(3_000, 1, 60, draws=4),
+            Phase(2_500, 9, 24, draws=3),
+            Phase(4_500, 33, 8, draws=3),
+        ),
         network=NetworkSize(
             num_attention_heads=8, attention_head_dim=32, ffn_dim=640, num_layers=4, patch_size=(1, 4, 4)
         ),
         text=TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32),
         latents=_LATENTS,
+        pictures=replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1),
+        lessons=_LESSONS,
+        compile=True,
         settings=_SETTINGS,
     )
 

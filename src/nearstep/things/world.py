@@ -44,7 +44,7 @@ class WorldConfig:
     frames: int = 33
     """Pixel frames of a clip, within which every motion shows what it is."""
     fps: int = 12
-    things: int = len(THINGS)
+    things: int = 32
     """How many different things there are: the first ones of THINGS."""
     pairs: float = 0.4
     """Part of the clips that show two things."""

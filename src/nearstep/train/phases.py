@@ -21,12 +21,15 @@ class Phase:
     """Clips a step."""
     side: int | None = None
     """Height and width in pixels of a window near what there is to see (data/crops.py); None: whole frames."""
+    draws: int = 1
+    """Times, noises and windows that a step draws of each clip; its caption is read once for all of them."""
 
     def __post_init__(self) -> None:
         check_count("steps of a phase", self.steps)
         latent_frames(self.frames)
         check_count("clips of a phase", self.clips)
         check_count("side of a phase", self.side)
+        check_count("draws of a phase", self.draws)
 
 
 def check_phases(phases: Sequence[Phase], steps: int) -> None:

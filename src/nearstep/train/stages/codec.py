@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from nearstep import rng
 from nearstep.data.crops import cropped
+from nearstep.errors import NearstepError
 from nearstep.nets.codec import VideoCodec
 from nearstep.protocols import World
 from nearstep.ranges import check_count, check_number
@@ -107,6 +108,8 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)
+        if any(phase.draws != 1 for phase in self.phases):
+            raise NearstepError("a codec sees each clip once in a step: leave the draws of its phases at 1")
         for name in ("square", "edge", "kl"):
             check_number(name, getattr(self, name), least=0)
         for name in ("first_weight", "foreground_weight"):

@@ -170,16 +170,20 @@ class TeacherStage:
         phase, taken = phase_at(config.phases, index)
         clips = self._clips(phase, index)
         x0, captions = clips.batch(taken, phase.clips)
-        x0 = x0[:, : latent_frames(phase.frames)]
+        x0 = x0[:, : latent_frames(phase.frames)].repeat_interleave(phase.draws, dim=0)
         if phase.side is not None:
-            x0 = self._cropped(x0, clips.focus(taken, phase.clips, phase.frames), phase.side, index)
+            focus = clips.focus(taken, phase.clips, phase.frames).repeat_interleave(phase.draws, dim=0)
+            x0 = self._cropped(x0, focus, phase.side, index)
         draw = rng.generator("teacher", config.seed, index)
         eps = torch.randn(x0.shape, generator=draw)
-        t = training_times(stratified(phase.clips, draw), shift=config.shift)
+        # Each draw of a clip has a part of [0, 1] of its own: times that meet by chance tell less of it.
+        cells = [(part + stratified(phase.clips, draw)) / phase.draws for part in range(phase.draws)]
+        t = training_times(torch.stack(cells, dim=1).flatten(), shift=config.shift)
         prompts = dropped(captions, torch.rand(len(captions), generator=draw) < config.caption_dropout)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            text = encoded(self.text, prompts, clips.starts, x0.shape[1])
-            losses = flow_matching(partial(self.network, text=text), x0, eps, t[:, None].expand(-1, x0.shape[1]))
+            text = self.network.text_keys(encoded(self.text, prompts, clips.starts, x0.shape[1]))
+            velocity = partial(self.network, text=text.repeated(phase.draws))
+            losses = flow_matching(velocity, x0, eps, t[:, None].expand(-1, x0.shape[1]))
         loss = losses.mean()
         moved = self.optimizer.step(loss, index)
         self.ema.update(self.both)
