@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.sizes import STRIDE, Size, prompt, write_model
 from nearstep.data.prompts import PromptsConfig
+from nearstep.nets.codec import VideoCodec
 from nearstep.protocols import TextEncoder
 from nearstep.recipes import wan
 from nearstep.train.distill.networks import Networks, load_networks
@@ -54,8 +55,8 @@ def gradients(size: Size, folder: Path, device: torch.device, *, autocast: bool 
     made = config(wan.distill(), shallow, folder, size.small, 2 * size.chunk)
     made = replace(made, step_counts=(STEPS,), ratio=1, autocast=autocast, teacher_dtype="float32")
     here = Ranks(0, 1, device)
-    networks, (text, clips) = load_networks(made, here), _opened(made, device)
-    update = DistillUpdate(made, networks, text=text, clips=clips, here=here)
+    networks, (codec, text, clips) = load_networks(made, here), _opened(made, device)
+    update = DistillUpdate(made, networks, text=text, clips=clips, codec=codec, here=here)
     gamma = networks.adversary.penalty_weight(0, 0.0) if networks.adversary else 0.0
     plan, learners = update.plan(0), update.noise("learners", 0, 0)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -76,7 +77,7 @@ def _gradient(network: nn.Module) -> Tensor:
     return torch.cat([p.grad.detach().flatten().cpu() for p in network.parameters() if p.grad is not None])
 
 
-def _opened(made: DistillConfig, device: torch.device) -> tuple[TextEncoder, Clips]:
-    """Text and prompts, there: what open_model finds belongs to the process's own device."""
-    _, text, clips = open_model(made.model, made.latents, made.text_cache)
-    return lambda prompts: text(prompts).to(device), clips
+def _opened(made: DistillConfig, device: torch.device) -> tuple[VideoCodec, TextEncoder, Clips]:
+    """Codec, text and prompts, there: what open_model finds belongs to the process's own device."""
+    codec, text, clips = open_model(made.model, made.latents, made.text_cache)
+    return codec.to(device), lambda prompts: text(prompts).to(device), clips

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,6 +25,7 @@ from nearstep.cost.memory import estimate
 from nearstep.cost.sizes import Sizes, count_network
 from nearstep.models.wan import SIZES
 from nearstep.nets.cache import KVCache
+from nearstep.nets.codec import VideoCodec
 from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import playground
@@ -65,6 +67,7 @@ CONFIGS = {
     "micro-batches": config(micro=1),
     "exact penalty, joint backbone": config(adversary=AdversaryConfig(penalty="exact", backbone="joint")),
     "against data": config(sampling="data", adversary=AdversaryConfig(reference="data", backbone="teacher")),
+    "excerpts": config(excerpt_frames=3),
     "no adversary": config(adversary=None, micro=1, checkpointing=True),
 }
 
@@ -108,9 +111,9 @@ def real_update(config: DistillConfig) -> DistillUpdate:
         student=student, teacher=teacher, assistant=assistant, ema=Ema(student, 0.9), adversary=adversary
     )
     here = Ranks(0, 1, torch.device("cpu"))
-    return DistillUpdate(
-        config, networks, text=text, clips=SimpleNamespace(shape=SMALL.clip, batch=clips, starts=()), here=here
-    )
+    codec = VideoCodec(AutoencoderKLWan(**SMALL.codec)).eval().requires_grad_(False)
+    own = SimpleNamespace(shape=SMALL.clip, batch=clips, starts=())
+    return DistillUpdate(config, networks, text=text, clips=own, codec=codec, here=here)
 
 
 def measured(config: DistillConfig) -> dict[str, int]:

@@ -14,7 +14,7 @@ from nearstep.flow.plan import chunk_lengths, make_plan
 from nearstep.models.folder import Settings
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.script import Script, encoded
+from nearstep.nets.script import Script, TextKeys, encoded
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
@@ -145,13 +145,13 @@ def test_a_teacher_reads_each_scenes_own_caption(folder: Path, kinds: dict[str, 
         autocast=False,
     )
     stage = TeacherStage(config)
-    read: list[object] = []
+    read: list[TextKeys] = []
     forward = stage.network.forward
     stage.network.forward = lambda *a, text, **b: (read.append(text), forward(*a, text, **b))[1]
     for index in range(8):
         assert torch.isfinite(stage.step(index)["loss"])
     # Three latent frames show the first scene alone; nine show all of them.
-    assert [text.starts if isinstance(text, Script) else () for text in read] == [()] * 5 + [(3, 6), (), (3, 6)]
+    assert [text.starts for text in read] == [()] * 5 + [(3, 6), (), (3, 6)]
     with pytest.raises(NearstepError, match="has no chunks"):
         replace(config, lessons=lessons(kinds))
 
@@ -185,6 +185,19 @@ def test_distillation_learns_scripts_and_goes_on_from_a_picture(folder, kinds, t
         assert all(torch.isfinite(value) for value in stage.step(index).values())
     with pytest.raises(NearstepError, match="makes no rollouts"):
         replace(stage.config, sampling="data")
+
+
+def test_longer_samples_are_judged_by_excerpts(folder, kinds, tmp_path: Path):
+    config = replace(distillation(folder, kinds, tmp_path / "run"), excerpt_frames=6)
+    stage = DistillStage(config)
+    plan = StepPlan(steps=1, discriminator_learns=True, student_listens=True)
+    for update in (stage.update, *stage.lessons):
+        frames = [update.sample(plan, index, range(2), graph=True) for index in range(3)]
+        assert {part.shape[1] for batch in frames for part in (batch.x_n, batch.x_next, batch.data)} == {6}
+    for index in range(4):
+        assert all(torch.isfinite(value) for value in stage.step(index).values())
+    with pytest.raises(NearstepError, match="of which there are excerpts"):
+        replace(config, lessons=(), sampling="data")
 
 
 def test_a_run_with_lessons_resumes_exactly(folder, kinds, tmp_path: Path):

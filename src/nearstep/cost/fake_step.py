@@ -188,7 +188,8 @@ def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int,
         fake = _FakeStep(sizes, count, live)
         networks = _networks(config, fake, student, teacher)
         clips = _Clips(sizes.clip, real=not isinstance(config.latents, PromptsConfig))
-        update = DistillUpdate(config, networks, text=fake.text, clips=clips, here=here)
+        codec = VideoCodec(without_numbers(empty_codec(sizes.codec), torch.float32)).eval().requires_grad_(False)
+        update = DistillUpdate(config, networks, text=fake.text, clips=clips, codec=codec, here=here)
         with live, torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
             _learn(update, fake)
     return live.peaks

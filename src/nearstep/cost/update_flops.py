@@ -121,7 +121,7 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     make = partial(Network, frame=sizes.clip[1:], text=sizes.text_length)
     student = make(config=sizes.student, recomputes=config.checkpointing)
     assistant, teacher = make(config=sizes.teacher, recomputes=config.checkpointing), make(config=sizes.teacher)
-    every = full(sizes.clip[0])  # teacher and assistant see all frames
+    every = full(min(sizes.clip[0], config.excerpt_frames or sizes.clip[0]))  # teacher and assistant see all of these
     whole = teacher.whole(every)
     forward, backward = rollout(student, sizes.clip[0], config, steps)
     draws = 1 + config.ratio * config.fresh

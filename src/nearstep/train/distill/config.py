@@ -40,6 +40,9 @@ class DistillFields(LoraFields):
     not generated."""
     lesson_every: int = 3
     """Steps of which one takes a lesson."""
+    excerpt_frames: int | None = None
+    """Latent frames of a longer sample that teacher, assistant and discriminator see, from anywhere on
+    (distill/excerpt.py): as many as the teacher's clips have. None: all."""
     text_cache: Path | None = None
     """A folder for the features of prompts: the text encoder is loaded for new ones only."""
     student: OptimConfig
@@ -111,6 +114,7 @@ class DistillFields(LoraFields):
         for name in ("warmup", "adversary_delay"):
             check_count(name, getattr(self, name), least=0)
         check_count("first_steps", self.first_steps)
+        check_count("excerpt_frames", self.excerpt_frames, least=2)
         if not self.step_counts or not set(self.step_counts) <= set(range(1, GRID + 1)):
             raise NearstepError(f"step_counts={self.step_counts}; give step counts from 1 to {GRID}")
         if self.ratio < 1:
@@ -121,6 +125,8 @@ class DistillFields(LoraFields):
         check_lessons(self.lessons, self.lesson_every)
         if self.lessons and self.sampling == "data":
             raise NearstepError("sampling=data makes no rollouts, which lessons are; leave one of the two out")
+        if self.excerpt_frames and self.sampling == "data":
+            raise NearstepError("sampling=data makes no rollouts of which there are excerpts; leave one of the two out")
         reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
         if reads_data and isinstance(self.latents, PromptsConfig):
             raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")

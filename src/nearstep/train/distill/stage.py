@@ -53,7 +53,7 @@ class DistillStage:
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         networks = load_networks(config, here)
         self.config, self.here, self.text, self.clips = config, here, text, clips
-        make = partial(DistillUpdate, config, networks, text=text, here=here)
+        make = partial(DistillUpdate, config, networks, text=text, codec=self.codec, here=here)
         self.update = make(clips=clips)
         self.lessons = [
             make(clips=own, first_chunk=lesson.first_chunk)

@@ -25,6 +25,7 @@ from nearstep.flow.path import noised, x0_from_velocity
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.losses.denoising import flow_matching
 from nearstep.losses.dmd import distribution_matching, dmd_gradient
+from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import block_causal
 from nearstep.nets.script import Text, encoded, with_negative
@@ -32,6 +33,7 @@ from nearstep.protocols import TextEncoder
 from nearstep.rollout.rollout import generate
 from nearstep.train.distill.adversary import Metrics
 from nearstep.train.distill.config import DistillFields
+from nearstep.train.distill.excerpt import draw_excerpt
 from nearstep.train.distill.networks import Networks
 from nearstep.train.distill.noise import Noise
 from nearstep.train.distill.steps import StepPlan, step_plan, training_plan
@@ -87,6 +89,7 @@ class DistillUpdate:
         networks: in their places on the device.
         text: encodes prompts.
         clips: captions, with latents or without.
+        codec: makes the picture that an excerpt of a long sample begins with.
         here: this process among those that train together.
         first_chunk: latent frames of the first chunk, which is then taken from the clips and not generated.
     """
@@ -98,10 +101,12 @@ class DistillUpdate:
         *,
         text: TextEncoder,
         clips: Clips,
+        codec: VideoCodec,
         here: Ranks,
         first_chunk: int | None = None,
     ) -> None:
         self.config, self.networks, self.text, self.clips, self.here = config, networks, text, clips, here
+        self.codec = codec
         self.rows, self.first_chunk = here.share(config.batch), first_chunk
         self.lengths = chunk_lengths(clips.shape[0], config.chunk_frames, first_chunk)
 
@@ -118,11 +123,11 @@ class DistillUpdate:
 
     def noise(self, *names: str | int) -> Noise:
         """Noise and times of this process's rows, under these names."""
-        config = self.config
+        config, (frames, *shape) = self.config, self.clips.shape
         return Noise(
             names=(config.seed, *names),
             rows=self.rows,
-            shape=self.clips.shape,
+            shape=(min(frames, config.excerpt_frames or frames), *shape),
             t_min=config.t_min,
             t_max=config.t_max,
             device=self.here.device,
@@ -145,7 +150,9 @@ class DistillUpdate:
         conditions = Conditions(text=text, data=data, rows=rows)
         x_n = self.rollout(plan.steps, conditions, index, "fewer", graph=graph)
         x_next = self._reference(plan, conditions, index)
-        return Batch(text=conditions.text, data=conditions.data, rows=rows, x_n=x_n, x_next=x_next)
+        excerpt = draw_excerpt(self.clips.shape[0], self.config.excerpt_frames, self.config.seed, index)
+        x_n, x_next, data = (None if x is None else excerpt.clip(x, self.codec) for x in (x_n, x_next, data))
+        return Batch(text=excerpt.text(text), data=data, rows=rows, x_n=x_n, x_next=x_next)
 
     def rollout(self, steps: int, conditions: Conditions, index: int, draw: Draw, *, graph: bool) -> Tensor:
         """``steps``-step samples of the student [B, F, C, H, W], float32; ``graph``: through each chunk's last step."""
