@@ -27,10 +27,20 @@ from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=THINGS_WORLD)
-_LESSONS = tuple(
+_WINDOW = 9
+"""Latent frames of a clip of the world."""
+_LONG = replace(_LATENTS, folder=_RUNS / "long", clips=1_024, frames=69)
+_STORIES = tuple(
     Lesson(latents=replace(_LATENTS, folder=_RUNS / f"stories_{change}", clips=3_072, changes=(change,)))
     for change in (3, 6)
 )
+_STREAMS = (
+    *_STORIES,
+    Lesson(latents=replace(_LATENTS, folder=_RUNS / "from_pictures", clips=2_048, frames=37), first_chunk=1),
+    Lesson(latents=_LONG),
+    Lesson(latents=replace(_LONG, folder=_RUNS / "long_stories", changes=(_WINDOW,))),
+)
+"""What a stream is asked for beside clips: to change, to go on from a picture, and to go on."""
 _SETTINGS = playground.settings_of(THINGS_WORLD)
 
 
@@ -79,15 +89,24 @@ def teacher() -> TeacherConfig:
         text=TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32),
         latents=_LATENTS,
         pictures=replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1),
-        lessons=_LESSONS,
+        lessons=_STORIES,
         compile=True,
         settings=_SETTINGS,
     )
 
 
 def forcing() -> CausalConfig:
-    """Stage 3: the causal many-step network, by teacher forcing from the teacher's weights."""
-    return replace(playground.forcing(), latents=_LATENTS, settings=_SETTINGS)
+    """Stage 3: the causal many-step network, by teacher forcing from the teacher's weights, for clips and streams."""
+    return replace(
+        playground.forcing(),
+        latents=_LATENTS,
+        lessons=_STREAMS,
+        lesson_every=2,
+        window_frames=_WINDOW,
+        batch=8,
+        compile=True,
+        settings=_SETTINGS,
+    )
 
 
 def self_forcing() -> DistillConfig:
