@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nearstep.errors import NearstepError
+from nearstep.things import Things
 from nearstep.things.captions import LEVELS, caption
 from nearstep.things.parsing import parse, tokens, vocabulary
 from nearstep.things.sprites import CATEGORIES, THINGS
@@ -55,6 +56,14 @@ def test_captions_keep_to_the_vocabulary():
             used |= set(tokens(caption(scene, seed=2, index=index, level=level)))
     assert used <= known
     assert len(used) > 0.9 * len(known)
+
+
+def test_a_world_of_fewer_things_knows_fewer_words():
+    few = Things(WorldConfig(things=8))
+    words = set(few.vocabulary())
+    assert {"cat", "guitar", "animal", "instrument", "red"} <= words < set(vocabulary())
+    assert not {"dog", "violin", "penguin"} & words
+    assert set(tokens(" ".join(few.prompts(3, range(200))))) <= words
 
 
 def test_a_category_has_a_noun_and_everything_has_words_from_outside():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from nearstep.errors import NearstepError
@@ -69,12 +69,15 @@ def _phrases() -> dict[tuple[str, ...], tuple[str, str]]:
 
 _KNOWN = _phrases()
 _LONGEST = max(map(len, _KNOWN))
-_WORDS = tuple(sorted({word for phrase in _KNOWN for word in phrase}))
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Every word a caption may hold, sorted."""
-    return _WORDS
+def vocabulary(things: Collection[str] = tuple(THINGS)) -> tuple[str, ...]:
+    """Every word that a caption in a world of these things may hold, sorted."""
+    shown = [phrase for phrase, (name, value) in _KNOWN.items() if name != "thing" or value in things]
+    return tuple(sorted({word for phrase in shown for word in phrase}))
+
+
+_WORDS = vocabulary()
 
 
 def parse(text: str) -> Stated:

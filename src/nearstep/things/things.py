@@ -114,8 +114,8 @@ class Things:
         return features.clip_features(video)
 
     def vocabulary(self) -> tuple[str, ...]:
-        """The closed vocabulary of things/words.py, as things/parsing.py reads it."""
-        return parsing.vocabulary()
+        """The closed vocabulary of things/words.py for this world's things, as things/parsing.py reads it."""
+        return parsing.vocabulary(self.config.names)
 
     def words(self) -> dict[str, list[str]]:
         """The same by what it states, the things of this world by category."""
