@@ -68,6 +68,7 @@ CONFIGS = {
     "exact penalty, joint backbone": config(adversary=AdversaryConfig(penalty="exact", backbone="joint")),
     "against data": config(sampling="data", adversary=AdversaryConfig(reference="data", backbone="teacher")),
     "excerpts": config(excerpt_frames=3),
+    "replay": config(replay=True),
     "no adversary": config(adversary=None, micro=1, checkpointing=True),
 }
 
@@ -191,7 +192,9 @@ def test_operations_of_a_chunk_of_wan():
     assert calls[6] == pytest.approx(40.4, abs=0.1)
 
 
-@pytest.mark.parametrize(("name", "rel"), [("whole batch", 0.02), ("checkpointing", 0.02), ("no adversary", 1e-3)])
+@pytest.mark.parametrize(
+    ("name", "rel"), [("whole batch", 0.02), ("checkpointing", 0.02), ("replay", 0.02), ("no adversary", 1e-3)]
+)
 def test_operations_are_those_that_torch_counts(name: str, rel: float):
     """Rollouts exactly, commits included; backward passes but for a network's ends, and the heads but for their own."""
     config = replace(CONFIGS[name], micro=None, ratio=1, step_counts=(2,))

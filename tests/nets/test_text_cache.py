@@ -171,3 +171,15 @@ def test_a_tokenizer_that_spells_in_bytes_knows_every_word(tmp_path: Path) -> No
         encoder.tokens(["a " * 600])
     saved = CachedPromptEncoder(tmp_path, "bytes", tokenizer, lambda: encoder.encoder)
     torch.testing.assert_close(saved(prompts), features.detach())
+
+
+def test_a_folder_that_another_process_makes_meanwhile_is_no_file(tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    missing = iter([False])  # as it was a moment ago
+    real = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: next(missing, True) if path == folder else real(path))
+    check_cache_folder(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NearstepError, match="is a file"):
+        check_cache_folder(tmp_path / "file")

@@ -203,10 +203,11 @@ def test_a_take_is_made_again_under_another_plan(site: Site, tmp_path: Path) -> 
         look.chunk(2)
         look.say("pause")
         look.of("state", state="paused")
-    made = len(recorded(site, take, tmp_path / "a.jsonl").chunks)
+    least = len(recorded(site, take, tmp_path / "a.jsonl").chunks)  # the chunk that was being made may yet follow
     final = site.json("POST", "/api/takes", {"again": take["id"], "plan": "2"}, 201)
     with site.look(f"takes/{final['id']}") as look:
-        assert look.of("state", state="ended")["count"] == made
+        made = look.of("state", state="ended")["count"]
+        assert least <= made <= len(recorded(site, take, tmp_path / "b.jsonl").chunks)
         assert {event["steps"] for event in look.events if event["type"] == "chunk"} == {2}
         look.say("fork", ref="on", chunk=made)  # and goes on from there
         assert look.of("applied", ref="on")["chunk"] == made

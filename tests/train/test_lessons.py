@@ -187,6 +187,18 @@ def test_distillation_learns_scripts_and_goes_on_from_a_picture(folder, kinds, t
         replace(stage.config, sampling="data")
 
 
+def test_replay_gives_the_gradients_of_scripts_and_of_what_follows_a_picture(folder, kinds, tmp_path: Path):
+    plan = StepPlan(steps=2, discriminator_learns=True, student_listens=True)
+    found: list[list[torch.Tensor]] = []
+    for replay in (False, True):
+        stage = DistillStage(replace(distillation(folder, kinds, tmp_path / "run"), replay=replay))
+        for update in stage.lessons:
+            update.student(plan, update.sample(plan, 0, range(2), graph=True), update.noise("test"))
+        found.append([p.grad for p in stage.update.networks.student.parameters() if p.grad is not None])
+    for gradient, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max()))
+
+
 def test_longer_samples_are_judged_by_excerpts(folder, kinds, tmp_path: Path):
     config = replace(distillation(folder, kinds, tmp_path / "run"), excerpt_frames=6)
     stage = DistillStage(config)

@@ -162,6 +162,8 @@ def rollout(student: Network, frames: int, config: DistillFields, steps: int) ->
         if index + 1 < len(lengths):  # nothing reads the last chunk
             forward += student.call(chunk, commit=length)
         backward += student.back(chunk, keys=False)
+        if config.replay:
+            backward += student.call(chunk)
         start += length
     return forward, backward
 

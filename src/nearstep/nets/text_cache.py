@@ -157,12 +157,12 @@ def check_cache_folder(folder: Path, *, parents: bool = False) -> None:
     """
     if folder.is_dir():
         return
-    if folder.exists():
-        raise NearstepError(f"the text cache {folder} is a file; name a folder")
     if not parents and not folder.resolve().parent.is_dir():
         raise NearstepError(f"the text cache {folder} cannot be made: there is no folder {folder.parent}")
     try:
-        folder.mkdir(parents=parents, exist_ok=True)
+        folder.mkdir(parents=parents, exist_ok=True)  # of two processes that begin together one finds it made
+    except FileExistsError as error:
+        raise NearstepError(f"the text cache {folder} is a file; name a folder") from error
     except OSError as error:
         raise NearstepError(f"the text cache {folder} cannot be made: {error.strerror}") from error
 

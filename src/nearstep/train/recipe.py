@@ -19,7 +19,7 @@ from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.folder import Settings
 
-COST = frozenset({"micro", "checkpointing", "compile", "text_cache"})
+COST = frozenset({"micro", "checkpointing", "replay", "compile", "text_cache"})
 """Options that may change: the result is the same but for rounding."""
 PLACES = frozenset({"folder", "files"})
 """Options of clips and prompts that say where they lie."""

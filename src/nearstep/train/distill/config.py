@@ -92,6 +92,9 @@ class DistillFields(LoraFields):
     weights, and the student's too where ``network`` is the teacher."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
+    replay: bool = False
+    """Make rollouts without a graph, and each chunk's last call again for its backward pass (distill/replay.py): the
+    memory of one chunk, and a call a chunk more."""
     compile: bool = False
     settings: Settings = field(default_factory=Settings)
     """What the student is made for, written into its folder."""
@@ -127,6 +130,8 @@ class DistillFields(LoraFields):
             raise NearstepError("sampling=data makes no rollouts, which lessons are; leave one of the two out")
         if self.excerpt_frames and self.sampling == "data":
             raise NearstepError("sampling=data makes no rollouts of which there are excerpts; leave one of the two out")
+        if self.replay and self.sampling == "data":
+            raise NearstepError("sampling=data makes no rollouts that could be replayed; leave one of the two out")
         reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
         if reads_data and isinstance(self.latents, PromptsConfig):
             raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")

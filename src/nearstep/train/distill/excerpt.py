@@ -30,6 +30,11 @@ class Excerpt:
     first: int
     frames: int
 
+    @property
+    def reached(self) -> range:
+        """The sample's frames that a gradient at the excerpt reaches: not the one that gave it its picture."""
+        return range(self.first + (self.first > 0), self.first + self.frames)
+
     def clip(self, x: Float[Tensor, "B F C H W"], codec: VideoCodec) -> Float[Tensor, "B frames C H W"]:
         """These frames of samples ``x``, the first of them a picture; a graph goes through all others."""
         if not self.first:

@@ -36,6 +36,7 @@ from nearstep.train.distill.config import DistillFields
 from nearstep.train.distill.excerpt import draw_excerpt
 from nearstep.train.distill.networks import Networks
 from nearstep.train.distill.noise import Noise
+from nearstep.train.distill.replay import NotedDenoiser, Replay
 from nearstep.train.distill.steps import StepPlan, step_plan, training_plan
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.shared import Clips
@@ -75,10 +76,18 @@ class Batch(Conditions):
     """[B, F, C, H, W] the n-step samples; with a graph until the student has learnt from them."""
     x_next: Tensor | None
     """[B, F, C, H, W] what they are held against, without a graph; None where n has no reference."""
+    replay: Replay | None = None
+    """Takes the gradient on, where the graph of ``x_n`` ends at a rollout that had none."""
+
+    def backward(self, gradient: Tensor) -> None:
+        """Send a gradient at ``x_n`` through the last step of every chunk; once."""
+        self.x_n.backward(gradient)
+        if self.replay:
+            self.replay.backward()
 
     def detached(self) -> Batch:
         """The same without the rollout's graph."""
-        return replace(self, x_n=self.x_n.detach())
+        return replace(self, x_n=self.x_n.detach(), replay=None)
 
 
 class DistillUpdate:
@@ -148,22 +157,41 @@ class DistillUpdate:
         data = None if data is None else data.to(self.here.device)
         text = encoded(self.text, captions, self.clips.starts, self.clips.shape[0])
         conditions = Conditions(text=text, data=data, rows=rows)
-        x_n = self.rollout(plan.steps, conditions, index, "fewer", graph=graph)
-        x_next = self._reference(plan, conditions, index)
         excerpt = draw_excerpt(self.clips.shape[0], self.config.excerpt_frames, self.config.seed, index)
-        x_n, x_next, data = (None if x is None else excerpt.clip(x, self.codec) for x in (x_n, x_next, data))
-        return Batch(text=excerpt.text(text), data=data, rows=rows, x_n=x_n, x_next=x_next)
+        x_n, replay = self.rollout(plan.steps, conditions, index, "fewer", graph=graph)
+        if replay:
+            replay = replace(replay, reached=excerpt.reached)
+        x_next = self._reference(plan, conditions, index)
+        return Batch(
+            text=excerpt.text(text),
+            data=None if data is None else excerpt.clip(data, self.codec),
+            rows=rows,
+            x_n=excerpt.clip(x_n, self.codec),
+            x_next=None if x_next is None else excerpt.clip(x_next, self.codec),
+            replay=replay,
+        )
 
-    def rollout(self, steps: int, conditions: Conditions, index: int, draw: Draw, *, graph: bool) -> Tensor:
-        """``steps``-step samples of the student [B, F, C, H, W], float32; ``graph``: through each chunk's last step."""
+    def rollout(
+        self, steps: int, conditions: Conditions, index: int, draw: Draw, *, graph: bool
+    ) -> tuple[Tensor, Replay | None]:
+        """``steps``-step samples of the student [B, F, C, H, W], float32.
+
+        Args:
+            steps: n.
+            conditions: what they are made for.
+            index: number of the draw.
+            draw: names the noise.
+            graph: through each chunk's last step; asked to, by a replay, and the samples are then a leaf.
+        """
         config, student, device = self.config, self.networks.student, self.here.device
         choice = rng.generator("schedule", config.seed, index, steps)
         make = partial(training_plan, kind=config.schedule, lengths=self.lengths, shift=config.shift, draw=choice)
         plan = make(steps, first=config.first_steps)
-        with torch.set_grad_enabled(graph):
+        again = graph and config.replay
+        with torch.set_grad_enabled(graph and not again):
             if config.sampling == "data":
-                return self._from_data(plan.schedules[0].times[-1], conditions, draw, index)
-            denoiser = TextDenoiser(student, conditions.text)
+                return self._from_data(plan.schedules[0].times[-1], conditions, draw, index), None
+            denoiser = (NotedDenoiser if again else TextDenoiser)(student, conditions.text)
             size, (frames, *shape) = len(conditions.rows), self.clips.shape
             # Append-only: the backward pass may read earlier chunks again.
             cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
@@ -171,17 +199,20 @@ class DistillUpdate:
             samples = range(first + conditions.rows.start, first + conditions.rows.stop)
             seed = rng.key("distill", draw, config.seed)
             given = None if self.first_chunk is None else conditions.clips[:, : self.first_chunk]
-            return generate(
+            x = generate(
                 denoiser,
                 plan,
                 shape=shape,
                 seed=seed,
                 samples=samples,
                 cache=cache,
-                graph=graph,
+                graph=graph and not again,
                 device=device,
                 given=given,
             )
+        if not isinstance(denoiser, NotedDenoiser):
+            return x, None
+        return x.requires_grad_(), Replay(denoiser=denoiser, cache=cache, samples=x, reached=range(frames))
 
     def _from_data(self, time: float, conditions: Conditions, draw: Draw, index: int) -> Tensor:
         """One call on noised clips in place of a rollout (CausVid)."""
@@ -197,7 +228,7 @@ class DistillUpdate:
             return None
         if adversary.config.against_data(plan.steps, GRID):
             return conditions.clips
-        return self.rollout(plan.steps + 1, conditions, index, "more", graph=False)
+        return self.rollout(plan.steps + 1, conditions, index, "more", graph=False)[0]
 
     # --- updates ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +262,7 @@ class DistillUpdate:
             del asd  # a clip, before the backward pass that needs the most memory
 
         # 3. One backward pass through the last step of every chunk, for both.
-        batch.x_n.backward(total / len(self.rows))
+        batch.backward(total / len(self.rows))
         for name, clips in ((str(plan.steps), x.detach()), ("data", batch.data)):
             if clips is not None:
                 metrics |= {f"std_{name}": clips.std(), f"motion_{name}": clips.diff(dim=1).abs().mean()}
