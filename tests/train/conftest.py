@@ -7,27 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import torch
+from untrained import write_untrained
 
 from nearstep.data.latents import LatentsConfig, load_latents
-from nearstep.models.folder import Settings
 from nearstep.nets.codec import VideoCodec
-from nearstep.nets.transformer import VideoTransformer
 from nearstep.playground import PLAYGROUND
 from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig
-from nearstep.train.export import export_model
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
-from nearstep.train.stages.codec import CodecSize
 from nearstep.train.stages.shared import codec_name
-from nearstep.train.stages.teacher import TextSize
-
-TEXT = TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=24)
-CODEC = CodecSize(
-    base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1,
-    temperal_downsample=(True, True), patch_size=2,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,17 +48,8 @@ def few_clips() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory, few_clips: None) -> TinyModel:
-    torch.manual_seed(0)
     folder, latents = (tmp_path_factory.mktemp(name) for name in ("model", "latents"))
-    codec = VideoCodec(CODEC.build()).eval().requires_grad_(False)
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "num_layers": 2}
-    channels = {"in_channels": codec.channels, "out_channels": codec.channels, "text_dim": TEXT.d_model}
-    networks = {
-        "transformer": VideoTransformer(**sizes, **channels, chunk_frames=3),
-        "teacher": VideoTransformer(**sizes, **channels),
-    }
-    text, settings = TEXT.build(PLAYGROUND.vocabulary()), Settings()
-    export_model(folder, networks=networks, text=text, codec=codec, shift=3.0, settings=settings)
+    write_untrained(folder, PLAYGROUND)
     config = LatentsConfig(folder=latents, clips=8, world=PLAYGROUND)
     saved = VideoCodec.from_pretrained(folder / "vae")
     load_latents(config, saved, codec_name(saved))

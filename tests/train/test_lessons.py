@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from untrained import NETWORK, TEXT, write_untrained
 
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import chunk_lengths, make_plan
-from nearstep.models.folder import Settings
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.script import Script, TextKeys, encoded
@@ -23,43 +23,23 @@ from nearstep.things import Things
 from nearstep.things.world import WorldConfig
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.distill.steps import StepPlan
-from nearstep.train.export import export_model
 from nearstep.train.lessons import Lesson, taught
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
-from nearstep.train.stages.codec import CodecSize
 from nearstep.train.stages.shared import codec_name
-from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TeacherStage, TextSize
+from nearstep.train.stages.teacher import TeacherConfig, TeacherStage
 
 pytestmark = pytest.mark.usefixtures("few_clips")
 
 WORLD = Things(WorldConfig(size=32))
-TEXT = TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=32)
-CODEC = CodecSize(
-    base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1,
-    temperal_downsample=(True, True), patch_size=2,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, few_clips: None) -> Path:
     """A random model of the world of things at 32 pixels."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    codec = VideoCodec(CODEC.build()).eval().requires_grad_(False)
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "num_layers": 2}
-    channels = {"in_channels": codec.channels, "out_channels": codec.channels, "text_dim": TEXT.d_model}
-    networks = {
-        "transformer": VideoTransformer(**sizes, **channels, chunk_frames=3),
-        "teacher": VideoTransformer(**sizes, **channels),
-    }
-    settings = Settings(num_frames=33, height=32, width=32)
-    export_model(
-        folder, networks=networks, text=TEXT.build(WORLD.vocabulary()), codec=codec, shift=3.0, settings=settings
-    )
-    return folder
+    return write_untrained(tmp_path_factory.mktemp("model"), WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +115,7 @@ def test_a_teacher_reads_each_scenes_own_caption(folder: Path, kinds: dict[str, 
     config = TeacherConfig(
         loop=loop(tmp_path / "run", 8),
         optim=OptimConfig(lr=1e-3, warmup=1),
-        network=NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2),
+        network=NETWORK,
         text=TEXT,
         codec=folder / "vae",
         latents=kinds["usual"],

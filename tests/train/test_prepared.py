@@ -50,7 +50,7 @@ def test_a_recipe_that_wants_more_clips_says_what_to_change(model, latents: Path
 
 
 @pytest.mark.usefixtures("few_clips")
-@pytest.mark.parametrize("words", ["a zebra", "a red ball \N{BALLOON}", " ".join(["red"] * 30)])
+@pytest.mark.parametrize("words", ["a zebra", "a red ball \N{BALLOON}", " ".join(["red"] * 40)])
 def test_a_caption_that_was_corrected_wrongly_is_named_before_the_first_step(
     model, latents: Path, tmp_path, words: str
 ):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
+from untrained import CODEC, NETWORK, TEXT
 from worlds import Shades
 
 from nearstep.data.latents import LatentClips, LatentsConfig
@@ -24,17 +25,11 @@ from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
-from nearstep.train.stages.codec import CodecConfig, CodecSize, difference_error
+from nearstep.train.stages.codec import CodecConfig, difference_error
 from nearstep.train.stages.shared import open_model, stratified
-from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TeacherStage, TextSize
+from nearstep.train.stages.teacher import TeacherConfig, TeacherStage
 
 pytestmark = pytest.mark.usefixtures("few_clips")
-
-CODEC = CodecSize(
-    base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=(1, 1, 1), num_res_blocks=1,
-    temperal_downsample=(True, True), patch_size=2,
-)  # fmt: skip
-TEXT = TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=24)
 
 
 def loop(folder: Path, steps: int = 4) -> LoopConfig:
@@ -55,7 +50,7 @@ def tiny_teacher(codec: Path, folder: Path, latents: Path, steps: int = 4) -> Te
     return replace(
         playground.teacher(),
         loop=loop(folder, steps),
-        network=NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2),
+        network=NETWORK,
         text=TEXT,
         codec=codec / "vae",
         latents=LatentsConfig(folder=latents, clips=8, world=PLAYGROUND),
