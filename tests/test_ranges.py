@@ -53,6 +53,7 @@ WRONG = [
     (PROMPTS, "frames", (0, -1, 10**8)),
     (PROMPTS, "height", (0,)),
     (Phase(10, 9, 2), "clips", (0,)),
+    (Phase(10, 9, 2), "draws", (0,)),
     (Phase(10, 9, 2), "frames", (0, 2)),
 ]
 

@@ -56,6 +56,15 @@ def test_two_processes_train_as_one_and_one_goes_on_with_their_run(config: Disti
         torch.testing.assert_close(a[name], b[name], rtol=2e-2, atol=2e-3)
 
 
+def test_two_processes_replay_rollouts_as_one_keeps_their_graph(config: DistillConfig, tmp_path: Path):
+    config = replace(config, loop=replace(config.loop, steps=1))
+    config.run()
+    run_on_two(replace(config, replay=True, loop=replace(config.loop, folder=tmp_path / "two")), tmp_path)
+    one, other = (read_metrics(tmp_path / name / "metrics.jsonl")[0] for name in ("one", "two"))
+    for name in COMPARED:
+        assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
 def test_a_batch_that_the_processes_do_not_divide_is_named():
     with pytest.raises(NearstepError, match="batch=5 does not divide among 2 processes"):
         Ranks(0, 2, torch.device("cpu")).share(5)
