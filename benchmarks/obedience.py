@@ -4,8 +4,8 @@
 
 Stories of the world of things: a scene, and the same with one attribute changed or all of it. The first caption holds
 for three chunks, then the second; two clips as long as those of training, from the change on and from one chunk later,
-are judged by the second caption. *Applied*: every statement in which the captions differ is
-shown. *Kept*: so is every statement that they share. The renderer's own stories, judged alike, are the ceiling.
+are judged by the second caption. *Applied*: every statement in which the captions differ is shown. *Kept*: so is every
+statement that they share. The renderer's own stories, judged alike, are the ceiling.
 """
 
 from __future__ import annotations

@@ -222,6 +222,13 @@ def test_fresh_samples_cost_a_rollout_for_every_update():
     assert all(fresh[name].all == pytest.approx(5 * usual[name].all) for name in rollouts)
 
 
+def test_who_sees_excerpts_computes_as_on_clips_of_their_length():
+    of_excerpts = update_flops.distillation(CONFIGS["excerpts"], SMALL)
+    of_clips = update_flops.distillation(config(), replace(SMALL, clip=(3, *SMALL.clip[1:])))
+    for part in of_clips.keys() - {"rollout", "student backward", "rollout of the reference"}:
+        assert of_excerpts[part] == of_clips[part], part
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_operations_of_a_causal_run_are_those_that_torch_counts(objective: str):
     causal = replace(playground.forcing(), objective=objective, ode_steps=4, autocast=False)

@@ -10,7 +10,7 @@ times that of fused attention, which computes its scores again (Dao 2022).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -23,6 +23,7 @@ from nearstep.nets.masks import Visibility, block_causal, full
 from nearstep.reach import Reach
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.config import DistillFields
+from nearstep.train.distill.excerpt import seen_frames
 from nearstep.train.objectives.table import objective_called
 from nearstep.train.stages.causal import CausalConfig
 
@@ -121,7 +122,9 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     make = partial(Network, frame=sizes.clip[1:], text=sizes.text_length)
     student = make(config=sizes.student, recomputes=config.checkpointing)
     assistant, teacher = make(config=sizes.teacher, recomputes=config.checkpointing), make(config=sizes.teacher)
-    every = full(min(sizes.clip[0], config.excerpt_frames or sizes.clip[0]))  # teacher and assistant see all of these
+    # What teacher, assistant and discriminator see of a sample; they see all of that.
+    seen = replace(sizes, clip=(seen_frames(sizes.clip[0], config.excerpt_frames), *sizes.clip[1:]))
+    every = full(seen.clip[0])
     whole = teacher.whole(every)
     forward, backward = rollout(student, sizes.clip[0], config, steps)
     draws = 1 + config.ratio * config.fresh
@@ -135,7 +138,7 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     if not adversary.against_data(steps, GRID):
         parts["rollout of the reference"] = draws * rollout(student, sizes.clip[0], config, steps + 1)[0]
     judge = teacher if adversary.backbone == "teacher" else assistant
-    heads = _heads(sizes, adversary)
+    heads = _heads(seen, adversary)
     parts["adversary of the student"] = 2 * whole + judge.back(every, weights=False, keys=False) + 4 * heads
     joint = 2 * judge.back(every) if adversary.backbone == "joint" else Flops()
     parts["discriminator"] = config.ratio * (2 * whole + joint + 6 * heads)

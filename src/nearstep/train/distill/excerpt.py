@@ -56,8 +56,12 @@ class Excerpt:
         return Script(features, starts) if starts else features[:, 0]
 
 
+def seen_frames(frames: int, most: int | None) -> int:
+    """Latent frames of a sample of ``frames`` that are seen at once: all, or ``most``."""
+    return frames if most is None else min(frames, most)
+
+
 def draw_excerpt(frames: int, most: int | None, *names: int) -> Excerpt:
-    """The excerpt of that name: all of a sample of ``frames`` frames, or ``most`` of them from anywhere on."""
-    if most is None or frames <= most:
-        return Excerpt(first=0, frames=frames)
-    return Excerpt(first=Random(rng.key("excerpt", *names)).randrange(frames - most + 1), frames=most)
+    """The excerpt of that name: what is seen of a sample of ``frames`` frames, from anywhere on."""
+    seen = seen_frames(frames, most)
+    return Excerpt(first=Random(rng.key("excerpt", *names)).randrange(frames - seen + 1), frames=seen)

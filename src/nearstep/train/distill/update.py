@@ -33,7 +33,7 @@ from nearstep.protocols import TextEncoder
 from nearstep.rollout.rollout import generate
 from nearstep.train.distill.adversary import Metrics
 from nearstep.train.distill.config import DistillFields
-from nearstep.train.distill.excerpt import draw_excerpt
+from nearstep.train.distill.excerpt import draw_excerpt, seen_frames
 from nearstep.train.distill.networks import Networks
 from nearstep.train.distill.noise import Noise
 from nearstep.train.distill.replay import NotedDenoiser, Replay
@@ -136,7 +136,7 @@ class DistillUpdate:
         return Noise(
             names=(config.seed, *names),
             rows=self.rows,
-            shape=(min(frames, config.excerpt_frames or frames), *shape),
+            shape=(seen_frames(frames, config.excerpt_frames), *shape),
             t_min=config.t_min,
             t_max=config.t_max,
             device=self.here.device,
