@@ -134,7 +134,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 BORROWED = frozenset(
     "_all_hooks _asdict _cached_conv_counts _dynamo _exit _fields _foreach_lerp_ _gradient_checkpointing_func "
-    "_keep_in_fp32_modules _parameters _replace".split()
+    "_keep_in_fp32_modules _parameters _replace _scaled_mm".split()
 )
 """Names of torch, diffusers and Python that begin with an underscore and are meant to be used, or cannot be avoided."""
 

@@ -1,4 +1,4 @@
-"""One network call by what it looks back on: a step, a commit, both fused; eager, as a CUDA graph, compiled.
+"""One network call by what it looks back on: a step, a commit, both fused; eager, as a graph, in eight bits, compiled.
 
 The cache is filled with clean frames and each call is repeated on it. Shares are of the floor: the time in which the
 call's operations would be done at the rate of square products in bfloat16, measured first.
@@ -6,6 +6,7 @@ call's operations would be done at the rate of square products in bfloat16, meas
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,15 @@ from nearstep.cost.flops import call_flops
 from nearstep.nets.cache import KVCache
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.fp8 import to_fp8
 from nearstep.nets.transformer import VideoTransformer
 
 SAME = 1e-3
 """Relative, of bfloat16 calls that should be the same kernels in the same order."""
 COMPILED = 5e-2
 """Of compiled blocks, which round less often."""
+IN_FP8 = 0.1
+"""Of eight-bit linear layers: every factor is rounded to three bits of mantissa, and errors add up over layers."""
 
 
 @torch.no_grad()
@@ -37,6 +41,9 @@ def run(task: Task) -> None:
         if not task.needs_cuda(f"graph, {start} frames before"):
             with task.record.trying(f"graph, {start} frames before"):
                 bench.graph(start, known[start], "graph", SAME)
+    for start in (starts[-1], starts[0]):
+        with task.record.trying(f"fp8, {start} frames before"):
+            bench.fp8(start, known[start])
     if "compile" in task.skip:
         return
     compile_blocks(bench.net)
@@ -128,6 +135,19 @@ class Calls:
             same = self.step(start).clone()
             name = f"compiled graph, {start} frames before"
             self.replayed(name, lambda: self.step(start), start, "step", same, SAME)
+
+    def fp8(self, start: int, expected: Tensor) -> None:
+        """A step whose linear layers multiply in eight bits, eager and as a graph."""
+        other = Calls(self.task, self.size, to_fp8(copy.deepcopy(self.net), "products"), self.rate)
+        other.fill(start)
+        error, name = relative(other.step(start), expected), f"fp8, {start} frames before"
+        other._timed(
+            name, lambda: other.step(start), self._flops("step", start),
+            error=error, allowed=IN_FP8, passed=error <= IN_FP8,
+        )  # fmt: skip
+        if not self.task.needs_cuda(f"fp8 graph, {start} frames before"):
+            same = other.step(start).clone()
+            other.replayed(f"fp8 graph, {start} frames before", lambda: other.step(start), start, "step", same, SAME)
 
     def _timed(self, name: str, call: Callable[[], Any], flops: int, **values: Any) -> None:
         seconds = self.task.seconds(call)

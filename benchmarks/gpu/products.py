@@ -6,8 +6,6 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.sizes import SIZES, TEXT, Size
 from benchmarks.gpu.task import NARROW, Task, named, relative, tf32
 from nearstep.nets.attention import attention
+from nearstep.nets.fp8 import by_rows, product
 
 KERNELS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -23,7 +22,6 @@ KERNELS = {
     "math": SDPBackend.MATH,
 }
 CUDA_ALONE = ("cuDNN", "efficient")
-FP8 = torch.float8_e4m3fn
 SAME = 2e-2
 """Relative, of attention in bfloat16 by another kernel."""
 FP8_ERROR = 2**-4
@@ -99,19 +97,3 @@ def _fp8(task: Task, size: Size) -> None:
 
 def _layers(dim: int, hidden: int) -> tuple[tuple[int, int], ...]:
     return (hidden, dim), (dim, hidden), (dim, dim)
-
-
-Scaled = tuple[Tensor, Tensor]
-"""fp8 numbers and the factor of each row."""
-
-
-def by_rows(x: Tensor) -> Scaled:
-    """Each row scaled to fp8's range."""
-    scale = x.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / torch.finfo(FP8).max
-    return (x.float() / scale).to(FP8), scale
-
-
-def product(x: Scaled, weight: Scaled) -> Tensor:
-    """x @ weight^T in bfloat16, by torch's own scaled product."""
-    multiply: Callable[..., Tensor] = torch._scaled_mm
-    return multiply(x[0], weight[0].t(), scale_a=x[1], scale_b=weight[1].t(), out_dtype=NARROW, use_fast_accum=True)

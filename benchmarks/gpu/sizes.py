@@ -81,7 +81,7 @@ SIZES = {
         windows=(9, 12, 21), compiled=("4,1x", "1", "4", "4,2x"), small=(12, 20), layers=3, ratio=5,
     ),
     "tiny": Size(
-        network=dict(num_attention_heads=2, attention_head_dim=24, text_dim=24, freq_dim=32, ffn_dim=40, num_layers=2),
+        network=dict(num_attention_heads=2, attention_head_dim=24, text_dim=24, freq_dim=32, ffn_dim=64, num_layers=2),
         codec=dict(base_dim=4), tiny=dict(widths=(8, 8, 8, 8)), chunk=2, frames=21, height=32, width=32, prompt=8,
         text=dict(vocab_size=32, d_model=24, d_kv=8, d_ff=20, num_layers=2, num_heads=3),
         windows=(4, 6), compiled=("1",), small=(4, 6), layers=2, ratio=1,

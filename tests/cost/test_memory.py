@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -13,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from meters import Meter
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.profiler import ProfilerActivity, profile
 
 from nearstep.cli.main import main
 from nearstep.cost import fake_step, update_flops
@@ -71,25 +69,6 @@ CONFIGS = {
     "replay": config(replay=True),
     "no adversary": config(adversary=None, micro=1, checkpointing=True),
 }
-
-
-class Meter:
-    """What the allocator gave and took back, by torch's profiler: another tool than the prediction's count."""
-
-    def __init__(self) -> None:
-        self.live = 0
-        self.peaks: dict[str, int] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-            yield
-        peak = self.live
-        for event in seen.profiler.kineto_results.events():  # type: ignore[union-attr]
-            if event.name() == "[memory]":
-                self.live += event.nbytes()
-                peak = max(peak, self.live)
-        self.peaks[name] = max(self.peaks.get(name, 0), peak)
 
 
 def text(captions: list[str]) -> torch.Tensor:

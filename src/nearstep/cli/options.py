@@ -195,6 +195,8 @@ class Loading:
     """Decode in tiles of this size."""
     tiny_decoder: Annotated[Path | None, optional("FILE", "the model's own decoder")] = None
     """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
+    fp8: Annotated[Literal["weights", "products"] | None, optional("{weights,products}", "none")] = None
+    """Linear layers in eight bits, for less memory; or also their products, for speed on Ada and Hopper cards."""
     compile: bool = False
     """Compile the network's blocks: minutes at first, then calls are faster."""
     student: FlatStudent = NO_STUDENT
@@ -247,6 +249,7 @@ class Loading:
             vae_dtype=getattr(torch, self.vae_dtype) if self.vae_dtype else None,
             vae_tile=self.vae_tile,
             tiny_decoder=self.tiny_decoder,
+            fp8=self.fp8,
         )
         if self.compile:
             from nearstep.nets.compiling import compile_blocks

@@ -43,6 +43,8 @@ class PlanClip:
     """Precision of the decoder."""
     vae_tile: Annotated[int | None, optional("PIXELS", "whole frames")] = None
     """Decode in tiles of this size."""
+    fp8: Annotated[Literal["weights", "products"] | None, optional("{weights,products}", "none")] = None
+    """Linear layers in eight bits; or also their products."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -54,7 +56,12 @@ def run(arguments: Sequence[str]) -> None:
 
     room, sizes = room_of(options.memory), _sizes(options)
     setup = ClipSetup(
-        sizes=sizes, dtype=options.dtype, vae_dtype=options.vae_dtype, vae_tile=options.vae_tile, guided=options.guided
+        sizes=sizes,
+        dtype=options.dtype,
+        vae_dtype=options.vae_dtype,
+        vae_tile=options.vae_tile,
+        guided=options.guided,
+        fp8=options.fp8,
     )
     found = clip_memory(setup)
     rows = [("held", "GiB")]

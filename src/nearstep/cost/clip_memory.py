@@ -22,6 +22,7 @@ from nearstep.models.empty import arguments_of, empty_codec, empty_network
 from nearstep.models.loading import tile_codec
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
+from nearstep.nets.fp8 import Fp8, to_fp8
 from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import VideoTransformer, kept_in_float32
 from nearstep.rollout.rollout import generate
@@ -55,6 +56,8 @@ class ClipSetup:
     vae_dtype: str = "float32"
     vae_tile: int | None = None
     guided: bool = False
+    fp8: Fp8 | None = None
+    """What of the network's linear layers is in eight bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +99,11 @@ def clip_memory(setup: ClipSetup) -> ClipMemory:
     return ClipMemory(
         weights={
             "text encoder": number * count_encoder(sizes.encoder),
-            "network": network.bytes(setup.dtype),
+            "network": network.bytes(setup.dtype, fp8=setup.fp8 is not None),
             "decoder": decoders * parameters(empty_codec(sizes.codec)),
         },
         work={**call, **_decoding(setup)},
-        block=number * network.block,
+        block=number * network.block - (network.saved(setup.dtype) / layers if setup.fp8 else 0),
     )
 
 
@@ -142,6 +145,8 @@ def _network(setup: ClipSetup, layers: int) -> VideoTransformer:
         if kept_in_float32(name):
             home, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(home), leaf, nn.Parameter(parameter.float(), requires_grad=False))
+    if setup.fp8:
+        to_fp8(network, setup.fp8)
     return network.eval().requires_grad_(False)
 
 

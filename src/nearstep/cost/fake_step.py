@@ -28,11 +28,11 @@ from nearstep.data.prompts import PromptsConfig
 from nearstep.flow.guidance import Guided
 from nearstep.flow.plan import GRID, make_plan
 from nearstep.models.empty import empty_codec, empty_network
-from nearstep.nets.attention import fused
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.discriminator import Discriminator
+from nearstep.nets.kernels import fused
 from nearstep.nets.rope import forget_tables
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser

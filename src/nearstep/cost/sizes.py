@@ -12,6 +12,7 @@ from torch import nn
 
 from nearstep.models.empty import empty_network, empty_text_encoder
 from nearstep.models.wan import SIZES
+from nearstep.nets.fp8 import fp8_layers
 from nearstep.nets.transformer import kept_in_float32
 
 UMT5_XXL: Mapping[str, Any] = {
@@ -64,10 +65,18 @@ class Count:
     """Parameters of one block."""
     wide: int
     """Parameters that stay in float32 where the network is loaded in bfloat16."""
+    linear: tuple[int, int]
+    """Numbers and rows of the blocks' linear layers (nets/fp8.py)."""
 
-    def bytes(self, dtype: str) -> int:
-        """Bytes of the network when it is loaded as ``dtype``."""
-        return SINGLE * self.all if dtype == "float32" else 2 * (self.all + self.wide)
+    def bytes(self, dtype: str, *, fp8: bool = False) -> int:
+        """Bytes of the network when it is loaded as ``dtype``, its linear layers in eight bits where ``fp8``."""
+        size = SINGLE * self.all if dtype == "float32" else 2 * (self.all + self.wide)
+        return size - self.saved(dtype) if fp8 else size
+
+    def saved(self, dtype: str) -> int:
+        """Bytes that eight-bit layers save."""
+        (numbers, rows), narrow = self.linear, SINGLE if dtype == "float32" else 2
+        return (narrow - 1) * numbers - SINGLE * rows
 
 
 def count_network(config: Mapping[str, Any]) -> Count:
@@ -79,7 +88,9 @@ def count_network(config: Mapping[str, Any]) -> Count:
 def _count_network(config: tuple[tuple[str, Any], ...]) -> Count:
     network = empty_network(dict(config))
     wide = sum(p.numel() for name, p in network.named_parameters() if kept_in_float32(name))
-    return Count(all=parameters(network), block=parameters(network.blocks[0]), wide=wide)
+    shapes = [network.get_parameter(f"{name}.weight").shape for name in fp8_layers(network)]
+    linear = sum(shape.numel() for shape in shapes), sum(shape[0] for shape in shapes)
+    return Count(all=parameters(network), block=parameters(network.blocks[0]), wide=wide, linear=linear)
 
 
 def count_encoder(config: Mapping[str, Any]) -> int:

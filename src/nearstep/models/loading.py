@@ -28,6 +28,7 @@ from nearstep.models.student import Student
 from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import find_device
+from nearstep.nets.fp8 import Fp8, by_rows, fp8_layers, to_fp8
 from nearstep.nets.text import check_tokenizer, text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
@@ -76,6 +77,7 @@ def load_model(
     vae_dtype: torch.dtype | None = None,
     vae_tile: int | None = None,
     tiny_decoder: Path | None = None,
+    fp8: Fp8 | None = None,
 ) -> LoadedModel:
     """The components of a model, on the CPU; arguments as for CausalVideoPipeline.from_pretrained.
 
@@ -96,7 +98,7 @@ def load_model(
     if vae_tile is not None:
         tile_codec(vae, vae_tile)
     return LoadedModel(
-        transformer=load_network(model, torch_dtype=torch_dtype, changes=changes),
+        transformer=load_network(model, torch_dtype=torch_dtype, changes=changes, fp8=fp8),
         vae=vae,
         tokenizer=tokenizer,
         text_encoder=load() if deferred is None else None,
@@ -115,7 +117,11 @@ def changes_of(model: ModelConfigs) -> Changes:
 
 
 def load_network(
-    model: ModelConfigs, *, torch_dtype: torch.dtype | None = None, changes: Changes | None = None
+    model: ModelConfigs,
+    *,
+    torch_dtype: torch.dtype | None = None,
+    changes: Changes | None = None,
+    fp8: Fp8 | None = None,
 ) -> VideoTransformer:
     """A model's network, or the student that takes its place, with the model's adapters merged into it.
 
@@ -123,14 +129,15 @@ def load_network(
         model: names both, and the adapters.
         torch_dtype: of the weights; by default as saved.
         changes: what the adapters do (``changes_of``), where that is read already.
+        fp8: what goes into eight bits (nets/fp8.py).
     """
     changes = changes_of(model) if changes is None else changes
     if model.student is not None:
         model.folder.check_class(model.network, *NETWORKS)
-        return load_student(model.student, model.transformer, torch_dtype=torch_dtype, changes=changes)
+        return load_student(model.student, model.transformer, torch_dtype=torch_dtype, changes=changes, fp8=fp8)
     network = load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
     merge(network, changes)
-    return network
+    return to_fp8(network, fp8) if fp8 else network
 
 
 @torch.no_grad()
@@ -203,17 +210,20 @@ def load_student(
     *,
     torch_dtype: torch.dtype | None = None,
     changes: Changes | None = None,
+    fp8: Fp8 | None = None,
 ) -> VideoTransformer:
     """A student's network with a base network's sizes, ready to run, without gradients.
 
     Tensors go from the file to their type one by one. As with any folder, the parts that need it stay in float32
-    where ``torch_dtype`` is given (nets/transformer.py:kept_in_float32).
+    where ``torch_dtype`` is given (nets/transformer.py:kept_in_float32). What a file holds in eight bits, with one
+    factor or one a row, stays as it is where ``fp8`` is given.
 
     Args:
         student: the file and how to run it.
         config: VideoTransformer's arguments, the student's causality among them.
         torch_dtype: of the weights; by default as saved, and of a file of several types the one of most numbers.
         changes: to make to them.
+        fp8: what goes into eight bits.
     """
     path = Path(student.path)
     weights = open_network(path, student.role, usual=student.usual_role)
@@ -225,7 +235,13 @@ def load_student(
         weights = weights.mapped(
             lambda name, value: changes[name].merged_into(name, value, wide) if name in changes else value
         )
-    network.load_state_dict({name: _in_type(name, weights, dtype) for name in weights}, assign=True)
+    coded = {f"{layer}.weight": f"{layer}.scale" for layer in fp8_layers(network)} if fp8 else {}
+    state = {name: _in_type(name, weights, dtype) for name in weights if name not in coded}
+    for name, scale in coded.items():
+        state[name], state[scale] = (part.clone() for part in weights.coded(name) or by_rows(weights[name]))
+    if fp8:
+        to_fp8(network, fp8)
+    network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.models.weights import Weights
+from nearstep.models.weights import Coded, Weights
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 NARROW = ("float8_e4m3fn", "float8_e5m2")
@@ -97,7 +97,18 @@ def _read(weights: Weights, coded: Sequence[str], scales: Mapping[str, str]) -> 
         scaled = value.float() * _spread(weights, name, scales[name]) if name in scales else value.float()
         return scaled.to(getattr(torch, plain))
 
-    return weights.mapped(numbers, dict.fromkeys(coded, plain)).only(lambda name: name not in used)
+    def as_stored(name: str) -> Coded | None:
+        """Of what is scaled as a whole or by rows; other kinds are numbers alone."""
+        if name not in these or weights.types[name] != "float8_e4m3fn" or len(weights.shapes[name]) != 2:
+            return None
+        factor = _spread(weights, name, scales[name]) if name in scales else torch.ones(())
+        rows = weights.shapes[name][0]
+        if factor.numel() not in (1, rows) or (factor.ndim and factor.shape[0] != rows):
+            return None
+        return weights[name], factor.reshape(-1, 1).expand(rows, 1).contiguous()
+
+    read = weights.mapped(numbers, dict.fromkeys(coded, plain), as_stored)
+    return read.only(lambda name: name not in used)
 
 
 def _scale_of(name: str, weights: Weights) -> str | None:

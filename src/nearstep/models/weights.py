@@ -25,6 +25,8 @@ from nearstep.models.wan import ROLES, weights_in
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SHOWN = 3  # names in an error
 Shape = tuple[int, ...]
+Coded = tuple[Tensor, Tensor]
+"""Numbers [out, in] in eight bits and the factor of each row, [out, 1] in float32."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -35,6 +37,8 @@ class Weights(Mapping[str, Tensor]):
         types: name -> type, as torch calls it ("float32").
         read: the tensor of a name.
         source: where they are, for errors.
+        coded: of a name that is stored in eight bits, its numbers as they are and the factor of each row; None of
+            others.
     """
 
     def __init__(
@@ -43,11 +47,13 @@ class Weights(Mapping[str, Tensor]):
         types: Mapping[str, str],
         read: Callable[[str], Tensor],
         source: Path,
+        coded: Callable[[str], Coded | None] = lambda _: None,
     ) -> None:
         self.shapes = dict(shapes)
         self.types = dict(types)
         self.source = source
         self._read = read
+        self.coded = coded
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.shapes:
@@ -74,21 +80,30 @@ class Weights(Mapping[str, Tensor]):
             raise NearstepError(f"{self.source} holds one weight under two names, such as {self._twice(names)}")
         shapes = {new: self.shapes[old] for new, old in names.items()}
         types = {new: self.types[old] for new, old in names.items()}
-        return Weights(shapes, types, lambda name: self._read(names[name]), self.source)
+        return Weights(
+            shapes, types, lambda name: self._read(names[name]), self.source, lambda name: self.coded(names[name])
+        )
 
     def only(self, wanted: Callable[[str], bool]) -> Weights:
         """Those whose names are wanted."""
         shapes = {name: shape for name, shape in self.shapes.items() if wanted(name)}
-        return Weights(shapes, {name: self.types[name] for name in shapes}, self._read, self.source)
+        return Weights(shapes, {name: self.types[name] for name in shapes}, self._read, self.source, self.coded)
 
-    def mapped(self, change: Callable[[str, Tensor], Tensor], types: Mapping[str, str] | None = None) -> Weights:
+    def mapped(
+        self,
+        change: Callable[[str, Tensor], Tensor],
+        types: Mapping[str, str] | None = None,
+        coded: Callable[[str], Coded | None] = lambda _: None,
+    ) -> Weights:
         """The same names; each tensor goes through ``change``, which keeps its shape, when it is read.
 
         Args:
             change: of a name and its tensor.
             types: of those that change theirs.
+            coded: as for all weights, where ``change`` is what gives eight-bit numbers back.
         """
-        return Weights(self.shapes, {**self.types, **(types or {})}, lambda name: change(name, self[name]), self.source)
+        types = {**self.types, **(types or {})}
+        return Weights(self.shapes, types, lambda name: change(name, self[name]), self.source, coded)
 
     def check(self, expected: Mapping[str, Shape], what: str) -> None:
         """Refuse weights that are not exactly those of a network.

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from nearstep.nets.cache import KeysValues, Past
+from nearstep.nets.kernels import written_out
 from nearstep.nets.masks import Group, without_queries
 from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable, advance, rotate
-
-_FUSED = ContextVar("fused", default=False)
 
 
 class WideRMSNorm(nn.RMSNorm):
@@ -102,20 +99,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     pass there (torch 2.13, 144 tokens).
     """
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and not _FUSED.get():
+    if q.dtype == torch.bfloat16 and torch.is_grad_enabled() and written_out(q):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v).transpose(1, 2)
     return scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
-@contextmanager
-def fused() -> Iterator[None]:
-    """Inside, attention on a CPU keeps what it keeps on an accelerator: for those who count it (cost/fake_step.py)."""
-    token = _FUSED.set(True)
-    try:
-        yield
-    finally:
-        _FUSED.reset(token)
 
 
 def visible(x: Tensor, group: Group, sink_shift: int = 0) -> Tensor:

@@ -287,14 +287,13 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             else:
                 stream, own = block(*arguments)
             if commit:
-                committed.append(own)
+                committed.append(_first(own, commit * rows * columns))
             if index in features:
                 outputs[index] = stream.flatten(1, 2)
 
         # Only now, after all reads: a commit may drop frames that this call has seen.
         if cache is not None and commit:
-            tokens = commit * rows * columns
-            cache.commit(start, [(k[:, :tokens], v[:, :tokens]) for k, v in committed])
+            cache.commit(start, committed)
         # The stream holds F - commit frames by now -> v [B, F - commit, C, H, W].
         with torch.autocast(x.device.type, enabled=False):
             v = self._head(stream, embedding[:, commit:] if embedding.shape[1] > 1 else embedding, rows).to(x.dtype)
@@ -343,6 +342,13 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise NearstepError("a commit needs a cache to write to; make one with new_cache")
         if cache is not None and cache.batch != batch:
             raise NearstepError(f"the cache is for batch {cache.batch}, x has batch {batch}; make a new cache")
+
+
+def _first(own: KeysValues, tokens: int) -> KeysValues:
+    """The first of a layer's own keys and values: by themselves, so that the others need not live to the call's end."""
+    if own[0].shape[1] == tokens or torch.is_grad_enabled():  # nothing is saved, or the graph holds them anyway
+        return own[0][:, :tokens], own[1][:, :tokens]
+    return own[0][:, :tokens].clone(), own[1][:, :tokens].clone()
 
 
 def kept_in_float32(name: str) -> bool:

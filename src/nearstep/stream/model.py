@@ -25,6 +25,7 @@ from nearstep.models.lora_peft import peft_adapter
 from nearstep.models.student import Student
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import device_of, find_device
+from nearstep.nets.fp8 import check_wide, find_fp8
 from nearstep.nets.precision import find_dtype, one_dtype
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder
@@ -92,6 +93,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         vae_dtype: torch.dtype | str | None = None,
         vae_tile: int | None = None,
         tiny_decoder: str | Path | None = None,
+        fp8: str | None = None,
         variant: str | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
@@ -119,6 +121,9 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             vae_tile: decode in tiles of so many pixels, a quarter shared. Less memory while a tile is made, but more
                 kept between chunks and more work, as much as tiles share (``pipe.vae.enable_tiling`` sets more).
             tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
+            fp8: keep the network's linear layers in eight bits: ``"weights"``, which halves their memory, or also the
+                ``"products"`` with them, which are faster on Ada and Hopper cards (nets/fp8.py). Adapters that should
+                come off again do not go with it, and such a pipeline is not saved.
             variant: read weights from files of this variant, such as ``"fp16"``, where a component has them.
             revision: of a hub id: a branch, a tag or a commit.
             cache_dir: where files of the hub are kept.
@@ -130,6 +135,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         """
         device = None if device is None else find_device(device)
         text_device = None if text_device is None else find_device(text_device)
+        in_fp8 = find_fp8(fp8, device)
         if transformer is not None and not isinstance(transformer, str):
             raise NearstepError(f"transformer={transformer!r:.60}; give a sub-folder of the model, such as 'teacher'")
         precision = one_dtype(torch_dtype, dtype)
@@ -149,6 +155,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             vae_dtype=None if vae_dtype is None else find_dtype(vae_dtype),
             vae_tile=vae_tile,
             tiny_decoder=None if tiny_decoder is None else path_of(tiny_decoder),
+            fp8=in_fp8,
         )
         pipe = cls(
             transformer=loaded.transformer,
@@ -186,6 +193,15 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         state, metadata = peft_adapter(pretrained_model_name_or_path_or_dict, options)
         return (state, metadata) if options.get("return_lora_metadata") else state
 
+    def load_lora_weights(self, *arguments: Any, **options: Any) -> None:
+        """diffusers' own: adapters beside the network's weights, which can come off again.
+
+        Raises:
+            NearstepError: if the network is in eight bits, whose numbers an adapter's cannot be added to.
+        """
+        check_wide(cast(VideoTransformer, self.transformer), "given adapters that come off; lora= merges them")
+        super().load_lora_weights(*arguments, **options)
+
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # the card is ours
         self, save_directory: str | Path, *, card: Card | None = None, **options: Any
     ) -> None:
@@ -198,6 +214,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             card: what the model card should say that the folder does not.
             options: diffusers', such as ``max_shard_size``.
         """
+        check_wide(cast(VideoTransformer, self.transformer), "saved; load it without fp8 for that")
         self._load_text_encoder()  # one that was not needed yet is part of the folder
         folder, config = Path(save_directory), self.transformer.config
         for part in (self.transformer, self.vae):

@@ -38,7 +38,7 @@ LOADING_NAMES = {
     "subfolder": "transformer= names the network's sub-folder",
     "force_download": "files of the hub are checked by their hashes; delete them from the cache",
     "local_dir": "cache_dir= says where files of the hub are kept",
-    "quantization_config": "networks run in float32, float16 or bfloat16",
+    "quantization_config": "fp8= keeps linear layers in eight bits; other kinds there are none",
     "use_auth_token": "it is token= now, in diffusers too",
     "vae": "a component is put in afterwards: pipe.vae = ...",
     "text_encoder": "a component is put in afterwards; prompt_embeds do without one",
