@@ -174,6 +174,18 @@ def test_adaptive_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert "0.999  steps" in capsys.readouterr().out
 
 
+def test_the_penalty_is_measured_in_every_type(tmp_path: Path, capsys) -> None:
+    penalty = loaded("penalty")
+    x = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 2**-12, -3 - 2**-8, 0.0, 1e30])
+    expected = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-10, 1.0, -3 - 2**-8, 0.0])
+    assert torch.equal(penalty.rounded(x)[:-1], expected)
+    assert abs(penalty.rounded(x)[-1] / 1e30 - 1) <= 2**-11
+    a, b = torch.randn(4, 16), torch.randn(16, 3)
+    with penalty.tf32():
+        assert torch.equal(a @ b, penalty.rounded(a) @ penalty.rounded(b))
+        assert torch.equal(torch.nn.functional.linear(a, b.t()), penalty.rounded(a) @ penalty.rounded(b))
+
+
 def test_obedience_tells_what_a_change_of_prompt_applied_and_kept() -> None:
     obedience = loaded("obedience")
     numbers, captions = obedience.stories(THINGS_WORLD, 6, 33)

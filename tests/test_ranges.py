@@ -50,6 +50,7 @@ WRONG = [
     (DISTILL.adversary, "gamma", (-1.0, NAN)),
     (DISTILL.adversary, "shift", (0.0, NAN)),
     (DISTILL.adversary, "penalty_every", (0,)),
+    (DISTILL.adversary, "penalty_step", (0, -0.1, 2.0, float("nan"))),
     (PROMPTS, "frames", (0, -1, 10**8)),
     (PROMPTS, "height", (0,)),
     (Phase(10, 9, 2), "clips", (0,)),

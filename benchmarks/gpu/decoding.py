@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.sizes import SIZES, Size, codec, pipeline, prompt, text_encoder, tiny_decoder
-from benchmarks.gpu.task import NARROW, Task, relative, tf32
+from benchmarks.gpu.task import NARROW, Task, relative
 from nearstep.cost.clock import peak_memory, synchronise
 from nearstep.cost.flops import decode_flops
+from nearstep.nets.precision import tf32
 from nearstep.stream.pipeline import CausalVideoPipeline
 
 CHUNKS = 7

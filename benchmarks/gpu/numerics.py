@@ -16,11 +16,12 @@ from torch import Tensor
 
 from benchmarks.gpu import update
 from benchmarks.gpu.sizes import SIZES, Size, codec, network, placed
-from benchmarks.gpu.task import NARROW, Record, Task, relative, tf32
+from benchmarks.gpu.task import NARROW, Record, Task, relative
 from nearstep.flow.plan import make_plan
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import teacher_forcing
+from nearstep.nets.precision import tf32
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 

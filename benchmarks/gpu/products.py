@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.sizes import SIZES, TEXT, Size
-from benchmarks.gpu.task import NARROW, Task, named, relative, tf32
+from benchmarks.gpu.task import NARROW, Task, named, relative
 from nearstep.nets.attention import attention
 from nearstep.nets.fp8 import by_rows, product
+from nearstep.nets.precision import tf32
 
 KERNELS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,

@@ -121,15 +121,3 @@ def relative(made: torch.Tensor, expected: torch.Tensor) -> float:
     """The error's norm over that of what was expected."""
     truth = expected.double().cpu()
     return ((made.double().cpu() - truth).norm() / truth.norm()).item()
-
-
-@contextmanager
-def tf32() -> Iterator[None]:
-    """Products and convolutions of float32 numbers in TensorFloat-32."""
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False

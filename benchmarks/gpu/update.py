@@ -53,7 +53,8 @@ def gradients(size: Size, folder: Path, device: torch.device, *, autocast: bool 
             replace(shallow, height=STRIDE * size.small[0], width=STRIDE * size.small[1]), folder / "model", CPU
         )
     made = config(wan.distill(), shallow, folder, size.small, 2 * size.chunk)
-    made = replace(made, step_counts=(STEPS,), ratio=1, autocast=autocast, teacher_dtype="float32")
+    adversary = made.adversary and replace(made.adversary, penalty_products="float32")  # TF32 is a kind of its own here
+    made = replace(made, step_counts=(STEPS,), ratio=1, autocast=autocast, teacher_dtype="float32", adversary=adversary)
     here = Ranks(0, 1, device)
     networks, (codec, text, clips) = load_networks(made, here), _opened(made, device)
     update = DistillUpdate(made, networks, text=text, clips=clips, codec=codec, here=here)

@@ -24,7 +24,9 @@ from nearstep.cost.sizes import Sizes, count_network
 from nearstep.models.wan import SIZES
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
+from nearstep.nets.kernels import fused
 from nearstep.nets.masks import block_causal
+from nearstep.nets.precision import Products
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import playground
 from nearstep.train.distill.adversary import AdversaryConfig
@@ -67,6 +69,7 @@ CONFIGS = {
     "against data": config(sampling="data", adversary=AdversaryConfig(reference="data", backbone="teacher")),
     "excerpts": config(excerpt_frames=3),
     "replay": config(replay=True),
+    "penalty in bfloat16": config(adversary=AdversaryConfig(penalty_products="bfloat16")),
     "no adversary": config(adversary=None, micro=1, checkpointing=True),
 }
 
@@ -130,7 +133,8 @@ def test_a_phase_takes_what_is_predicted(name: str):
     found = fake_step.peaks_of(config, SMALL, 1, LAYERS, LAYERS)
     if "student: adversary" in found:  # a part of the student's update
         found["student: loss, backward"] = max(found["student: loss, backward"], found.pop("student: adversary"))
-    real = measured(config)
+    with fused():
+        real = measured(config)
     assert {key for key in found if "optimizer" not in key} == set(real)
     for phase, size in real.items():
         assert found[phase] == pytest.approx(size, rel=0.06), phase  # some 130 kB of 2.6 MB in the rollout are not seen
@@ -192,6 +196,17 @@ def test_operations_are_those_that_torch_counts(name: str, rel: float):
             update.discriminator(plan, batch, noise, 1.0)
     assert made == parts["rollout"] + parts.get("rollout of the reference", 0)
     assert sum(parts.values()) == pytest.approx(count.get_total_flops(), rel=rel)
+
+
+@pytest.mark.parametrize("products", ["float32", "TF32", "bfloat16"])
+def test_a_penalty_takes_the_time_of_its_products(products: Products):
+    rates: dict[Products, float] = {"float32": 1.0, "TF32": 10.0, "bfloat16": 100.0}
+    options = AdversaryConfig(penalty_products=products)
+    parts = update_flops.distillation(config(adversary=options), SMALL)
+    usual = update_flops.distillation(config(), SMALL)["penalty, in TF32"]
+    part = parts[f"penalty, in {products}"]
+    assert part.all == usual.all
+    assert part.seconds(rates) == pytest.approx(usual.tf32 / rates[products] + usual.single)
 
 
 def test_fresh_samples_cost_a_rollout_for_every_update():

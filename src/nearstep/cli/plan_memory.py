@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nearstep.cost.advice import Trial
     from nearstep.cost.fake_step import Config
     from nearstep.cost.sizes import Sizes
+    from nearstep.nets.precision import Products
 
 _TERA = 1e12
 _WAN = "wan."
@@ -40,6 +41,8 @@ class PlanMemory:
     """TFLOP/s in bfloat16: by default 40 % of the 790 that an H200 reaches in large matrix products."""
     rate_float32: float = 27.0
     """TFLOP/s in float32: by default 40 % of the 67 on an H100's data sheet."""
+    rate_tf32: float = 198.0
+    """TFLOP/s in TensorFloat-32: by default 40 % of the 495 on an H100's data sheet."""
     size: Size | None = None
     """Wan2.1's size of the student (and of a causal run's network) instead of the model folder's."""
     teacher_size: Size | None = None
@@ -60,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
     prog = f"nearstep plan-memory {name}"
     options, unknown = parsed(PlanMemory, prog, rest, flags=(), others=True)
     config, room = configured(name, unknown, prog), room_of(options.memory)
-    for option in ("rate", "rate_float32"):
+    for option in ("rate", "rate_float32", "rate_tf32"):
         check_number(f"--{option.replace('_', '-')}", getattr(options, option), above=0)
     if options.json:
         check_writable(options.json)
@@ -181,8 +184,9 @@ def _first(trial: Trial, options: PlanMemory) -> str:
     total = sum(flops.all for flops in estimate.flops.values()) / _TERA
     times.append(("together", f"{total:.0f}", f"{sum(seconds.values()):.1f}"))
     assumed = (
-        f"seconds at {options.rate:g} TFLOP/s in bfloat16 and {options.rate_float32:g} in float32, both assumed "
-        "(--rate, --rate-float32): matrix products and attention alone, a floor and not a promise"
+        f"seconds at {options.rate:g} TFLOP/s in bfloat16, {options.rate_tf32:g} in TF32 and {options.rate_float32:g} "
+        "in float32, all assumed (--rate, --rate-tf32, --rate-float32): matrix products and attention alone, a floor "
+        "and not a promise"
     )
     return "\n".join(["", *table(resident), "", *table(phases), "", *table(times), assumed, "", _next(trial)])
 
@@ -208,8 +212,12 @@ def _verdict(name: str, tried: Sequence[Trial], words: Sequence[str], room: floa
 
 
 def _seconds(trial: Trial, options: PlanMemory) -> dict[str, float]:
-    parts = trial.estimate.flops.items()
-    return {name: flops.seconds(options.rate * _TERA, options.rate_float32 * _TERA) for name, flops in parts}
+    rates: dict[Products, float] = {
+        "bfloat16": options.rate * _TERA,
+        "TF32": options.rate_tf32 * _TERA,
+        "float32": options.rate_float32 * _TERA,
+    }
+    return {name: flops.seconds(rates) for name, flops in trial.estimate.flops.items()}
 
 
 def _plain(trial: Trial, options: PlanMemory, room: float) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _micro(config: Config, share: int) -> Config | None:
 def _teacher(config: Config, _: int) -> Config | None:
     if not isinstance(config, DistillFields) or config.teacher_dtype != "float32":
         return None
-    if config.adversary and config.adversary.backbone == "teacher":  # whose penalty needs float32
+    if config.adversary and config.adversary.wide_role == "teacher":  # whose penalty needs float32
         return None
     return replace(config, teacher_dtype="bfloat16")
 

@@ -197,7 +197,7 @@ def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int,
 
 def _networks(config: DistillFields, fake: _FakeStep, student: int, teacher: int) -> Networks:
     """What load_networks gives, without numbers."""
-    sizes, narrow, read = fake.sizes, config.autocast, config.adversary.backbone if config.adversary else ""
+    sizes, narrow, read = fake.sizes, config.autocast, config.adversary.wide_role if config.adversary else ""
     learner = fake.network(sizes.student, student, narrow=narrow)
     frozen = fake.network(sizes.teacher, teacher, narrow=narrow and read != "teacher", frozen=True)
     assistant = fake.network(sizes.teacher, teacher, narrow=narrow and read not in ("assistant", "joint"))

@@ -135,8 +135,7 @@ def _gathered(config: Config, sizes: Sizes) -> float:
     if isinstance(config, CausalConfig):
         network = count_network(sizes.student)
         return _block(network, narrow) + 3 * _outside(network, sizes.student)
-    # The discriminator's penalty reads its backbone in float32.
-    read = config.adversary.backbone if config.adversary else ""
+    read = config.adversary.wide_role if config.adversary else ""
     wide = SINGLE if read in ("assistant", "joint") else narrow
     student, teacher = count_network(sizes.student), count_network(sizes.teacher)
     largest = max(_block(student, narrow), _block(teacher, wide))

@@ -10,7 +10,7 @@ times that of fused attention, which computes its scores again (Dao 2022).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -20,6 +20,7 @@ from nearstep.cost.sizes import Sizes
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.nets.discriminator import tap_blocks
 from nearstep.nets.masks import Visibility, block_causal, full
+from nearstep.nets.precision import Products
 from nearstep.reach import Reach
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.config import DistillFields
@@ -33,32 +34,34 @@ _TIME_WIDTH = 64
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of linear maps, of attention, and of what runs in float32."""
+    """Operations of linear maps and of attention in bfloat16, and of what runs in float32 or TF32."""
 
     linear: float = 0.0
     attention: float = 0.0
     single: float = 0.0
+    tf32: float = 0.0
 
     def __add__(self, other: Flops) -> Flops:
-        return Flops(self.linear + other.linear, self.attention + other.attention, self.single + other.single)
+        return Flops(*(own + more for own, more in zip(astuple(self), astuple(other), strict=True)))
 
     def __mul__(self, times: float) -> Flops:
-        return Flops(self.linear * times, self.attention * times, self.single * times)
+        return Flops(*(times * own for own in astuple(self)))
 
     __rmul__ = __mul__
 
     @property
     def all(self) -> float:
         """The sum of all kinds."""
-        return self.linear + self.attention + self.single
+        return sum(astuple(self))
 
-    def seconds(self, rate: float, single_rate: float) -> float:
-        """Time at ``rate`` operations a second, and at ``single_rate`` in float32."""
-        return (self.linear + self.attention) / rate + self.single / single_rate
+    def seconds(self, rates: Mapping[Products, float]) -> float:
+        """Time at so many operations a second in each type."""
+        narrow = (self.linear + self.attention) / rates["bfloat16"]
+        return narrow + self.single / rates["float32"] + self.tf32 / rates["TF32"]
 
-    def in_single(self) -> Flops:
-        """The same operations in float32."""
-        return Flops(single=self.all)
+    def made_in(self, products: Products) -> Flops:
+        """The same operations in another type than bfloat16."""
+        return {"bfloat16": self, "TF32": Flops(tf32=self.all), "float32": Flops(single=self.all)}[products]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +148,8 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     if adversary.gamma:
         calls = 4 if adversary.penalty == "finite difference" else 8
         more = 2 * joint if adversary.penalty == "finite difference" else 4 * joint
-        once = (calls * whole + more).in_single() + 3 * calls * heads
-        parts["penalty, in float32"] = config.ratio / adversary.penalty_every * once
+        once = (calls * whole + more).made_in(adversary.penalty_products) + 3 * calls * heads
+        parts[f"penalty, in {adversary.penalty_products}"] = config.ratio / adversary.penalty_every * once
     return parts
 
 

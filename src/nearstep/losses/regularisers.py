@@ -28,8 +28,9 @@ def exact_penalty(discriminate: Discriminate, x: Tensor) -> Tensor:
 def finite_difference_penalty(discriminate: Discriminate, x: Tensor, direction: Tensor, size: float = 0.05) -> Tensor:
     """An unbiased estimate of ``exact_penalty`` as ``size`` goes to 0, [B].
 
-    The slope along a standard normal direction has the squared gradient as its mean square. Central differences in
-    float32: at a size of .01 in bfloat16 the difference is rounding noise.
+    The slope along a standard normal direction has the squared gradient as its mean square. Differences are central.
+    The narrower the products of ``discriminate``, the larger must ``size`` be (benchmarks/penalty.py): at .01 in
+    bfloat16 the difference is rounding noise.
 
     Args:
         discriminate: the discriminator.

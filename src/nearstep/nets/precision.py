@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -11,6 +15,36 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 """What networks run in, by name."""
 _EXACT = {**DTYPES, "float64": torch.float64}
 """With what a reference is computed in, which no command offers."""
+
+
+Products = Literal["float32", "TF32", "bfloat16"]
+"""What float32 numbers are multiplied in; sums of products are in float32."""
+
+
+@contextmanager
+def products_in(kind: Products, device: str) -> Iterator[None]:
+    """Inside, networks in float32 multiply so, whatever autocast is around; TF32 is float32 where there is none.
+
+    Args:
+        kind: float32, TensorFloat-32 (10 bits of mantissa) or bfloat16 (7).
+        device: the type of the device.
+    """
+    narrow = tf32() if kind == "TF32" and device == "cuda" else nullcontext()
+    with narrow, torch.autocast(device, torch.bfloat16, enabled=kind == "bfloat16"):
+        yield
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Products and convolutions of float32 numbers in TensorFloat-32."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from nearstep.flow.plan import GRID
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
 from nearstep.losses.regularisers import Discriminate, exact_penalty, finite_difference_penalty
 from nearstep.nets.discriminator import Discriminator, Pool
+from nearstep.nets.precision import Products, products_in
 from nearstep.nets.script import Text
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.ranges import check_count, check_number
@@ -59,6 +60,10 @@ class AdversaryConfig:
     penalty_every: int = 4
     """Updates of the discriminator per penalty, whose weight grows by as much: on average the same, and cheaper
     (StyleGAN2's lazy regularisation)."""
+    penalty_step: float = 0.05
+    """Step of the finite difference, in units of the noised samples' noise; the narrower the products, the longer."""
+    penalty_products: Products = "TF32"
+    """What the penalty multiplies in; a CPU takes float32 for TF32. bfloat16 wants a step of .2."""
     shift: float = 1.0
     """Shift of Psi's times. 1 leaves more of the samples to see than the shift of distribution matching does."""
     shared_time: bool = True
@@ -84,6 +89,11 @@ class AdversaryConfig:
         """Whether the reference of ``steps`` steps is a real clip."""
         return self.reference == "data" or (self.reference == "both" and steps == largest)
 
+    @property
+    def wide_role(self) -> str:
+        """Whose weights are read in float32, by the penalty; empty where nobody's are."""
+        return "" if self.penalty_products == "bfloat16" else self.backbone
+
     def gamma_at(self, progress: float) -> float:
         """gamma when ``progress`` in [0, 1] of the run is done."""
         return self.gamma * (self.gamma_left + (1 - self.gamma_left) * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -94,6 +104,7 @@ class AdversaryConfig:
         check_number("gamma_left", self.gamma_left, least=0, most=1)
         check_number("shift", self.shift, above=0, most=1000)
         check_count("penalty_every", self.penalty_every)
+        check_number("penalty_step", self.penalty_step, above=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +221,10 @@ class Adversary:
             # gamma (R1 + R2): R1 on the reference, R2 on the n-step samples, both at the noised inputs (R3GAN).
             penalty = exact_penalty
             if config.penalty == "finite difference":
-                penalty = partial(finite_difference_penalty, direction=pair.noise.eps("direction"))
-            # In float32: bfloat16 rounds away the differences that the penalty is made of.
-            with torch.autocast(x_n.device.type, enabled=False):
+                direction = pair.noise.eps("direction")
+                penalty = partial(finite_difference_penalty, direction=direction, size=config.penalty_step)
+            # bfloat16 rounds small differences away, of which the penalty is made (docs/method.md section 11).
+            with products_in(config.penalty_products, x_n.device.type):
                 r1, r2 = penalty(of_next, x_next.float()), penalty(of_n, x_n.float())
         return losses + gamma * (r1 + r2), metrics | {"r1": r1.mean(), "r2": r2.mean()}
 

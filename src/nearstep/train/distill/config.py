@@ -135,9 +135,12 @@ class DistillFields(LoraFields):
         reads_data = self.sampling == "data" or (self.adversary and self.adversary.reference != "adjacent")
         if reads_data and isinstance(self.latents, PromptsConfig):
             raise NearstepError("prompts alone give no clips to sample from or to hold samples against; give latents")
-        judges = self.adversary is not None and self.adversary.backbone == "teacher"
-        if judges and self.teacher_dtype != "float32" and not self.on_teacher:  # a base computes in float32
-            raise NearstepError("the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32")
+        reads_wide = self.adversary is not None and self.adversary.wide_role == "teacher"
+        if reads_wide and self.teacher_dtype != "float32" and not self.on_teacher:  # a base computes in float32
+            raise NearstepError(
+                "the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32, "
+                "or penalty_products=bfloat16"
+            )
 
     @property
     def adapted(self) -> tuple[str, ...]:

@@ -46,8 +46,8 @@ class Networks:
 
 def load_networks(config: DistillFields, here: Ranks) -> Networks:
     """Load and place the networks of a run, those that share weights together and the others one by one."""
-    # The discriminator's penalty reads its backbone in float32, so that one is gathered in float32.
-    narrow, read = torch.bfloat16 if config.autocast else None, config.adversary.backbone if config.adversary else ""
+    # The discriminator's penalty may read its backbone in float32, so that one is then gathered in float32.
+    narrow, read = torch.bfloat16 if config.autocast else None, config.adversary.wide_role if config.adversary else ""
     teacher = _teacher(config)
     # Adapters that stand on the teacher's weights: made before those are placed, while the numbers are there once.
     shared = {role: _adapted(twin(teacher), config, role) for role in config.on_teacher}
