@@ -19,7 +19,7 @@ from nearstep.cost.flops import call_flops
 from nearstep.nets.cache import KVCache
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.fp8 import to_fp8
+from nearstep.nets.fp8_layers import to_fp8
 from nearstep.nets.transformer import VideoTransformer
 
 SAME = 1e-3

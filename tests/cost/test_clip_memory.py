@@ -22,7 +22,7 @@ from nearstep.cost.clip_memory import (
 from nearstep.cost.live_bytes import LiveBytes
 from nearstep.cost.sizes import Sizes
 from nearstep.errors import NearstepError
-from nearstep.nets.fp8 import Fp8
+from nearstep.nets.fp8_layers import find_fp8
 from nearstep.nets.kernels import fused
 from nearstep.stream.pipeline import CausalVideoPipeline
 
@@ -68,19 +68,21 @@ def test_a_call_and_the_decoder_hold_what_is_predicted(pipe: CausalVideoPipeline
     assert list(found.weights.values()) == [held["text_encoder"], held["transformer"], held["vae"]]
 
 
-@pytest.mark.parametrize("how", ["weights", "products"])
-def test_eight_bit_layers_hold_what_is_predicted(model_folder, how: Fp8) -> None:
+@pytest.mark.parametrize("how", ["weights", "products", "cache"])
+def test_eight_bits_hold_what_is_predicted(model_folder, how: str) -> None:
     pipe = CausalVideoPipeline.from_pretrained(model_folder, fp8=how)
-    found = clip_memory(ClipSetup(sizes=sizes(pipe), dtype="float32", fp8=how))
+    found = clip_memory(ClipSetup(sizes=sizes(pipe), dtype="float32", fp8=find_fp8(how, None)))
     assert found.weights["network"] == sum(value.nbytes for value in pipe.transformer.state_dict().values())
-    assert found.block < clip_memory(ClipSetup(sizes=sizes(pipe), dtype="float32")).block
+    wide = clip_memory(ClipSetup(sizes=sizes(pipe), dtype="float32"))
+    assert (found.block < wide.block) == (how != "cache")
+    assert (found.work[NETWORK] < wide.work[NETWORK]) == (how == "cache")
     request, tensors, allocated = pipe.request("a ball", "1", seed=7), LiveBytes(), Meter()
     with torch.no_grad(), fused():
         text, negative = pipe.features(request)
         with tensors, tensors.phase(NETWORK), allocated.phase(NETWORK):
             list(pipe._chunks(request, pipe.bound(text, negative, request.guidance)))
     # What a CPU's scaled product uses inside itself is no tensor.
-    seen = allocated if how == "weights" else tensors
+    seen = tensors if how == "products" else allocated
     assert found.work[NETWORK] == pytest.approx(seen.peaks[NETWORK], rel=0.05)
 
 

@@ -18,9 +18,12 @@ from nearstep.cli.main import main
 from nearstep.models.folder import read_json
 from nearstep.models.loading import load_student
 from nearstep.models.student import Student
-from nearstep.nets.fp8 import FP8, Fp8, Fp8Linear, by_rows, find_fp8, fp8_layers, product, to_fp8
+from nearstep.nets.cache import KVCache
+from nearstep.nets.fp8 import FACTOR, FP8, by_rows, packed, product, unpacked
+from nearstep.nets.fp8_layers import Fp8, Fp8Linear, InLayers, find_fp8, fp8_layers, to_fp8
+from nearstep.reach import Reach
 
-HOW: tuple[Fp8, ...] = ("weights", "products")
+HOW: tuple[InLayers, ...] = ("weights", "products")
 SIZES = dict(
     patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=16,
     freq_dim=16, ffn_dim=48, num_layers=2,
@@ -137,6 +140,76 @@ def test_no_move_changes_the_numbers(move: str) -> None:
     assert to_fp8(network(), "weights").to("meta").blocks[0].attn1.to_q.weight.dtype == FP8
 
 
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+
+@given(
+    rows=st.integers(1, 6), columns=st.sampled_from([4, 8, 128]), dtype=st.sampled_from([torch.float32, torch.bfloat16])
+)
+def test_packed_rows_are_their_numbers_and_their_factor(rows: int, columns: int, dtype: torch.dtype) -> None:
+    x = torch.randn(2, rows, 3, columns).to(dtype)
+    held = packed(x)
+    assert (held.dtype, held.shape) == (torch.uint8, (*x.shape[:-1], columns + FACTOR))
+    q, s = by_rows(x)
+    for part in (held, held[:, ::2], held.transpose(1, 2).contiguous().transpose(1, 2)):
+        wanted = (q.float() * s).to(dtype)[:, :: 2 if part.shape[1] < rows else 1]
+        assert torch.equal(unpacked(part, dtype), wanted)
+    assert torch.equal(packed(unpacked(held, torch.float32)), held)  # what was rounded is not rounded again
+
+
+@pytest.mark.parametrize("reach", [Reach(), Reach(window=4), Reach(window=4, sink=1)])
+def test_an_eight_bit_cache_holds_what_a_wide_one_holds_of_rounded_numbers(reach: Reach) -> None:
+    sizes = dict(layers=2, batch=2, capacity_frames=12, tokens_per_frame=3, heads=2, head_dim=8, reach=reach)
+    narrow, wide = KVCache(**sizes, fp8=True), KVCache(**sizes)
+    for start in range(0, 12, 2):
+        layers = [(torch.randn(2, 6, 2, 8), torch.randn(2, 6, 2, 8)) for _ in range(2)]
+        if start == 6:
+            narrow, wide = narrow.branch(), wide.branch()
+        narrow.commit(start, layers)
+        wide.commit(start, [tuple(unpacked(packed(part), torch.float32) for part in layer) for layer in layers])
+        assert narrow.positions == wide.positions
+        slots = wide.find(wide.positions)
+        for layer in range(2):
+            ours, theirs = narrow.read(layer, slots, frames=1), wide.read(layer, slots, frames=13)
+            assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+            assert not ours.room
+    size = sum(buffer.nbytes for buffer in (*narrow.keys, *narrow.values))
+    assert size * 8 * 4 == sum(buffer.nbytes for buffer in (*wide.keys, *wide.values)) * (8 + FACTOR)
+
+
+def test_a_sink_that_moves_is_rounded_once_from_what_was_committed() -> None:
+    reach = Reach(window=4, sink=1, relative_sink=True)
+    sizes = dict(layers=1, batch=1, capacity_frames=8, tokens_per_frame=3, heads=2, head_dim=8, reach=reach)
+    narrow, wide = KVCache(**sizes, fp8=True), KVCache(**sizes)
+    for start in range(0, 20, 2):
+        layers = [(torch.randn(1, 6, 2, 8), torch.randn(1, 6, 2, 8))]
+        narrow.commit(start, layers)
+        wide.commit(start, layers)
+    assert narrow.sink_shift == wide.sink_shift > 0
+    slots = wide.find(wide.positions)
+    ours, theirs = narrow.read(0, slots, frames=1).keys, wide.read(0, slots, frames=1).keys
+    sink = slice(0, 3)
+    assert (ours[:, sink] - theirs[:, sink]).norm() < 0.05 * theirs[:, sink].norm()
+
+
+def test_a_network_reads_an_eight_bit_cache_in_its_own_type(model_folder: Path) -> None:
+    pipes = {
+        fp8: CausalVideoPipeline.from_pretrained(model_folder, fp8=fp8) for fp8 in (None, "cache", ("weights", "cache"))
+    }
+    clips = {fp8: pipe("a small red ball", seed=3, output_type="pt").frames for fp8, pipe in pipes.items()}
+    usual, rounded = clips[None], clips["cache"]
+    chunk = pipes[None].configs.transformer["chunk_frames"]
+    first = 1 + 4 * (chunk - 1)
+    assert torch.equal(usual[:, :first], rounded[:, :first])  # the first chunk reads no cache
+    assert not torch.equal(usual, rounded)
+    assert (usual - rounded).abs().mean() < 0.02
+    network = pipes["cache"].transformer
+    assert network.new_cache(1, 4, 4, 4).fp8 and not network.new_cache(1, 4, 4, 4, append_only=True).fp8
+    assert isinstance(pipes["weights", "cache"].transformer.blocks[0].attn1.to_q, Fp8Linear)
+    with pipes["cache"].open("a small red ball", seed=3, window=4) as session:
+        assert [chunk.video.isfinite().all() for chunk, _ in zip(session, range(6), strict=False)]
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -162,7 +235,7 @@ def test_a_file_in_eight_bits_is_loaded_as_it_is(scale: str, model_folder: Path,
     file = coded(net.state_dict(), SCALES[scale])
     save_file(file, tmp_path / "a.safetensors")
     config = read_json(model_folder / "transformer" / "config.json")
-    loaded = load_student(Student(path=tmp_path / "a.safetensors"), config, fp8="weights")
+    loaded = load_student(Student(path=tmp_path / "a.safetensors"), config, fp8=Fp8(layers="weights"))
     for name in fp8_layers(loaded):
         layer = loaded.get_submodule(name)
         assert isinstance(layer, Fp8Linear)
@@ -174,7 +247,7 @@ def test_a_file_in_eight_bits_is_loaded_as_it_is(scale: str, model_folder: Path,
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_every_door_puts_a_network_into_eight_bits(how: Fp8, model_folder: Path) -> None:
+def test_every_door_puts_a_network_into_eight_bits(how: InLayers, model_folder: Path) -> None:
     student = Student(path=model_folder / "transformer" / "diffusion_pytorch_model.safetensors")
     wanted = to_fp8(VideoTransformer.from_pretrained(model_folder / "transformer"), how).state_dict()
     for options in ({}, {"student": student}):
@@ -188,7 +261,7 @@ def test_every_door_puts_a_network_into_eight_bits(how: Fp8, model_folder: Path)
 
 def test_the_command_line_takes_it(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["generate", "a small ball", "--model", str(model_folder), "--output", str(tmp_path / "a.mp4")]
-    assert main([*command, "--fp8", "weights"]) == 0
+    assert main([*command, "--fp8", "weights", "cache"]) == 0
     assert (tmp_path / "a.mp4").exists()
     assert main([*command, "--fp8", "int4"]) == 2
     assert "--fp8" in capsys.readouterr().err
@@ -200,12 +273,16 @@ def test_the_command_line_takes_it(model_folder: Path, tmp_path: Path, capsys: p
 def test_what_cannot_be_is_refused_before_anything_is_loaded(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NearstepError, match=r"fp8='int8'; use 'weights' or 'products'"):
-        CausalVideoPipeline.from_pretrained(tmp_path / "nothing here", fp8="int8")
+    for asked in ("int8", ["cache", "int8"]):
+        with pytest.raises(NearstepError, match=r"fp8='int8'; use 'weights', 'products', 'cache', or leave it out"):
+            CausalVideoPipeline.from_pretrained(tmp_path / "nothing here", fp8=asked)
+    assert find_fp8(None, None) is find_fp8((), torch.device("mps")) is None
+    assert find_fp8(["cache", "products", "weights"], None) == Fp8(layers="products", cache=True)
     with pytest.raises(NearstepError, match=r"runs on CUDA and on CPUs, and not on mps"):
         find_fp8("weights", torch.device("mps"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
-    assert find_fp8("weights", torch.device("cuda")) == "weights"
+    assert find_fp8("weights", torch.device("cuda")) == Fp8(layers="weights")
+    assert find_fp8("cache", torch.device("cuda")) == Fp8(cache=True)
     with pytest.raises(NearstepError, match=r"needs a card of compute capability 8\.9 .* cuda is of 8\.6; use fp8='w"):
         find_fp8("products", torch.device("cuda"))
     narrow = VideoTransformer(**{**SIZES, "attention_head_dim": 12})

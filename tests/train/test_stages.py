@@ -18,6 +18,7 @@ from nearstep.data.latents import LatentClips, LatentsConfig
 from nearstep.data.order import rows_after
 from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
+from nearstep.nets.codec import VideoCodec
 from nearstep.nets.masks import teacher_forcing
 from nearstep.playground import PLAYGROUND
 from nearstep.reach import Reach
@@ -104,6 +105,34 @@ def test_codec_resumes_exactly(tmp_path: Path):
     assert_equal(whole, tiny_codec(tmp_path / "cut").run())
     config = json.loads((whole / "vae" / "config.json").read_text())
     assert all(deviation > 0 for deviation in config["latents_std"])
+
+
+def test_a_decoder_learns_on_by_itself(codec: Path, tmp_path: Path):
+    config = replace(tiny_codec(tmp_path / "decoder"), start=codec / "vae")
+    whole, before = config.run(), weights(codec)
+    cut(replace(config, loop=loop(tmp_path / "cut")))
+    assert_equal(whole, replace(config, loop=loop(tmp_path / "cut")).run())
+    for name, value in weights(whole).items():
+        encodes = name.split("/")[1].split(".")[0] in ("encoder", "quant_conv")
+        assert torch.equal(value, before[name]) == encodes, name
+    ours, theirs = (json.loads((each / "vae" / "config.json").read_text()) for each in (whole, codec))
+    assert ours["latents_std"] == theirs["latents_std"] and ours["latents_mean"] == theirs["latents_mean"]
+    clips = PLAYGROUND.clips(0, range(2), frames=5)
+    latents = [VideoCodec.from_pretrained(each / "vae").encode(clips) for each in (whole, codec)]
+    assert torch.equal(*latents)
+
+
+def test_a_decoder_of_another_width_begins_from_nothing(codec: Path, tmp_path: Path):
+    wider = replace(CODEC, decoder_base_dim=CODEC.decoder_base_dim + 4)
+    made = weights(replace(tiny_codec(tmp_path / "wider"), start=codec / "vae", size=wider).run())
+    before = weights(codec)
+    assert all(torch.equal(value, before[name]) for name, value in made.items() if "/encoder." in name)
+    assert made["vae/decoder.conv_out.weight"].shape != before["vae/decoder.conv_out.weight"].shape
+    other = replace(CODEC, base_dim=CODEC.base_dim + 4)
+    with pytest.raises(NearstepError, match=r"has an encoder of another size \(encoder\."):
+        replace(tiny_codec(tmp_path / "other"), start=codec / "vae", size=other).run()
+    with pytest.raises(NearstepError, match=r"nothing holds no codec that can be read"):
+        replace(tiny_codec(tmp_path / "none"), start=tmp_path / "nothing").run()
 
 
 def test_teacher_resumes_exactly(codec: Path, teacher: Path, latents: Path, tmp_path: Path):

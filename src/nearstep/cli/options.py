@@ -152,6 +152,7 @@ FlatCluster = Annotated[ClusterOptions, tyro.conf.arg(name="")]
 """The options beside a command's own, without a prefix."""
 
 
+InFp8 = Annotated[tuple[Literal["weights", "products", "cache"], ...], optional("{weights,products,cache} ...", "none")]
 LoraOption = Annotated[tuple[str, ...], optional("FILE[:STRENGTH] ...", "none")]
 LoraAlpha = Annotated[float | None, optional("A", "what the files state, or their rank")]
 
@@ -195,8 +196,8 @@ class Loading:
     """Decode in tiles of this size."""
     tiny_decoder: Annotated[Path | None, optional("FILE", "the model's own decoder")] = None
     """A TAEHV file to decode with, such as taew2_1.safetensors: fast previews."""
-    fp8: Annotated[Literal["weights", "products"] | None, optional("{weights,products}", "none")] = None
-    """Linear layers in eight bits, for less memory; or also their products, for speed on Ada and Hopper cards."""
+    fp8: InFp8 = ()
+    """In eight bits: linear layers' weights, their products too (Ada and Hopper), keys and values of past frames."""
     compile: bool = False
     """Compile the network's blocks: minutes at first, then calls are faster."""
     student: FlatStudent = NO_STUDENT

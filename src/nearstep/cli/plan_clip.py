@@ -10,7 +10,7 @@ import tyro
 
 from nearstep.cli.arguments import parsed
 from nearstep.cli.memory_options import gib, room_of, text_length_of
-from nearstep.cli.options import OWN_SIZE, FlatClipSize, optional
+from nearstep.cli.options import OWN_SIZE, FlatClipSize, InFp8, optional
 from nearstep.cli.text import table
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import CONFIG, Settings, read_json
@@ -43,8 +43,8 @@ class PlanClip:
     """Precision of the decoder."""
     vae_tile: Annotated[int | None, optional("PIXELS", "whole frames")] = None
     """Decode in tiles of this size."""
-    fp8: Annotated[Literal["weights", "products"] | None, optional("{weights,products}", "none")] = None
-    """Linear layers in eight bits; or also their products."""
+    fp8: InFp8 = ()
+    """In eight bits: linear layers' weights, their products too, keys and values of past frames."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -53,6 +53,7 @@ def run(arguments: Sequence[str]) -> None:
     options = parsed(PlanClip, prog, arguments)
     from nearstep.cost.clip_memory import HOW, ClipSetup, clip_memory
     from nearstep.cost.memory import SHARE
+    from nearstep.nets.fp8_layers import find_fp8
 
     room, sizes = room_of(options.memory), _sizes(options)
     setup = ClipSetup(
@@ -61,7 +62,7 @@ def run(arguments: Sequence[str]) -> None:
         vae_dtype=options.vae_dtype,
         vae_tile=options.vae_tile,
         guided=options.guided,
-        fp8=options.fp8,
+        fp8=find_fp8(options.fp8, None),
     )
     found = clip_memory(setup)
     rows = [("held", "GiB")]

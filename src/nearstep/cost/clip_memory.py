@@ -22,7 +22,7 @@ from nearstep.models.empty import arguments_of, empty_codec, empty_network
 from nearstep.models.loading import tile_codec
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
-from nearstep.nets.fp8 import Fp8, to_fp8
+from nearstep.nets.fp8_layers import Fp8, narrow
 from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import VideoTransformer, kept_in_float32
 from nearstep.rollout.rollout import generate
@@ -57,7 +57,7 @@ class ClipSetup:
     vae_tile: int | None = None
     guided: bool = False
     fp8: Fp8 | None = None
-    """What of the network's linear layers is in eight bits."""
+    """What of the network is in eight bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +94,16 @@ def clip_memory(setup: ClipSetup) -> ClipMemory:
     sizes = setup.sizes
     number, decoders = (getattr(torch, name).itemsize for name in (setup.dtype, setup.vae_dtype))
     network = count_network(sizes.student)
-    layers = sizes.student["num_layers"]
+    layers, in_layers = sizes.student["num_layers"], bool(setup.fp8 and setup.fp8.layers)
     call = by_depth(lambda student, _: _call(setup, student), layers, layers)
     return ClipMemory(
         weights={
             "text encoder": number * count_encoder(sizes.encoder),
-            "network": network.bytes(setup.dtype, fp8=setup.fp8 is not None),
+            "network": network.bytes(setup.dtype, fp8=in_layers),
             "decoder": decoders * parameters(empty_codec(sizes.codec)),
         },
         work={**call, **_decoding(setup)},
-        block=number * network.block - (network.saved(setup.dtype) / layers if setup.fp8 else 0),
+        block=number * network.block - (network.saved(setup.dtype) / layers if in_layers else 0),
     )
 
 
@@ -145,9 +145,7 @@ def _network(setup: ClipSetup, layers: int) -> VideoTransformer:
         if kept_in_float32(name):
             home, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(home), leaf, nn.Parameter(parameter.float(), requires_grad=False))
-    if setup.fp8:
-        to_fp8(network, setup.fp8)
-    return network.eval().requires_grad_(False)
+    return narrow(network, setup.fp8).eval().requires_grad_(False)
 
 
 def _decoding(setup: ClipSetup) -> Peaks:

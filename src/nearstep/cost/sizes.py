@@ -12,7 +12,7 @@ from torch import nn
 
 from nearstep.models.empty import empty_network, empty_text_encoder
 from nearstep.models.wan import SIZES
-from nearstep.nets.fp8 import fp8_layers
+from nearstep.nets.fp8_layers import fp8_layers
 from nearstep.nets.transformer import kept_in_float32
 
 UMT5_XXL: Mapping[str, Any] = {
@@ -66,7 +66,7 @@ class Count:
     wide: int
     """Parameters that stay in float32 where the network is loaded in bfloat16."""
     linear: tuple[int, int]
-    """Numbers and rows of the blocks' linear layers (nets/fp8.py)."""
+    """Numbers and rows of the blocks' linear layers (nets/fp8_layers.py)."""
 
     def bytes(self, dtype: str, *, fp8: bool = False) -> int:
         """Bytes of the network when it is loaded as ``dtype``, its linear layers in eight bits where ``fp8``."""

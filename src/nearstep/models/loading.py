@@ -28,7 +28,8 @@ from nearstep.models.student import Student
 from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import find_device
-from nearstep.nets.fp8 import Fp8, by_rows, fp8_layers, to_fp8
+from nearstep.nets.fp8 import by_rows
+from nearstep.nets.fp8_layers import Fp8, fp8_layers, narrow
 from nearstep.nets.text import check_tokenizer, text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
@@ -129,7 +130,7 @@ def load_network(
         model: names both, and the adapters.
         torch_dtype: of the weights; by default as saved.
         changes: what the adapters do (``changes_of``), where that is read already.
-        fp8: what goes into eight bits (nets/fp8.py).
+        fp8: what goes into eight bits (nets/fp8_layers.py).
     """
     changes = changes_of(model) if changes is None else changes
     if model.student is not None:
@@ -137,7 +138,7 @@ def load_network(
         return load_student(model.student, model.transformer, torch_dtype=torch_dtype, changes=changes, fp8=fp8)
     network = load_component(model.folder, model.network, VideoTransformer, NETWORKS, torch_dtype)
     merge(network, changes)
-    return to_fp8(network, fp8) if fp8 else network
+    return narrow(network, fp8)
 
 
 @torch.no_grad()
@@ -235,13 +236,11 @@ def load_student(
         weights = weights.mapped(
             lambda name, value: changes[name].merged_into(name, value, wide) if name in changes else value
         )
-    coded = {f"{layer}.weight": f"{layer}.scale" for layer in fp8_layers(network)} if fp8 else {}
+    coded = {f"{layer}.weight": f"{layer}.scale" for layer in fp8_layers(network)} if fp8 and fp8.layers else {}
     state = {name: _in_type(name, weights, dtype) for name in weights if name not in coded}
     for name, scale in coded.items():
         state[name], state[scale] = (part.clone() for part in weights.coded(name) or by_rows(weights[name]))
-    if fp8:
-        to_fp8(network, fp8)
-    network.load_state_dict(state, assign=True)
+    narrow(network, fp8).load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
 

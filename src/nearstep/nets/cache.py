@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.nets.fp8 import FACTOR, packed, unpacked
 from nearstep.nets.rope import advance
 from nearstep.reach import EVERYTHING, Reach
 
@@ -28,7 +29,8 @@ KeysValues = tuple[Tensor, Tensor]  # each [B, tokens, heads, head_dim]
 class Past(NamedTuple):
     """What one layer's attention reads before its own keys and values.
 
-    keys, values: [B, tokens, heads, head_dim], views of the cache wherever possible; keys as they were rotated.
+    keys, values: [B, tokens, heads, head_dim], views of the cache wherever it holds numbers as they are read; keys as
+        they were rotated.
     room: the last tokens are free space of the cache, where the call may put its own keys and values instead of copying
         the past beside them. Never so under grad, where attention keeps its inputs for the backward pass.
     """
@@ -54,6 +56,7 @@ class KVCache:
 
     reach: how far back a chunk may look (masks.py); a relative sink's keys are rotated forward with the window.
     chunk_frames: what the next chunk has at least. Frames that it does not see are dropped by the commit before it.
+    fp8: hold eight-bit floats, with a factor for each token and head (fp8.py); what is read is in `dtype` all the same.
     append_only: never drop a frame. Training needs it: the backward pass may read frames again, so a commit that would
         have to drop one is refused.
     """
@@ -71,11 +74,14 @@ class KVCache:
         chunk_frames: int = 1,
         append_only: bool = False,
         dtype: torch.dtype = torch.float32,
+        fp8: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        shape = (batch, capacity_frames * tokens_per_frame, heads, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        shape = (batch, capacity_frames * tokens_per_frame, heads, head_dim + FACTOR if fp8 else head_dim)
+        held = torch.uint8 if fp8 else dtype
+        self.keys = [torch.zeros(shape, dtype=held, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=held, device=device) for _ in range(layers)]
+        self.dtype, self.fp8 = dtype, fp8
         self.batch = batch
         self.capacity_frames = capacity_frames
         self.tokens_per_frame = tokens_per_frame
@@ -122,10 +128,10 @@ class KVCache:
             return None
         keys, values, stop = self.keys[layer], self.values[layer], slots[-1].stop + frames
         fits = len(slots) == 1 and slots[0].stop == len(self.positions) and stop <= self.capacity_frames
-        if fits and not torch.is_grad_enabled():
+        if fits and not self.fp8 and not torch.is_grad_enabled():
             tokens = self._tokens(slice(slots[0].start, stop))
             return Past(keys[:, tokens], values[:, tokens], room=True)
-        return Past(self._gather(keys, slots), self._gather(values, slots), room=False)
+        return Past(self._wide(self._gather(keys, slots)), self._wide(self._gather(values, slots)), room=False)
 
     def commit(self, start: int, layers: Sequence[KeysValues]) -> None:
         """Append the frames `start`, `start` + 1, ... whose keys and values every layer gives; detached."""
@@ -141,8 +147,8 @@ class KVCache:
         tokens = self._tokens(slice(held, held + frames))
         with torch.no_grad():
             for layer, (keys, values) in enumerate(layers):
-                self.keys[layer][:, tokens].copy_(keys)
-                self.values[layer][:, tokens].copy_(values)
+                self.keys[layer][:, tokens].copy_(self._held(keys))
+                self.values[layer][:, tokens].copy_(self._held(values))
         self.positions += tuple(range(start, start + frames))
         self.end = start + frames
 
@@ -245,8 +251,16 @@ class KVCache:
         with torch.no_grad():
             self._sink = self._sink or [keys[:, tokens].clone() for keys in self.keys]
             for keys, first in zip(self.keys, self._sink, strict=True):
-                keys[:, tokens] = advance(first, frames)
+                keys[:, tokens] = self._held(advance(self._wide(first), frames))
         self.sink_shift = frames
+
+    def _held(self, x: Tensor) -> Tensor:
+        """Numbers as the buffers hold them."""
+        return packed(x) if self.fp8 else x
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """The inverse."""
+        return unpacked(x, self.dtype) if self.fp8 else x
 
     def _tokens(self, slots: slice) -> slice:
         return slice(slots.start * self.tokens_per_frame, slots.stop * self.tokens_per_frame)

@@ -105,6 +105,8 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _repeated_blocks = ["TransformerBlock"]
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
     _keep_in_fp32_modules = ["time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    cache_fp8 = False
+    """Whether caches hold eight-bit floats (fp8_layers.py); those of training never do."""
 
     @register_to_config
     def __init__(
@@ -212,6 +214,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
             reach=reach,
             chunk_frames=chunk or 1,
             append_only=append_only,
+            fp8=self.cache_fp8 and not append_only,
             dtype=torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype,
             device=device,
         )

@@ -1,6 +1,7 @@
 """The world of things: its runs, in order; each starts from the result of the one before, and any can be resumed.
 
 nearstep train things.codec
+nearstep train things.decoder
 nearstep train things.teacher
 nearstep train things.forcing
 nearstep train things.self_forcing
@@ -67,6 +68,18 @@ def codec() -> CodecConfig:
         world=THINGS_WORLD,
         first_weight=2.0,
         foreground_weight=4.0,
+    )
+
+
+def decoder() -> CodecConfig:
+    """The codec's decoder goes on by itself; latents, and whatever learns from them, need not wait for it."""
+    base = codec()
+    return replace(
+        base,
+        loop=replace(base.loop, folder=_RUNS / "decoder", steps=3_000),
+        optim=replace(base.optim, lr=2e-3),
+        start=_RUNS / "codec" / "model" / "vae",
+        phases=(Phase(2_600, 17, 4, 32), Phase(400, 33, 1)),
     )
 
 

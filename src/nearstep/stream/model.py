@@ -25,7 +25,7 @@ from nearstep.models.lora_peft import peft_adapter
 from nearstep.models.student import Student
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import device_of, find_device
-from nearstep.nets.fp8 import check_wide, find_fp8
+from nearstep.nets.fp8_layers import check_wide, find_fp8
 from nearstep.nets.precision import find_dtype, one_dtype
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder
@@ -93,7 +93,7 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
         vae_dtype: torch.dtype | str | None = None,
         vae_tile: int | None = None,
         tiny_decoder: str | Path | None = None,
-        fp8: str | None = None,
+        fp8: str | Sequence[str] | None = None,
         variant: str | None = None,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
@@ -121,9 +121,9 @@ class VideoModel(DiffusionPipeline, WanLoraLoaderMixin):
             vae_tile: decode in tiles of so many pixels, a quarter shared. Less memory while a tile is made, but more
                 kept between chunks and more work, as much as tiles share (``pipe.vae.enable_tiling`` sets more).
             tiny_decoder: a TAEHV file (``taew2_1.safetensors``) to decode with in place of the codec.
-            fp8: keep the network's linear layers in eight bits: ``"weights"``, which halves their memory, or also the
-                ``"products"`` with them, which are faster on Ada and Hopper cards (nets/fp8.py). Adapters that should
-                come off again do not go with it, and such a pipeline is not saved.
+            fp8: keep in eight bits (nets/fp8_layers.py): the ``"weights"`` of the network's linear layers, or also the
+                ``"products"`` with them, which are faster on Ada and Hopper cards; the ``"cache"``; or several of
+                these. Adapters that should come off again do not go with such layers, and they are not saved.
             variant: read weights from files of this variant, such as ``"fp16"``, where a component has them.
             revision: of a hub id: a branch, a tag or a commit.
             cache_dir: where files of the hub are kept.

@@ -10,6 +10,8 @@ it took to converge in minutes, found by measuring:
 - the decoder's output is not clamped: a clamped pixel has no gradient;
 - pictures before clips, windows before whole frames (``Phase.side``), and whole clips in the end: a decoder trained on
   two latent frames drifts off from the third one on.
+
+A decoder may learn on by itself (``CodecConfig.start``): what an encoder has made stays as good as it was.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from nearstep import rng
 from nearstep.data.crops import cropped
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, first_line
 from nearstep.nets.codec import VideoCodec
 from nearstep.protocols import World
 from nearstep.ranges import check_count, check_number
@@ -41,6 +43,8 @@ _LOG_VARIANCE_START = -6.0
 _CLIPS_A_STEP = 64
 _STATISTICS_CLIPS = 256
 _STATISTICS_SEED = 1
+_ENCODES = ("encoder", "quant_conv")
+"""Parts of AutoencoderKLWan that make latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,9 @@ class CodecConfig:
     world: World
     """The world whose clips the codec learns."""
     size: CodecSize
+    start: Path | None = None
+    """A codec whose encoder and statistics are taken and stay as they are, so that latents made by it still fit: the
+    decoder alone learns, from its weights if it is of the same width, else from nothing."""
     seed: int = 0
     phases: tuple[Phase, ...]
     """In order; together as long as the run."""
@@ -131,6 +138,8 @@ class CodecStage:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("codec weights", config.seed))
             self.codec = VideoCodec(config.size.build())
+        if config.start is not None:
+            take_encoder(self.codec.vae, config.start)
         self.optimizer = Optimizer([self.codec], config.optim, config.loop.steps)
         self.ema = Ema(self.codec, config.ema)
         self.state = TrainState({"codec": self.codec, "optimizer": self.optimizer, "ema": self.ema})
@@ -167,7 +176,8 @@ class CodecStage:
         """Make one update."""
         video, weight = self.batch(index)
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = self.codec.posterior(video)
+            with torch.set_grad_enabled(self.config.start is None):
+                posterior = self.codec.posterior(video)
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             eps = torch.randn(mean.shape, generator=rng.generator("codec noise", self.config.seed, index))
             latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps)
@@ -199,14 +209,42 @@ class CodecStage:
     def export(self, folder: Path) -> None:
         """Write ``vae/``, its config holding each channel's mean and deviation over real clips."""
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
-        raw = []
-        for first in range(0, _STATISTICS_CLIPS, 16):
-            video = self.config.world.clips(_STATISTICS_SEED, range(first, first + 16))
-            with torch.autocast("cpu", torch.bfloat16):
-                raw.append(codec.posterior(video).mode().float())
-        std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
-        codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        if self.config.start is None:
+            _measure(codec, self.config.world)
         codec.save_pretrained(folder / "vae")
+
+
+@torch.no_grad()
+def _measure(codec: VideoCodec, world: World) -> None:
+    """Note each channel's mean and deviation over real clips in the configuration."""
+    raw = []
+    for first in range(0, _STATISTICS_CLIPS, 16):
+        video = world.clips(_STATISTICS_SEED, range(first, first + 16))
+        with torch.autocast("cpu", torch.bfloat16):
+            raw.append(codec.posterior(video).mode().float())
+    std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
+    codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+
+def take_encoder(vae: AutoencoderKLWan, start: Path) -> None:
+    """Give a codec the encoder and the statistics of another, frozen, and its decoder's weights if they fit.
+
+    Raises:
+        NearstepError: if there is no codec, or its encoder is of another size.
+    """
+    try:
+        own: Any = AutoencoderKLWan.from_pretrained(start)
+    except Exception as error:  # of diffusers, anything
+        raise NearstepError(f"start={start} holds no codec that can be read: {first_line(error)}") from error
+    given, state = vae.state_dict(), own.state_dict()
+    encoder = {name for name in given if name.split(".")[0] in _ENCODES}
+    if other := sorted(name for name in encoder if name not in state or state[name].shape != given[name].shape):
+        raise NearstepError(f"start={start} has an encoder of another size ({other[0]}); give the recipe its size")
+    same = state.keys() == given.keys() and all(state[name].shape == given[name].shape for name in given)
+    vae.load_state_dict(state if same else given | {name: state[name] for name in encoder})
+    vae.register_to_config(latents_mean=own.config["latents_mean"], latents_std=own.config["latents_std"])
+    for name in _ENCODES:
+        vae.get_submodule(name).requires_grad_(False)
 
 
 def difference_error(decoded: Tensor, video: Tensor, weight: Tensor | None = None) -> Tensor:
