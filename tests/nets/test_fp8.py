@@ -262,7 +262,12 @@ def test_every_door_puts_a_network_into_eight_bits(how: InLayers, model_folder: 
 def test_the_command_line_takes_it(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     command = ["generate", "a small ball", "--model", str(model_folder), "--output", str(tmp_path / "a.mp4")]
     assert main([*command, "--fp8", "weights", "cache"]) == 0
+    assert "network in float32, its layers' weights in fp8, its cache in fp8, decoder" in capsys.readouterr().err
     assert (tmp_path / "a.mp4").exists()
+    assert main([*command, "--fp8", "cache", "weights"]) == 0  # the same clip, which is there
+    for other in ([], ["--fp8", "cache"]):
+        assert main([*command, *other]) == 2
+        assert "shows something else (fp8 " in capsys.readouterr().err
     assert main([*command, "--fp8", "int4"]) == 2
     assert "--fp8" in capsys.readouterr().err
 

@@ -77,7 +77,7 @@ def compare(options: Compare) -> None:
     said = {
         "model": options.model,
         **model.origin,
-        **options.loading.decoding,
+        **options.loading.departures,
         "plans": list(options.plans),
         "latents": list(dataclasses.astuple(next(iter(clips.values())).shape)),
         "guidance": float(own_guidance(model) if options.guidance is None else options.guidance),

@@ -143,7 +143,7 @@ def ours(options: Making, model: ModelConfigs, clip: Clip) -> Ours:
     return Ours(
         open=partial(_loaded, options.loading, model),
         clip=clip,
-        origin={"model": options.model, **model.origin, **options.loading.decoding},
+        origin={"model": options.model, **model.origin, **options.loading.departures},
         guidance=float(guidance),
         negative=options.negative,
         seed=secrets.randbits(32) if options.seed is None else options.seed,

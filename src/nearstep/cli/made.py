@@ -14,6 +14,7 @@ _ABSENT = (
     "loras",
     "student",
     "tiny_decoder",
+    "fp8",
     "starting_noise",
     "prompt_embeds",
     "negative_prompt_embeds",

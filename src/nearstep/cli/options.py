@@ -208,9 +208,10 @@ class Loading:
     """Their alpha, in place of the one that they state."""
 
     @property
-    def decoding(self) -> dict[str, str]:
-        """What a clip's file says of its decoder, where it is not the model's own."""
-        return {"tiny_decoder": self.tiny_decoder.name} if self.tiny_decoder else {}
+    def departures(self) -> dict[str, str]:
+        """What a clip's file says of the way it was made, where that is not the model's own."""
+        named = {"tiny_decoder": self.tiny_decoder and self.tiny_decoder.name, "fp8": " ".join(sorted({*self.fp8}))}
+        return {name: value for name, value in named.items() if value}
 
     def check(self) -> None:
         """Find out what is wrong without a model.
@@ -285,9 +286,11 @@ def check_device(name: str) -> None:
 def place(pipe: CausalVideoPipeline) -> str:
     """Where a pipeline runs, and in which precision, in a line."""
     from nearstep.cost.bench import DECODE, dtypes
+    from nearstep.nets.fp8_layers import in_fp8
 
     found = {stage: str(dtype).removeprefix("torch.") for stage, dtype in dtypes(pipe).items()}
-    return f"on {pipe.network_device}: network in {found['step']}, decoder in {found[DECODE]}"
+    narrow = "".join(f", {what}" for what in in_fp8(pipe.transformer))
+    return f"on {pipe.network_device}: network in {found['step']}{narrow}, decoder in {found[DECODE]}"
 
 
 AS_IT_IS = Loading()

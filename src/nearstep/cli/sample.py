@@ -141,7 +141,7 @@ def _system(asked: Sampling, prompts: Sequence[str]) -> tuple[System, dict[str, 
         _refuse(asked, ("steps", "option", "command"), "a system that is not ours")
         model, clip = planned(asked, dict.fromkeys(prompts, ""))
         how = {"system": "ours", "model": asked.model, "plan": str(clip.plan), "calls": clip.plan.calls}
-        return ours(asked, model, clip), {**how, **model.origin, **asked.loading.decoding}
+        return ours(asked, model, clip), {**how, **model.origin, **asked.loading.departures}
     _refuse(asked, ("plan",), "ours; a pipeline takes --steps")
     if asked.system == "command":
         return _command(asked)

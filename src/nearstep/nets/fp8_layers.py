@@ -97,8 +97,15 @@ def to_fp8(network: VideoTransformer, how: InLayers) -> VideoTransformer:
     return network
 
 
+def in_fp8(network: nn.Module) -> list[str]:
+    """What of a network is in eight bits, in words."""
+    layer = next((module for module in network.modules() if isinstance(module, Fp8Linear)), None)
+    found = [] if layer is None else [f"its layers' {'products' if layer.products else 'weights'} in fp8"]
+    return [*found, *(["its cache in fp8"] if getattr(network, "cache_fp8", False) else [])]
+
+
 def check_wide(network: nn.Module, done: str) -> None:
-    """Refuse a network in eight bits.
+    """Refuse a network whose layers are in eight bits.
 
     Args:
         network: which.
