@@ -30,7 +30,7 @@ from nearstep.nets.precision import Products
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import playground
 from nearstep.train.distill.adversary import AdversaryConfig
-from nearstep.train.distill.networks import Networks, make_adversary
+from nearstep.train.distill.networks import Role, assembled
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import DistillUpdate
@@ -70,6 +70,11 @@ CONFIGS = {
     "excerpts": config(excerpt_frames=3),
     "replay": config(replay=True),
     "penalty in bfloat16": config(adversary=AdversaryConfig(penalty_products="bfloat16")),
+    "adapters": config(lora_rank=4, micro=1),
+    "adapters on the teacher's weights": config(
+        lora_rank=4, network="teacher", teacher="teacher", teacher_dtype="bfloat16"
+    ),
+    "an adapter for the student": config(lora_rank=4, lora_only="student"),
     "no adversary": config(adversary=None, micro=1, checkpointing=True),
 }
 
@@ -83,17 +88,11 @@ def clips(first: int, size: int) -> tuple[torch.Tensor, list[str]]:
 
 
 def real_update(config: DistillConfig) -> DistillUpdate:
-    student, assistant = VideoTransformer(**SMALL.student), VideoTransformer(**SMALL.teacher)
-    teacher = VideoTransformer(**SMALL.teacher).eval().requires_grad_(False)
-    if config.checkpointing:
-        student.enable_gradient_checkpointing()
-        assistant.enable_gradient_checkpointing()
-    options = config.adversary
-    adversary = options and make_adversary(options, teacher=teacher, assistant=assistant, seed=0)
-    networks = Networks(
-        student=student, teacher=teacher, assistant=assistant, ema=Ema(student, 0.9), adversary=adversary
-    )
+    def load(role: Role, dtype: torch.dtype) -> VideoTransformer:
+        return VideoTransformer(**(SMALL.student if role == "student" else SMALL.teacher)).to(dtype)
+
     here = Ranks(0, 1, torch.device("cpu"))
+    networks = assembled(config, load, here.place, cut=False)
     codec = VideoCodec(AutoencoderKLWan(**SMALL.codec)).eval().requires_grad_(False)
     own = SimpleNamespace(shape=SMALL.clip, batch=clips, starts=())
     return DistillUpdate(config, networks, text=text, clips=own, codec=codec, here=here)
@@ -176,7 +175,8 @@ def test_operations_of_a_chunk_of_wan():
 
 
 @pytest.mark.parametrize(
-    ("name", "rel"), [("whole batch", 0.02), ("checkpointing", 0.02), ("replay", 0.02), ("no adversary", 1e-3)]
+    ("name", "rel"),
+    [("whole batch", 0.02), ("checkpointing", 0.02), ("replay", 0.02), ("adapters", 0.02), ("no adversary", 1e-3)],
 )
 def test_operations_are_those_that_torch_counts(name: str, rel: float):
     """Rollouts exactly, commits included; backward passes but for a network's ends, and the heads but for their own."""
@@ -236,6 +236,22 @@ def test_operations_of_a_causal_run_are_those_that_torch_counts(objective: str):
     parts = {part: flops.all for part, flops in update_flops.causal(causal, SMALL).items()}
     assert sum(cost for part, cost in parts.items() if "backward" not in part) == forward
     assert sum(parts.values()) == pytest.approx(count.get_total_flops(), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["whole batch", *(name for name in CONFIGS if "adapter" in name)])
+def test_weights_and_moments_are_those_of_the_networks(name: str):
+    found, networks = estimate(CONFIGS[name], SMALL).resident, real_update(CONFIGS[name]).networks
+    teacher = next(key for key in found if key.startswith("teacher, "))
+    parts = {"student": networks.student, "assistant": networks.assistant, "student's average": networks.ema.module}
+    held = {
+        p.untyped_storage().data_ptr(): p.nbytes
+        for part in (networks.teacher, *parts.values())
+        for p in part.parameters()
+    }
+    assert sum(held.values()) == sum(found[key] for key in (teacher, *parts))
+    for role in ("student", "assistant"):
+        learns = sum(p.nbytes for p in parts[role].parameters() if p.requires_grad)
+        assert found[f"{role}'s moments"] == 2 * learns
 
 
 def test_two_processes_hold_half_of_what_is_sharded():

@@ -93,8 +93,6 @@ def _check(config: Config, gpus: int) -> None:
 
     if gpus < 1:
         raise NearstepError(f"--gpus {gpus}: give at least 1")
-    if config.lora_rank is not None:
-        raise NearstepError(f"lora_rank={config.lora_rank}: this plans whole networks; adapters take less than those")
     share = len(Ranks(0, gpus, torch.device("cpu")).share(config.batch))
     if config.micro and share % config.micro:
         raise NearstepError(f"micro={config.micro} does not divide the {share} clips of a process")

@@ -12,11 +12,11 @@ fused kernels keep.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +39,18 @@ from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import generate
 from nearstep.train.distill.adversary import Adversary, AdversaryConfig, Metrics, Pair
 from nearstep.train.distill.config import DistillFields
-from nearstep.train.distill.networks import Networks, make_heads
+from nearstep.train.distill.networks import Networks, Role, assembled
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import DistillUpdate
-from nearstep.train.ema import Ema
 from nearstep.train.objectives.table import objective_called
 from nearstep.train.parallel import Ranks
-from nearstep.train.stages.causal import CausalConfig
+from nearstep.train.stages.causal import CausalConfig, in_place
 
 Config = DistillFields | CausalConfig
 
+Run = TypeVar("Run", bound=Config)
+Placed = tuple[nn.Module, torch.dtype | None]
+"""What was put in its place, and what its blocks are gathered in."""
 Peaks = dict[str, float]
 """Phase -> most bytes at once, without weights, moments and averages."""
 _DEPTHS = (3, 4)  # at least one block for each place that a discriminator reads (discriminator.py DEPTHS)
@@ -111,14 +113,13 @@ class _FakeStep:
     count: int
     live: LiveBytes
 
-    def network(
-        self, config: Mapping[str, Any], layers: int, *, narrow: bool, frozen: bool = False
-    ) -> VideoTransformer:
-        """A transformer; ``narrow``: blocks are gathered in bfloat16."""
-        network = without_numbers(empty_network(config, layers), torch.float32)
-        if narrow and self.count > 1:
-            without_numbers(network.blocks, torch.bfloat16)
-        return self.counted(network.eval().requires_grad_(False) if frozen else network.train())
+    def give(self, placed: Iterable[Placed]) -> None:
+        """Put networks in their places, as Ranks.place does: where they are cut, blocks are gathered in a type."""
+        for module, dtype in placed:
+            without_numbers(module)
+            if dtype is not None and self.count > 1 and isinstance(module, VideoTransformer):
+                without_numbers(module.blocks, dtype)
+            self.counted(module)
 
     def counted(self, module: Module) -> Module:
         """Weights are counted elsewhere; a gradient that has arrived is a slice of it, in float32."""
@@ -137,7 +138,7 @@ class _FakeStep:
 
     def move(self, module: nn.Module) -> None:
         """What an update of the weights takes: AdamW's square roots are as many as the weights (foreach, on CUDA)."""
-        roots = [torch.empty_like(p) for p in module.parameters()]
+        roots = [torch.empty_like(p) for p in module.parameters() if p.requires_grad]
         for root in roots:
             self.live.recount(root, SINGLE * root.numel() / self.count)
         del roots
@@ -184,35 +185,41 @@ def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int,
     live, here = LiveBytes(), Ranks(0, count, _CPU)
     # The schedule's kind and the balance ask for numbers, and change no shape.
     config = replace(config, schedule="prefix", adversary=config.adversary and replace(config.adversary, balance=False))
+    networks, placed = _networks(config, sizes, count, student, teacher, live)
     with no_numbers():
         fake = _FakeStep(sizes, count, live)
-        networks = _networks(config, fake, student, teacher)
+        fake.give(placed)
         clips = _Clips(sizes.clip, real=not isinstance(config.latents, PromptsConfig))
-        codec = VideoCodec(without_numbers(empty_codec(sizes.codec), torch.float32)).eval().requires_grad_(False)
+        codec = VideoCodec(without_numbers(empty_codec(sizes.codec))).eval().requires_grad_(False)
         update = DistillUpdate(config, networks, text=fake.text, clips=clips, codec=codec, here=here)
         with live, torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
             _learn(update, fake)
     return live.peaks
 
 
-def _networks(config: DistillFields, fake: _FakeStep, student: int, teacher: int) -> Networks:
-    """What load_networks gives, without numbers."""
-    sizes, narrow, read = fake.sizes, config.autocast, config.adversary.wide_role if config.adversary else ""
-    learner = fake.network(sizes.student, student, narrow=narrow)
-    frozen = fake.network(sizes.teacher, teacher, narrow=narrow and read != "teacher", frozen=True)
-    assistant = fake.network(sizes.teacher, teacher, narrow=narrow and read not in ("assistant", "joint"))
-    ema = Ema(learner, config.ema)
-    if config.teacher_dtype == "bfloat16":
-        fake.counted(without_numbers(frozen.blocks, torch.bfloat16).requires_grad_(False))
-    adversary = None
-    if config.adversary:
-        heads = fake.counted(make_heads(config.adversary, frozen, 0))
-        backbone = frozen if read == "teacher" else assistant
-        adversary = _PhasedAdversary(config.adversary, heads, backbone, fake.live)
-    if config.checkpointing:
-        learner.enable_gradient_checkpointing()
-        assistant.enable_gradient_checkpointing()
-    return Networks(student=learner, teacher=frozen, assistant=assistant, ema=ema, adversary=adversary)
+def _networks(
+    config: DistillFields, sizes: Sizes, count: int, student: int, teacher: int, live: LiveBytes
+) -> tuple[Networks, list[Placed]]:
+    """What load_networks gives, to be placed: on the meta device, for peft moves layers, which fake tensors refuse."""
+    placed: list[Placed] = []
+
+    def load(role: Role, dtype: torch.dtype) -> VideoTransformer:
+        learns = role == "student"
+        network = empty_network(sizes.student if learns else sizes.teacher, student if learns else teacher)
+        network.blocks.to(dtype)
+        return network
+
+    with torch.device("meta"):
+        made = assembled(_at_once(config), load, lambda *each: placed.append(each), cut=count > 1)
+    if made.adversary is None:
+        return made, placed
+    heads, backbone = made.adversary.heads, made.adversary.backbone
+    return replace(made, adversary=_PhasedAdversary(made.adversary.config, heads, backbone, live)), placed
+
+
+def _at_once(config: Run) -> Run:
+    """The run without what takes long and changes nothing that lives."""
+    return replace(config, compile=False, lora_start=None)
 
 
 def _learn(update: DistillUpdate, fake: _FakeStep) -> None:
@@ -250,16 +257,15 @@ def _learn(update: DistillUpdate, fake: _FakeStep) -> None:
 
 def _causal(config: CausalConfig, sizes: Sizes, count: int, layers: int) -> Peaks:
     live, here = LiveBytes(), Ranks(0, count, _CPU)
-    fake, objective = _FakeStep(sizes, count, live), objective_called(config.objective)
+    fake, placed = _FakeStep(sizes, count, live), list[Placed]()
+    with torch.device("meta"):
+        network, average, many_step = in_place(
+            _at_once(config), empty_network(sizes.student, layers), lambda *each: placed.append(each), cut=count > 1
+        )
     with no_numbers():
-        make = partial(fake.network, {**sizes.student, "chunk_frames": config.chunk_frames}, layers)
-        network = make(narrow=config.autocast)
-        many_step = make(narrow=config.autocast, frozen=True) if objective.follows else network
-        average = fake.counted(Ema(network, config.ema).module)
-        if config.checkpointing:
-            network.enable_gradient_checkpointing()
+        fake.give(placed)
         update = config.update(
-            network=network, average=average, many_step=many_step, text=fake.text, frames=sizes.clip[0]
+            network=network, average=average.module, many_step=many_step, text=fake.text, frames=sizes.clip[0]
         )
         share = len(here.share(config.batch))
         size = config.micro or share
@@ -284,8 +290,8 @@ def _preview(config: Config, sizes: Sizes, layers: int) -> Peaks:
     if isinstance(config, CausalConfig) and objective_called(config.objective).preview_guided:
         weight = config.guidance
     with no_numbers():
-        network = fake.network(sizes.student, layers, narrow=False, frozen=True)
-        codec = VideoCodec(fake.counted(without_numbers(empty_codec(sizes.codec), torch.float32)).eval())
+        network = fake.counted(without_numbers(empty_network(sizes.student, layers)).eval().requires_grad_(False))
+        codec = VideoCodec(fake.counted(without_numbers(empty_codec(sizes.codec))).eval())
         plan = make_plan("1", frames=sizes.clip[0], chunk_frames=config.chunk_frames, shift=config.shift, grid=GRID)
         with live, torch.autocast("cpu", torch.bfloat16), live.phase("preview"):
             denoiser: CausalDenoiser[KVCache] = TextDenoiser(network, fake.text([""] * (1 if weight == 1 else 2)))

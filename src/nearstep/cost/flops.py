@@ -83,6 +83,7 @@ def masked_flops(
     width: int,
     text: int,
     batch: int = 1,
+    rank: int = 0,
 ) -> CallFlops:
     """FLOPs of a call under any visibility: the one count that generation and training share.
 
@@ -94,6 +95,7 @@ def masked_flops(
         width: latent columns.
         text: text tokens.
         batch: samples, twice as many with guidance.
+        rank: of adapters beside the blocks' linear layers (train/adapters.py); 0 for none.
     """
     _, rows, columns = config["patch_size"]
     dim, hidden, layers = _width(config), config["ffn_dim"], config["num_layers"]
@@ -105,6 +107,7 @@ def masked_flops(
     embedder = times * (config["freq_dim"] * dim + dim**2 + 6 * dim**2)
     ends = embedder + (tokens * config["in_channels"] + returned * config["out_channels"]) * rows * columns * dim
     keys, rest = 2 * dim**2, 4 * dim**2 + 2 * dim * hidden  # k and v; q, out, both of the text's, and feed-forward
+    keys, rest = keys + rank * 4 * dim, rest + rank * (8 * dim + 2 * (dim + hidden))
     # The last block gives the frames that are only committed no more than their keys and values.
     blocks = layers * tokens * keys + ((layers - 1) * tokens + returned) * rest
     pairs = per_frame**2 * ((layers - 1) * sum(in_sight) + sum(in_sight[commit:]))
@@ -112,10 +115,11 @@ def masked_flops(
     return CallFlops(*(2 * batch * count for count in (ends, blocks, 2 * dim * read, 2 * dim * pairs)))
 
 
-def text_keys_flops(config: Mapping[str, Any], tokens: int, batch: int = 1) -> int:
-    """FLOPs of a prompt's keys and values in every block, which are made once."""
+def text_keys_flops(config: Mapping[str, Any], tokens: int, batch: int = 1, rank: int = 0) -> int:
+    """FLOPs of a prompt's keys and values in every block, which are made once; with adapters of a rank beside them."""
     dim = _width(config)
-    return 2 * batch * tokens * (config["text_dim"] * dim + dim**2 + config["num_layers"] * 2 * dim**2)
+    keys = config["num_layers"] * (2 * dim**2 + rank * 4 * dim)
+    return 2 * batch * tokens * (config["text_dim"] * dim + dim**2 + keys)
 
 
 def text_encoder_flops(config: Mapping[str, Any], tokens: int, batch: int = 1) -> int:

@@ -76,10 +76,11 @@ class LiveBytes(TorchDispatchMode):
             self.peaks[self._phase] = max(self.peaks.get(self._phase, 0.0), self.live)
 
 
-def without_numbers(module: Module, dtype: torch.dtype) -> Module:
-    """Give a module made on the meta device parameters on the fake CPU, all in ``dtype``."""
+def without_numbers(module: Module, dtype: torch.dtype | None = None) -> Module:
+    """Give a module made on the meta device parameters on the fake CPU, all in ``dtype``, or each in its own."""
     for part in module.modules():
         for name, p in part._parameters.items():
             if p is not None:
-                part._parameters[name] = torch.nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad)
+                empty = torch.empty(p.shape, dtype=dtype or p.dtype)
+                part._parameters[name] = torch.nn.Parameter(empty, p.requires_grad)
     return module

@@ -8,8 +8,11 @@ Tests hold both against real steps on a CPU. Not measured: what FSDP gathers, wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
+
+import torch
 
 from nearstep.cost import fake_step, update_flops
 from nearstep.cost.fake_step import Config
@@ -22,6 +25,7 @@ from nearstep.cost.sizes import (
     parameters,
 )
 from nearstep.models.empty import empty_codec, empty_network
+from nearstep.train.adapters import targets
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.distill.networks import make_heads
 from nearstep.train.objectives.table import objective_called
@@ -84,35 +88,93 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
 
 
 def _distillation(config: DistillFields, sizes: Sizes, processes: int) -> dict[str, float]:
-    student, teacher = count_network(sizes.student), count_network(sizes.teacher)
-    resident = {
-        "student": SINGLE * student.all / processes,
-        "student's moments": _moments(config.student, sizes.student) / processes,
-        "student's average": SINGLE * student.all / processes,
-        "assistant": SINGLE * teacher.all / processes,
-        "assistant's moments": _moments(config.assistant, sizes.teacher) / processes,
-        f"teacher, {config.teacher_dtype}": teacher.bytes(config.teacher_dtype) / processes,
-    }
+    roles = {"student": (sizes.student, config.student), "assistant": (sizes.teacher, config.assistant)}
+    resident: dict[str, float] = {}
+    for role, (network, optim) in roles.items():
+        learner = _Learner(
+            network=network,
+            rank=config.lora_rank if role in config.adapted else None,
+            dtype=config.teacher_dtype if role in config.adapted else "float32",
+            # Networks that stand on the teacher's weights hold none of their own, unless they are cut into slices.
+            shares=role in config.on_teacher and processes == 1,
+        )
+        resident |= {role: learner.weights / processes, f"{role}'s moments": learner.moments(optim) / processes}
+        if role == "student":
+            resident["student's average"] = learner.average(cut=processes > 1) / processes
+    resident[f"teacher, {config.teacher_dtype}"] = _teacher(config, sizes) / processes
     if config.adversary:
         heads = make_heads(config.adversary, empty_network(sizes.teacher), config.seed)
         resident["discriminator, moments"] = 3 * SINGLE * parameters(heads) / processes
     return resident
 
 
+def _teacher(config: DistillFields, sizes: Sizes) -> float:
+    """Bytes of the teacher's weights; adapters that stand on them have the linear layers of blocks alone narrow."""
+    if config.on_teacher:
+        base = _Learner(network=sizes.teacher, rank=config.lora_rank, dtype=config.teacher_dtype)
+        return base.frozen
+    return count_network(sizes.teacher).bytes(config.teacher_dtype)
+
+
 def _causal(config: CausalConfig, sizes: Sizes, processes: int) -> dict[str, float]:
-    weights = SINGLE * count_network(sizes.student).all / processes
+    dtype = config.base_dtype or "float32"
+    network, cut = _Learner(network=sizes.student, rank=config.lora_rank, dtype=dtype), processes > 1
     resident = {
-        "network": weights,
-        "network's moments": _moments(config.optim, sizes.student) / processes,
-        "network's average": weights,
+        "network": network.weights / processes,
+        "network's moments": network.moments(config.optim) / processes,
+        "network's average": network.average(cut=cut) / processes,
     }
-    return resident | {"many-step network": weights} if objective_called(config.objective).follows else resident
+    if not objective_called(config.objective).follows:
+        return resident
+    return resident | {"many-step network": network.average(cut=cut) / processes}
 
 
-def _moments(optim: OptimConfig, network: Mapping[str, Any]) -> float:
-    """Bytes of an optimizer's moments: AdamW keeps two, Muon one where it has the matrix."""
-    named = empty_network(network).named_parameters()
-    return sum(SINGLE * p.numel() * (1 if optim.muon and is_hidden_matrix(name, p) else 2) for name, p in named)
+@dataclass(frozen=True, kw_only=True)
+class _Learner:
+    """What a network that trains holds, whole or by an adapter."""
+
+    network: Mapping[str, Any]
+    rank: int | None = None
+    dtype: str = "float32"
+    """Of the linear layers that an adapter stands on."""
+    shares: bool = False
+    """Whether what is frozen is held by another."""
+
+    @property
+    def weights(self) -> float:
+        """Bytes of its weights."""
+        if self.rank is None:
+            return SINGLE * count_network(self.network).all
+        return (0 if self.shares else self.frozen) + SINGLE * sum(map(prod, self._adapter))
+
+    @property
+    def frozen(self) -> float:
+        """Bytes of what an adapter stands on."""
+        numbers, _ = (count := count_network(self.network)).linear
+        return SINGLE * (count.all - numbers) + getattr(torch, self.dtype).itemsize * numbers
+
+    def average(self, *, cut: bool) -> float:
+        """Bytes of a copy that follows it: of what trains, and where networks are cut of what is frozen, too."""
+        if self.rank is None or cut:
+            return replace(self, shares=False).weights
+        return SINGLE * sum(map(prod, self._adapter))
+
+    def moments(self, optim: OptimConfig) -> float:
+        """Bytes of an optimizer's moments: AdamW keeps two, Muon one where it has the matrix."""
+        named = [(name, p.shape) for name, p in empty_network(self.network).named_parameters()]
+        named = (
+            named if self.rank is None else [(f"blocks.{index}", shape) for index, shape in enumerate(self._adapter)]
+        )
+        once = [optim.muon and is_hidden_matrix(name, torch.empty(shape, device="meta")) for name, shape in named]
+        return sum(SINGLE * prod(shape) * (1 if muon else 2) for (_, shape), muon in zip(named, once, strict=True))
+
+    @property
+    def _adapter(self) -> list[torch.Size]:
+        """Shapes of its two matrices, A and B, of every layer."""
+        assert self.rank is not None
+        empty = empty_network(self.network)
+        layers = [empty.get_parameter(f"{name}.weight").shape for name in targets(empty)]
+        return [torch.Size(each) for out, into in layers for each in ((self.rank, into), (out, self.rank))]
 
 
 def _encoder(config: Config, sizes: Sizes) -> float:

@@ -75,6 +75,8 @@ class Network:
     """Text tokens."""
     recomputes: bool = False
     """Blocks are computed again in the backward pass."""
+    rank: int = 0
+    """Of adapters, which alone learn; 0 where all of it does."""
 
     @property
     def reach(self) -> Reach:
@@ -87,7 +89,7 @@ class Network:
 
     def keys(self) -> Flops:
         """A prompt's embedding, and its keys and values for every block."""
-        return Flops(text_keys_flops(self.config, self.text))
+        return Flops(text_keys_flops(self.config, self.text, rank=self.rank))
 
     def whole(self, visibility: Visibility) -> Flops:
         """One forward pass with a prompt that was not seen before."""
@@ -96,15 +98,20 @@ class Network:
     def back(self, visibility: Visibility, *, weights: bool = True, keys: bool = True) -> Flops:
         """The backward pass of ``call`` (and of ``keys``), with what is computed again for it."""
         counted = self._counted(visibility)
-        outside = counted.ends + (self.keys().linear if keys else 0)
         attention, times = counted.text + counted.frames, 2 if weights else 1
         # What enters at the ends asks for no gradient itself, so they are counted slightly too high.
-        once = Flops(times * (counted.blocks + outside), FUSED_BACKWARD * attention)
+        linear = times * (counted.blocks + counted.ends + (self.keys().linear if keys else 0))
+        if self.rank:  # frozen weights pass gradients on, the prompt's not even that
+            linear -= (times - 1) * (self._counted(visibility, rank=0).blocks + counted.ends)
+            linear -= times * text_keys_flops(self.config, self.text) if keys else 0
+        once = Flops(linear, FUSED_BACKWARD * attention)
         return once + (Flops(counted.blocks, attention) if self.recomputes else Flops())
 
-    def _counted(self, visibility: Visibility, commit: int = 0) -> CallFlops:
-        _, height, width = self.frame
-        return masked_flops(self.config, visibility, commit=commit, height=height, width=width, text=self.text)
+    def _counted(self, visibility: Visibility, commit: int = 0, *, rank: int | None = None) -> CallFlops:
+        (_, height, width), rank = self.frame, self.rank if rank is None else rank
+        return masked_flops(
+            self.config, visibility, commit=commit, height=height, width=width, text=self.text, rank=rank
+        )
 
 
 def _flops(counted: CallFlops) -> Flops:
@@ -123,24 +130,26 @@ def distillation(config: DistillFields, sizes: Sizes) -> dict[str, Flops]:
 def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]:
     """An update whose samples have ``steps`` steps."""
     make = partial(Network, frame=sizes.clip[1:], text=sizes.text_length)
-    student = make(config=sizes.student, recomputes=config.checkpointing)
-    assistant, teacher = make(config=sizes.teacher, recomputes=config.checkpointing), make(config=sizes.teacher)
+    ranks = {role: config.lora_rank or 0 for role in config.adapted}
+    student = make(config=sizes.student, recomputes=config.checkpointing, rank=ranks.get("student", 0))
+    assistant = make(config=sizes.teacher, recomputes=config.checkpointing, rank=ranks.get("assistant", 0))
+    teacher = make(config=sizes.teacher)
     # What teacher, assistant and discriminator see of a sample; they see all of that.
     seen = replace(sizes, clip=(seen_frames(sizes.clip[0], config.excerpt_frames), *sizes.clip[1:]))
     every = full(seen.clip[0])
-    whole = teacher.whole(every)
+    judge = teacher if config.adversary and config.adversary.backbone == "teacher" else assistant
+    whole = judge.whole(every)
     forward, backward = rollout(student, sizes.clip[0], config, steps)
     draws = 1 + config.ratio * config.fresh
     parts = {"rollout": draws * forward, "student backward": backward}
     if config.dmd_on == "every" or steps == max(config.step_counts):
-        parts["scores of teacher and assistant"] = 3 * whole
-    parts["assistant"] = config.ratio * (assistant.back(every) + whole)
+        parts["scores of teacher and assistant"] = 2 * teacher.whole(every) + assistant.whole(every)
+    parts["assistant"] = config.ratio * (assistant.back(every) + assistant.whole(every))
     adversary = config.adversary
     if adversary is None or adversary.logit(steps, GRID) is None:
         return parts
     if not adversary.against_data(steps, GRID):
         parts["rollout of the reference"] = draws * rollout(student, sizes.clip[0], config, steps + 1)[0]
-    judge = teacher if adversary.backbone == "teacher" else assistant
     heads = _heads(seen, adversary)
     parts["adversary of the student"] = 2 * whole + judge.back(every, weights=False, keys=False) + 4 * heads
     joint = 2 * judge.back(every) if adversary.backbone == "joint" else Flops()
@@ -188,7 +197,11 @@ def _heads(sizes: Sizes, adversary: AdversaryConfig) -> Flops:
 def causal(config: CausalConfig, sizes: Sizes) -> dict[str, Flops]:
     """Per clip of an update of a causal run: part -> operations, as the objective says what it calls."""
     network = Network(
-        config=sizes.student, frame=sizes.clip[1:], text=sizes.text_length, recomputes=config.checkpointing
+        config=sizes.student,
+        frame=sizes.clip[1:],
+        text=sizes.text_length,
+        recomputes=config.checkpointing,
+        rank=config.lora_rank or 0,
     )
     lengths = chunk_lengths(sizes.clip[0], config.chunk_frames)
     parts: dict[str, Flops] = {}

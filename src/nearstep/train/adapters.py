@@ -110,6 +110,8 @@ def adapt(network: VideoTransformer, fields: LoraFields, *names: str | int) -> V
         network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets(network)), _ADAPTER)
     for name, p in network.named_parameters():
         p.requires_grad_(name.endswith((_DOWN, _UP)))
+        if p.is_meta:  # without numbers, where shapes alone are asked for
+            continue
         if name.endswith(_DOWN):
             bound = p.shape[1] ** -0.5
             draw = rng.generator("adapter", *names, name)

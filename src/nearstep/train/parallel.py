@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,10 @@ from nearstep.errors import NearstepError
 from nearstep.nets.transformer import VideoTransformer
 
 _LETTING_GO = 0.5
+
+
+Place = Callable[[nn.Module, torch.dtype | None], None]
+"""(network, what its blocks are gathered in; None for its own type): puts it where it runs (``Ranks.place``)."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,8 +18,12 @@ from nearstep.train.distill.adversary import Adversary, AdversaryConfig
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.ema import Ema
 from nearstep.train.frozen import Trained, twin
-from nearstep.train.parallel import Ranks
+from nearstep.train.parallel import Place, Ranks
 from nearstep.train.stages.shared import load_network
+
+Role = Literal["teacher", "assistant", "student"]
+Load = Callable[[Role, torch.dtype], VideoTransformer]
+"""(whose, type of the weights) -> a network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +51,41 @@ class Networks:
 
 def load_networks(config: DistillFields, here: Ranks) -> Networks:
     """Load and place the networks of a run, those that share weights together and the others one by one."""
+
+    def load(role: Role, dtype: torch.dtype) -> VideoTransformer:
+        return load_network(config.model / (config.network if role == "student" else config.teacher), dtype)
+
+    return assembled(config, load, here.place, cut=here.mesh is not None)
+
+
+def assembled(config: DistillFields, load: Load, place: Place, *, cut: bool) -> Networks:
+    """The networks of a run, wherever their numbers come from (cost/fake_step.py has none).
+
+    Args:
+        config: the run's.
+        load: a role's network, frozen or not.
+        place: puts a network in its place, its blocks gathered in a type.
+        cut: placing cuts networks into slices of their own.
+    """
     # The discriminator's penalty may read its backbone in float32, so that one is then gathered in float32.
     narrow, read = torch.bfloat16 if config.autocast else None, config.adversary.wide_role if config.adversary else ""
-    teacher = _teacher(config)
+    teacher = _teacher(config, load)
     # Adapters that stand on the teacher's weights: made before those are placed, while the numbers are there once.
     shared = {role: _adapted(twin(teacher), config, role) for role in config.on_teacher}
-    here.place(_ready(teacher, config), None if read == "teacher" else narrow)
+    place(_ready(teacher, config), None if read == "teacher" else narrow)
 
-    assistant = shared.get("assistant") or load_network(config.model / config.teacher)
-    here.place(_ready(assistant, config), None if read in ("assistant", "joint") else narrow)
+    assistant = shared.get("assistant") or load("assistant", torch.float32)
+    place(_ready(assistant, config), None if read in ("assistant", "joint") else narrow)
 
-    student = shared.get("student") or _student(config)
-    ema = Ema(student, config.ema, cut=here.mesh is not None)
-    here.place(_ready(student, config), narrow)
-    here.place(ema.module)
+    student = shared.get("student") or _student(config, load)
+    ema = Ema(student, config.ema, cut=cut)
+    place(_ready(student, config), narrow)
+    place(ema.module, None)
 
     adversary = None
     if config.adversary:
         adversary = make_adversary(config.adversary, teacher=teacher, assistant=assistant, seed=config.seed)
-        here.place(adversary.heads)
+        place(adversary.heads, None)
     return Networks(student=student, teacher=teacher, assistant=assistant, ema=ema, adversary=adversary)
 
 
@@ -85,16 +106,16 @@ def make_heads(config: AdversaryConfig, teacher: VideoTransformer, seed: int) ->
         return Discriminator(heads * width, heads, taps, config.pairs(GRID), pool=config.pool, timed=config.timed)
 
 
-def _teacher(config: DistillFields) -> VideoTransformer:
+def _teacher(config: DistillFields, load: Load) -> VideoTransformer:
     dtype = getattr(torch, config.teacher_dtype)
     if config.on_teacher:
-        return base(load_network(config.model / config.teacher), dtype).eval()
-    return load_network(config.model / config.teacher, dtype).eval().requires_grad_(False)
+        return base(load("teacher", torch.float32), dtype).eval()
+    return load("teacher", dtype).eval().requires_grad_(False)
 
 
-def _student(config: DistillFields) -> VideoTransformer:
+def _student(config: DistillFields, load: Load) -> VideoTransformer:
     """The student on weights of its own."""
-    network = load_network(config.model / config.network)
+    network = load("student", torch.float32)
     if "student" not in config.adapted:
         return network
     return _adapted(base(network, getattr(torch, config.teacher_dtype)), config, "student")

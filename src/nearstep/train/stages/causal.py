@@ -34,7 +34,7 @@ from nearstep.train.loop import LoopConfig, run
 from nearstep.train.objectives.objective import CausalUpdate
 from nearstep.train.objectives.table import objective_called
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.parallel import ranks
+from nearstep.train.parallel import Place, ranks
 from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import (
     check_batch,
@@ -162,16 +162,8 @@ class CausalStage:
         here = ranks()
         self.rows = own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache, config.negative)
-        objective = objective_called(config.objective)
-        network, cut = _network(config), here.mesh is not None
-        self.ema = Ema(network, config.ema, cut=cut)
-        many_step = (view if cut else twin)(network).eval().requires_grad_(False) if objective.follows else network
-        if config.checkpointing:
-            network.enable_gradient_checkpointing()
-        for each in (network, self.ema.module, *([many_step] if objective.follows else [])):
-            if config.compile:
-                compile_blocks(each)
-            here.place(each, torch.bfloat16 if config.autocast else None)
+        loaded, cut = load_network(config.model / config.network), here.mesh is not None
+        network, self.ema, many_step = in_place(config, loaded, here.place, cut=cut)
         self.config, self.here = config, here
         self.update = config.update(
             network=network,
@@ -248,8 +240,30 @@ class CausalStage:
         )
 
 
-def _network(config: CausalConfig) -> VideoTransformer:
-    network = load_network(config.model / config.network)
+def in_place(
+    config: CausalConfig, network: VideoTransformer, place: Place, *, cut: bool
+) -> tuple[VideoTransformer, Ema[VideoTransformer], VideoTransformer]:
+    """What learns, its average, and the many-step network that it follows: itself, where its objective follows none.
+
+    Args:
+        config: the run's.
+        network: as it was loaded.
+        place: puts a network in its place, its blocks gathered in a type.
+        cut: placing cuts networks into slices of their own.
+    """
+    network = _learner(config, network)
+    ema, follows = Ema(network, config.ema, cut=cut), objective_called(config.objective).follows
+    many_step = (view if cut else twin)(network).eval().requires_grad_(False) if follows else network
+    if config.checkpointing:
+        network.enable_gradient_checkpointing()
+    for each in (network, ema.module, *([many_step] if follows else [])):
+        if config.compile:
+            compile_blocks(each)
+        place(each, torch.bfloat16 if config.autocast else None)
+    return network, ema, many_step
+
+
+def _learner(config: CausalConfig, network: VideoTransformer) -> VideoTransformer:
     network.register_to_config(chunk_frames=config.chunk_frames)
     if config.window_frames is not None:
         network.register_to_config(window_frames=config.window_frames)
