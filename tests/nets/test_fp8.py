@@ -20,7 +20,8 @@ from nearstep.models.loading import load_student
 from nearstep.models.student import Student
 from nearstep.nets.cache import KVCache
 from nearstep.nets.fp8 import FACTOR, FP8, by_rows, packed, product, unpacked
-from nearstep.nets.fp8_layers import Fp8, Fp8Linear, InLayers, find_fp8, fp8_layers, to_fp8
+from nearstep.nets.fp8_layers import Fp8, Fp8Linear, InLayers, find_fp8, to_fp8
+from nearstep.nets.transformer import linear_layers
 from nearstep.reach import Reach
 
 HOW: tuple[InLayers, ...] = ("weights", "products")
@@ -82,11 +83,11 @@ def test_the_error_of_a_layer_on_normal_numbers() -> None:
 
 def test_the_layers_are_those_of_the_blocks() -> None:
     net = network()
-    names = fp8_layers(net)
+    names = linear_layers(net)
     assert len(names) == 2 * (4 + 4 + 2) and all(name.startswith("blocks.") for name in names)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     to_fp8(net, "weights")
-    assert fp8_layers(net) == names
+    assert linear_layers(net) == names
     for name, value in net.state_dict().items():
         if name.removesuffix(".weight").removesuffix(".scale") not in names:
             assert torch.equal(value, before[name]), name
@@ -96,7 +97,7 @@ def test_the_layers_are_those_of_the_blocks() -> None:
 def test_weights_in_eight_bits_compute_what_their_numbers_do(dtype: torch.dtype) -> None:
     net = network()
     narrow, other = to_fp8(copy.deepcopy(net), "weights").to(dtype), net
-    for name in fp8_layers(narrow):
+    for name in linear_layers(narrow):
         layer = narrow.get_submodule(name)
         assert isinstance(layer, Fp8Linear)
         other.get_submodule(name).weight.copy_(wide(layer))
@@ -132,7 +133,7 @@ def test_no_move_changes_the_numbers(move: str) -> None:
     narrow = to_fp8(network(), "weights")
     held = {name: value.clone() for name, value in narrow.state_dict().items()}
     moved = MOVES[move](narrow)
-    for name in fp8_layers(moved):
+    for name in linear_layers(moved):
         layer = moved.get_submodule(name)
         assert layer.weight.dtype == FP8 and layer.scale.dtype == torch.float32
         assert torch.equal(layer.weight.float(), held[f"{name}.weight"].float())
@@ -236,7 +237,7 @@ def test_a_file_in_eight_bits_is_loaded_as_it_is(scale: str, model_folder: Path,
     save_file(file, tmp_path / "a.safetensors")
     config = read_json(model_folder / "transformer" / "config.json")
     loaded = load_student(Student(path=tmp_path / "a.safetensors"), config, fp8=Fp8(layers="weights"))
-    for name in fp8_layers(loaded):
+    for name in linear_layers(loaded):
         layer = loaded.get_submodule(name)
         assert isinstance(layer, Fp8Linear)
         assert torch.equal(layer.weight.view(torch.uint8), file[f"{name}.weight"].view(torch.uint8))

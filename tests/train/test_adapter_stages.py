@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from nearstep import CausalVideoPipeline, VideoTransformer
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
+from nearstep.nets.transformer import linear_layers
 from nearstep.recipes import playground, wan
 from nearstep.train import adapters as lora
 from nearstep.train import checkpoint
@@ -83,7 +84,7 @@ def test_adapters_alone_move(config: DistillConfig):
         assert len(moved) == (0 if who == "teacher" else 2 * 20)
     assert sum(p.numel() for p in stage.optimizers["student"].parameters) == sum(
         4 * (layer.in_features + layer.out_features)
-        for layer in (own.teacher.get_submodule(name) for name in lora.targets(own.teacher))
+        for layer in (own.teacher.get_submodule(name) for name in linear_layers(own.teacher))
     )
 
 

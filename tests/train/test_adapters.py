@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from nearstep.errors import NearstepError
 from nearstep.models.lora_files import changes_in
-from nearstep.nets.transformer import VideoTransformer
+from nearstep.nets.transformer import VideoTransformer, linear_layers
 from nearstep.train import adapters as lora
 from nearstep.train.adapters import LoraFields, adapt, adapted_layers, base, merged, start_from, write_adapter
 from nearstep.train.ema import Ema
@@ -84,7 +84,7 @@ def test_merged_is_what_the_adapted_network_computes(dtype: torch.dtype):
 def test_at_full_rank_an_adapter_is_any_other_network(tmp_path: Path):
     """Nothing is lost but rank: A = I, B = W' - W takes one network's blocks to another's."""
     one, other = network(), network(1)
-    layers, state = lora.targets(one), {}
+    layers, state = linear_layers(one), {}
     with torch.no_grad():
         for name, value in other.state_dict().items():  # but for the layers they are the same
             if name.removesuffix(".weight") not in layers:
@@ -103,7 +103,7 @@ def test_at_full_rank_an_adapter_is_any_other_network(tmp_path: Path):
 
 def test_a_narrow_base_computes_in_float32_and_under_autocast():
     held, rounded = base(network(), torch.bfloat16), network()
-    for name in lora.targets(rounded):
+    for name in linear_layers(rounded):
         layer = rounded.get_submodule(name)
         layer.weight.data = layer.weight.data.bfloat16().float()
         assert held.get_submodule(name).weight.dtype == torch.bfloat16
@@ -129,7 +129,7 @@ def test_a_twin_shares_what_is_frozen_and_learns_alone():
 
 def test_an_average_copies_adapters_alone_and_saves_them_alone():
     net = adapt(base(network(), torch.float32), FIELDS, "test")
-    ema, layers = Ema(net, 0.5), set(lora.targets(network()))
+    ema, layers = Ema(net, 0.5), set(linear_layers(network()))
     own = {p.data_ptr() for p in ema.module.parameters()} - {p.data_ptr() for p in net.parameters()}
     assert len(own) == 2 * len(layers)
     start = {name: value.clone() for name, value in ema.state_dict()["module"].items()}
@@ -160,7 +160,7 @@ def test_bytes_that_training_adds():
     call(net).sum().backward()
     tensors = [*optimizer.parameters, *(p.grad for p in optimizer.parameters)]
     tensors += [value for state in optimizer.state_dict().values() for value in state.values() if value.ndim]
-    layers = [network().get_submodule(name) for name in lora.targets(network())]
+    layers = [network().get_submodule(name) for name in linear_layers(network())]
     expected = 16 * RANK * sum(layer.in_features + layer.out_features for layer in layers)
     assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) == expected
 

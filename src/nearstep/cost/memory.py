@@ -25,7 +25,7 @@ from nearstep.cost.sizes import (
     parameters,
 )
 from nearstep.models.empty import empty_codec, empty_network
-from nearstep.train.adapters import targets
+from nearstep.nets.transformer import linear_layers
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.distill.networks import make_heads
 from nearstep.train.objectives.table import objective_called
@@ -161,19 +161,17 @@ class _Learner:
 
     def moments(self, optim: OptimConfig) -> float:
         """Bytes of an optimizer's moments: AdamW keeps two, Muon one where it has the matrix."""
-        named = [(name, p.shape) for name, p in empty_network(self.network).named_parameters()]
-        named = (
-            named if self.rank is None else [(f"blocks.{index}", shape) for index, shape in enumerate(self._adapter)]
-        )
-        once = [optim.muon and is_hidden_matrix(name, torch.empty(shape, device="meta")) for name, shape in named]
-        return sum(SINGLE * prod(shape) * (1 if muon else 2) for (_, shape), muon in zip(named, once, strict=True))
+        named = [*empty_network(self.network).named_parameters()]
+        if self.rank is not None:
+            named = [("blocks.", torch.empty(shape, device="meta")) for shape in self._adapter]
+        return sum(SINGLE * p.numel() * (1 if optim.muon and is_hidden_matrix(name, p) else 2) for name, p in named)
 
     @property
     def _adapter(self) -> list[torch.Size]:
         """Shapes of its two matrices, A and B, of every layer."""
         assert self.rank is not None
         empty = empty_network(self.network)
-        layers = [empty.get_parameter(f"{name}.weight").shape for name in targets(empty)]
+        layers = [empty.get_parameter(f"{name}.weight").shape for name in linear_layers(empty)]
         return [torch.Size(each) for out, into in layers for each in ((self.rank, into), (out, self.rank))]
 
 

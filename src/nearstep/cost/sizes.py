@@ -12,8 +12,7 @@ from torch import nn
 
 from nearstep.models.empty import empty_network, empty_text_encoder
 from nearstep.models.wan import SIZES
-from nearstep.nets.fp8_layers import fp8_layers
-from nearstep.nets.transformer import kept_in_float32
+from nearstep.nets.transformer import kept_in_float32, linear_layers
 
 UMT5_XXL: Mapping[str, Any] = {
     "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
@@ -66,7 +65,7 @@ class Count:
     wide: int
     """Parameters that stay in float32 where the network is loaded in bfloat16."""
     linear: tuple[int, int]
-    """Numbers and rows of the blocks' linear layers (nets/fp8_layers.py)."""
+    """Numbers and rows of the blocks' linear layers (nets/transformer.py)."""
 
     def bytes(self, dtype: str, *, fp8: bool = False) -> int:
         """Bytes of the network when it is loaded as ``dtype``, its linear layers in eight bits where ``fp8``."""
@@ -88,7 +87,7 @@ def count_network(config: Mapping[str, Any]) -> Count:
 def _count_network(config: tuple[tuple[str, Any], ...]) -> Count:
     network = empty_network(dict(config))
     wide = sum(p.numel() for name, p in network.named_parameters() if kept_in_float32(name))
-    shapes = [network.get_parameter(f"{name}.weight").shape for name in fp8_layers(network)]
+    shapes = [network.get_parameter(f"{name}.weight").shape for name in linear_layers(network)]
     linear = sum(shape.numel() for shape in shapes), sum(shape[0] for shape in shapes)
     return Count(all=parameters(network), block=parameters(network.blocks[0]), wide=wide, linear=linear)
 

@@ -29,12 +29,12 @@ from nearstep.models.weights import Weights
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import find_device
 from nearstep.nets.fp8 import by_rows
-from nearstep.nets.fp8_layers import Fp8, fp8_layers, narrow
+from nearstep.nets.fp8_layers import Fp8, narrow
 from nearstep.nets.text import check_tokenizer, text_length, tokens
 from nearstep.nets.text_cache import check_cache_folder, encoder_name
 from nearstep.nets.tiles import Tiling
 from nearstep.nets.tiny_decoder import TinyDecoder
-from nearstep.nets.transformer import VideoTransformer, kept_in_float32
+from nearstep.nets.transformer import VideoTransformer, kept_in_float32, linear_layers
 from nearstep.ranges import check_count
 from nearstep.shapes import spatial_stride
 
@@ -236,7 +236,7 @@ def load_student(
         weights = weights.mapped(
             lambda name, value: changes[name].merged_into(name, value, wide) if name in changes else value
         )
-    coded = {f"{layer}.weight": f"{layer}.scale" for layer in fp8_layers(network)} if fp8 and fp8.layers else {}
+    coded = {f"{layer}.weight": f"{layer}.scale" for layer in linear_layers(network)} if fp8 and fp8.layers else {}
     state = {name: _in_type(name, weights, dtype) for name in weights if name not in coded}
     for name, scale in coded.items():
         state[name], state[scale] = (part.clone() for part in weights.coded(name) or by_rows(weights[name]))

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.models.weights import Coded, Weights
+from nearstep.models.weights import Weights
+from nearstep.nets.fp8 import Scaled
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 NARROW = ("float8_e4m3fn", "float8_e5m2")
@@ -97,7 +98,7 @@ def _read(weights: Weights, coded: Sequence[str], scales: Mapping[str, str]) -> 
         scaled = value.float() * _spread(weights, name, scales[name]) if name in scales else value.float()
         return scaled.to(getattr(torch, plain))
 
-    def as_stored(name: str) -> Coded | None:
+    def as_stored(name: str) -> Scaled | None:
         """Of what is scaled as a whole or by rows; other kinds are numbers alone."""
         if name not in these or weights.types[name] != "float8_e4m3fn" or len(weights.shapes[name]) != 2:
             return None

@@ -21,12 +21,11 @@ from nearstep.errors import NearstepError, first_line
 from nearstep.files import check_regular
 from nearstep.models.folder import read_header, weight_files
 from nearstep.models.wan import ROLES, weights_in
+from nearstep.nets.fp8 import Scaled
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _SHOWN = 3  # names in an error
 Shape = tuple[int, ...]
-Coded = tuple[Tensor, Tensor]
-"""Numbers [out, in] in eight bits and the factor of each row, [out, 1] in float32."""
 
 
 class Weights(Mapping[str, Tensor]):
@@ -47,7 +46,7 @@ class Weights(Mapping[str, Tensor]):
         types: Mapping[str, str],
         read: Callable[[str], Tensor],
         source: Path,
-        coded: Callable[[str], Coded | None] = lambda _: None,
+        coded: Callable[[str], Scaled | None] = lambda _: None,
     ) -> None:
         self.shapes = dict(shapes)
         self.types = dict(types)
@@ -93,7 +92,7 @@ class Weights(Mapping[str, Tensor]):
         self,
         change: Callable[[str, Tensor], Tensor],
         types: Mapping[str, str] | None = None,
-        coded: Callable[[str], Coded | None] = lambda _: None,
+        coded: Callable[[str], Scaled | None] = lambda _: None,
     ) -> Weights:
         """The same names; each tensor goes through ``change``, which keeps its shape, when it is read.
 

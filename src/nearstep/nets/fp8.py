@@ -43,9 +43,8 @@ def unpacked(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 def product(x: Scaled, weight: Scaled) -> Tensor:
     """x weight^T of matrices, in bfloat16: torch's own scaled product, on a CPU written out (it is faster there)."""
-    factors = x[1], weight[1].t()
-    if written_out(x[0]):
-        return (x[0].float() @ weight[0].float().t() * factors[0] * factors[1]).to(torch.bfloat16)
+    (a, scale_a), (b, scale_b) = x, (part.t() for part in weight)
+    if written_out(a):
+        return (a.float() @ b.float() * scale_a * scale_b).to(torch.bfloat16)
     multiply: Callable[..., Tensor] = torch._scaled_mm
-    scales = dict(zip(("scale_a", "scale_b"), factors, strict=True))
-    return multiply(x[0], weight[0].t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return multiply(a, b, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=True)

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from nearstep.errors import NearstepError
 from nearstep.nets.fp8 import by_rows, product
-from nearstep.nets.transformer import VideoTransformer
+from nearstep.nets.transformer import VideoTransformer, linear_layers
 
 InLayers = Literal["weights", "products"]
 Part = Literal["weights", "products", "cache"]
@@ -74,19 +74,13 @@ class Fp8Linear(nn.Linear):
         return self
 
 
-def fp8_layers(network: VideoTransformer) -> list[str]:
-    """Names of the layers that go into eight bits: those of the blocks, which hold nearly all of the numbers."""
-    found = network.blocks.named_modules(prefix="blocks")
-    return [name for name, module in found if isinstance(module, nn.Linear)]
-
-
 def to_fp8(network: VideoTransformer, how: InLayers) -> VideoTransformer:
     """Put the blocks' linear layers into eight bits, in place.
 
     Raises:
         NearstepError: if torch's scaled product does not take their sizes.
     """
-    for name in fp8_layers(network):
+    for name in linear_layers(network):
         layer: Any = network.get_submodule(name)
         if how == "products" and (layer.in_features % _SIDES or layer.out_features % _SIDES):
             raise NearstepError(

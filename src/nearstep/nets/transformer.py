@@ -354,6 +354,12 @@ def _first(own: KeysValues, tokens: int) -> KeysValues:
     return own[0][:, :tokens].clone(), own[1][:, :tokens].clone()
 
 
+def linear_layers(network: VideoTransformer) -> list[str]:
+    """Names of the blocks' linear layers, which hold nearly all of a network's numbers."""
+    found = network.blocks.named_modules(prefix="blocks")
+    return [name for name, module in found if isinstance(module, nn.Linear)]
+
+
 def kept_in_float32(name: str) -> bool:
     """Whether a weight stays in float32 where a network is loaded in a narrower type."""
     return any(part in name.split(".") for part in VideoTransformer._keep_in_fp32_modules)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
@@ -24,12 +24,10 @@ from nearstep.files import replacing
 from nearstep.models.lora import Update
 from nearstep.models.lora_choice import LoraFile
 from nearstep.models.lora_files import lowrank_in, open_lora, ranks_in
-from nearstep.nets.transformer import VideoTransformer
+from nearstep.nets.transformer import VideoTransformer, linear_layers
 from nearstep.ranges import check_count, check_number
 from nearstep.train.frozen import hold
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-"""Layers of a block, of both attentions where they are an attention's."""
 FOLDER, FILE = "lora", "pytorch_lora_weights.safetensors"
 """Where a model folder has its adapter, and the name that diffusers looks for."""
 _ADAPTER, _PREFIX = "default", "transformer."
@@ -76,18 +74,9 @@ def _check_rank(path: Path, rank: int) -> None:
         raise NearstepError(f"{file} {what}; lora_rank={rank} goes on from its own rank only")
 
 
-def targets(network: nn.Module) -> list[str]:
-    """Names of the layers that adapters go on."""
-    return [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and _is_target(name)]
-
-
-def _is_target(name: str) -> bool:
-    return name.startswith("blocks.") and any(name.endswith(f".{target}") for target in TARGETS)
-
-
 def base(network: VideoTransformer, dtype: torch.dtype) -> VideoTransformer:
     """A network made ready to be shared and adapted, in place: frozen, its targets held in ``dtype``."""
-    return hold(network, targets(network), dtype)
+    return hold(network, linear_layers(network), dtype)
 
 
 def adapt(network: VideoTransformer, fields: LoraFields, *names: str | int) -> VideoTransformer:
@@ -107,7 +96,7 @@ def adapt(network: VideoTransformer, fields: LoraFields, *names: str | int) -> V
     assert rank is not None
     alpha: Any = rank * fields.lora_scale  # peft's annotation says int, and it divides
     with torch.random.fork_rng(devices=[]):  # peft draws weights of its own
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets(network)), _ADAPTER)
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear_layers(network)), _ADAPTER)
     for name, p in network.named_parameters():
         p.requires_grad_(name.endswith((_DOWN, _UP)))
         if p.is_meta:  # without numbers, where shapes alone are asked for

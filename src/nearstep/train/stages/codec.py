@@ -176,8 +176,7 @@ class CodecStage:
         """Make one update."""
         video, weight = self.batch(index)
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.set_grad_enabled(self.config.start is None):
-                posterior = self.codec.posterior(video)
+            posterior = self.codec.posterior(video)
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             eps = torch.randn(mean.shape, generator=rng.generator("codec noise", self.config.seed, index))
             latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps)
