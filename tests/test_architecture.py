@@ -16,7 +16,8 @@ SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = frozenset(
-    "cluster errors files json_files pictures plots programs protocols ranges reach rng shapes version words".split()
+    "cluster errors files json_files pictures plots precision programs protocols ranges reach rng shapes version "
+    "words".split()
 )
 WORLDS = frozenset({"playground", "things"})
 LIBRARY = (
@@ -134,7 +135,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 BORROWED = frozenset(
     "_all_hooks _asdict _cached_conv_counts _dynamo _exit _fields _foreach_lerp_ _gradient_checkpointing_func "
-    "_keep_in_fp32_modules _parameters _replace _scaled_mm".split()
+    "_is_mkldnn_bf16_supported _keep_in_fp32_modules _parameters _replace _scaled_mm".split()
 )
 """Names of torch, diffusers and Python that begin with an underscore and are meant to be used, or cannot be avoided."""
 

@@ -18,7 +18,7 @@ from benchmarks.gpu.sizes import SIZES, Size, codec, pipeline, prompt, text_enco
 from benchmarks.gpu.task import NARROW, Task, relative
 from nearstep.cost.clock import peak_memory, synchronise
 from nearstep.cost.flops import decode_flops
-from nearstep.nets.precision import tf32
+from nearstep.precision import tf32
 from nearstep.stream.pipeline import CausalVideoPipeline
 
 CHUNKS = 7

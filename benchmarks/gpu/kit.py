@@ -57,7 +57,9 @@ PARTS = (
     Part("windows", 25),
     Part("training", 100),
 )
-"""In order. The playground's chain will be one more, at the end."""
+"""In order."""
+ASKED = Part("chain", 240)
+"""Runs where it is asked for by name: it leaves weights, and no time for what comes after it."""
 BUDGET = sum(part.seconds for part in PARTS)
 ASIDE = Part("planner", 300)
 """Runs on the CPU beside the others, which do not wait for it: predictions of what training measures."""
@@ -83,7 +85,7 @@ class Options:
 def main(options: Options) -> int:
     """Run the parts, print the summary; 1 where a check or a part failed, 2 for what cannot be asked."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    names = [part.name for part in (*PARTS, ASIDE)]
+    names = [part.name for part in (*PARTS, ASKED, ASIDE)]
     if device == "cpu" and options.size != "tiny":
         print("there is no GPU here: --size tiny tries this kit on a CPU", file=sys.stderr)
         return 2
@@ -133,7 +135,7 @@ class Runs:
     def ends(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Name and end of each part, as they end."""
         options, asked = self.options, self.options.parts
-        chosen = [part for part in PARTS if not asked or part.name in asked]
+        chosen = [part for part in (*PARTS, ASKED) if part.name in asked] if asked else PARTS
         scale = options.budget / (sum(part.seconds for part in chosen) or ASIDE.seconds)
         began = deadline = time.monotonic()
         aside = self._start(ASIDE.name, options.budget) if not asked or ASIDE.name in asked else None

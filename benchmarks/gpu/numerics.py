@@ -21,8 +21,8 @@ from nearstep.flow.plan import make_plan
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.masks import teacher_forcing
-from nearstep.nets.precision import tf32
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import tf32
 from nearstep.rollout.rollout import generate
 
 ALLOWED = {"float32": 1e-4, "TF32": 1e-2, "bfloat16": 0.1}

@@ -14,7 +14,7 @@ from benchmarks.gpu.sizes import SIZES, TEXT, Size
 from benchmarks.gpu.task import NARROW, Task, named, relative
 from nearstep.nets.attention import attention
 from nearstep.nets.fp8 import by_rows, product
-from nearstep.nets.precision import tf32
+from nearstep.precision import tf32
 
 KERNELS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,

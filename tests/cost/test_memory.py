@@ -26,8 +26,8 @@ from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.kernels import fused
 from nearstep.nets.masks import block_causal
-from nearstep.nets.precision import Products
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import Products
 from nearstep.recipes import playground
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.networks import Role, assembled

@@ -127,7 +127,7 @@ def test_every_change_comes_up():
 def test_a_story_is_drawn_scene_after_scene():
     story = sample_story(WORLD, 8, 3, STARTS)
     video = render_story(WORLD, story, STARTS, 60)
-    assert video.shape == (60, 3, 64, 64)
+    assert video.shape == (60, 3, WORLD.size, WORLD.size)
     assert torch.equal(video[:21], render(WORLD, story[:1], frames=21)[0])
     assert torch.equal(video[21:45], render(WORLD, story[1:2], frames=24)[0])
     assert torch.equal(video[45:], render(WORLD, story[2:], frames=15)[0])

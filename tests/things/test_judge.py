@@ -133,7 +133,7 @@ def test_a_missing_thing_shows_nothing_that_is_said_of_it():
     assert marks["place"] == (1,)
 
 
-def test_variety_of_real_clips_is_whole_and_of_one_fruit_a_sixth():
+def test_variety_of_real_clips_is_whole_and_of_one_fruit_a_half():
     scenes = [scene for scene in sample_scenes(KINDS["one"], 0, range(4000)) if scene.actors[0].motion == "slide"]
     fruit = [scene for scene in scenes if scene.actors[0].attributes["category"] == "fruit"]
     texts = [parse("a fruit slides")] * len(fruit)
@@ -141,21 +141,21 @@ def test_variety_of_real_clips_is_whole_and_of_one_fruit_a_sixth():
     same = [shown(thing("apple", "fruit", "slide", s.actors[0].direction)) for s in fruit]
     assert variety(texts, real, scenes)["thing"] > 0.95
     seen = variety(texts, same, scenes)
-    assert seen["thing"] < 0.25 and seen["direction"] > 0.9
+    assert 0.4 < seen["thing"] < 0.6 and seen["direction"] > 0.9
     assert "thing" not in variety([parse("an apple slides")] * len(same), same, scenes)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(1, 33, 3, 48, 48), (1, 9, 3, 64, 64), (33, 3, 64, 64)])
+@pytest.mark.parametrize("shape", [(1, 33, 3, 64, 64), (1, 9, 3, 48, 48), (33, 3, 48, 48)])
 def test_clips_of_another_shape_are_refused(shape: tuple[int, ...]):
     with pytest.raises(NearstepError, match=r"the judge knows clips"):
         judge(torch.zeros(shape), ["a cat rests"], WORLD)
 
 
 def test_a_caption_too_few_and_broken_numbers_are_refused():
-    video: Tensor = torch.zeros(2, 33, 3, 64, 64)
+    video: Tensor = torch.zeros(2, 33, 3, WORLD.size, WORLD.size)
     with pytest.raises(NearstepError, match="2 clips and 1 captions"):
         judge(video, ["a cat rests"], WORLD)
     with pytest.raises(NearstepError, match="not finite"):

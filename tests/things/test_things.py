@@ -30,12 +30,12 @@ def test_it_is_a_world_and_its_name_tells_its_dials():
 def test_clips_prompts_foreground_and_focus_are_of_the_same_scenes():
     world, clips = THINGS_WORLD, range(6)
     video, prompts = world.clips(3, clips), world.prompts(3, clips)
-    assert video.shape == (6, 33, 3, 64, 64) and len(prompts) == 6
+    assert video.shape == (6, 33, 3, 48, 48) and len(prompts) == 6
     assert torch.equal(world.clips(3, [4]), video[4:5])
     part = world.clips(3, clips, frames=5, first=7)
     assert torch.equal(part, video[:, 7:12])
     shown = world.foreground(3, clips, frames=5, first=7)
-    assert shown.shape == (6, 5, 1, 64, 64) and 0.01 < float(shown.mean()) < 0.5
+    assert shown.shape == (6, 5, 1, 48, 48) and 0.01 < float(shown.mean()) < 0.5
     # A thing hides its background, and nothing else differs between a clip and its place.
     still = (part.diff(dim=1).abs().amax(dim=2, keepdim=True) > 0.05) & (shown[:, 1:] == 0) & (shown[:, :-1] == 0)
     assert not still.any()

@@ -101,7 +101,7 @@ def test_a_finer_world_shows_the_same_scenes(size: int):
     scenes = sample_scenes(fine, 0, range(6))
     assert scenes == SCENES[:6]
     small = torch.nn.functional.interpolate(
-        render(fine, scenes, frames=5).flatten(0, 1), (64, 64), mode="area"
+        render(fine, scenes, frames=5).flatten(0, 1), (WORLD.size, WORLD.size), mode="area"
     ).unflatten(0, (6, 5))
     error = (small - render(WORLD, scenes, frames=5)).square().mean().sqrt()
     assert error < 0.03
@@ -146,7 +146,7 @@ def test_the_front_thing_covers_the_other():
     other = render(
         WORLD, [type(scene)(actors=scene.actors[1:], place=scene.place, texture=scene.texture, relation=None)]
     )
-    bare = backdrop(scene.place, scene.texture, 64)
+    bare = backdrop(scene.place, scene.texture, WORLD.size)
     opaque = (alone - bare).abs().sum(dim=2, keepdim=True) > 0.5
     both = render(WORLD, [scene])
     inside = torch.nn.functional.avg_pool2d(opaque[0].float(), 5, stride=1, padding=2)[None] == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,16 @@ from processes import run_on_two
 from safetensors.torch import load_file
 
 from nearstep.errors import NearstepError
+from nearstep.recipes import playground
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import Ranks
+from nearstep.train.phases import Phase
+from nearstep.train.stages.codec import CodecConfig
 from nearstep.train.stages.shared import own_rows
+from nearstep.train.stages.teacher import TeacherConfig
 
 COMPARED = (
     "dmd", "dmd_norm", "asd", "asd_norm", "alpha", "cosine", "assistant", "discriminator", "r1", "r2",
@@ -63,6 +69,46 @@ def test_two_processes_replay_rollouts_as_one_keeps_their_graph(config: DistillC
     one, other = (read_metrics(tmp_path / name / "metrics.jsonl")[0] for name in ("one", "two"))
     for name in COMPARED:
         assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
+def test_two_processes_train_a_codec_as_one(tmp_path: Path):
+    def recipe(name: str) -> CodecConfig:
+        base = playground.codec()
+        loop = LoopConfig(folder=tmp_path / name, steps=3, log_every=1, tensorboard=False)
+        size = replace(base.size, base_dim=4, decoder_base_dim=4, z_dim=4)
+        phases = (Phase(2, 1, 4, 32), Phase(1, 5, 2, 32))
+        return replace(base, loop=loop, size=size, phases=phases, optim=replace(base.optim, warmup=1))
+
+    assert_alike(recipe, ("loss", "absolute", "kl", "grad_norm"), "vae", tmp_path)
+
+
+def test_two_processes_train_a_teacher_as_one(model, tmp_path: Path):
+    def recipe(name: str) -> TeacherConfig:
+        base = playground.teacher()
+        loop = LoopConfig(folder=tmp_path / name, steps=3, log_every=1, tensorboard=False)
+        return replace(
+            base, loop=loop, codec=model.folder / "vae", latents=model.latents, autocast=False,
+            optim=replace(base.optim, warmup=1),
+            phases=(Phase(2, 1, 4, draws=3), Phase(1, 9, 2)),
+            network=replace(base.network, num_attention_heads=2, attention_head_dim=12, ffn_dim=16, num_layers=1),
+            text=replace(base.text, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1),
+        )  # fmt: skip
+
+    assert_alike(recipe, ("loss", "loss_low", "loss_high", "grad_norm"), "teacher", tmp_path)
+
+
+def assert_alike(recipe: Callable[[str], Any], logged: Sequence[str], network: str, folder: Path) -> None:
+    """One process and two log the same, and make the same weights but for rounding."""
+    recipe("one").run()
+    run_on_two(recipe("two"), folder)
+    one, other = (read_metrics(folder / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(other) == 3
+    for a, b in zip(one, other, strict=True):
+        for name in (name for name in logged if name in a):
+            assert b[name] == pytest.approx(a[name], rel=2e-3, abs=1e-6), name
+    a, b = weights(folder / "one", network), weights(folder / "two", network)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=2e-2, atol=4e-3)
 
 
 def test_a_batch_that_the_processes_do_not_divide_is_named():

@@ -293,10 +293,3 @@ def test_difference_error_sees_edges_and_not_brightness():
     video = torch.rand(1, 3, 3, 8, 8)
     assert float(difference_error(video + 0.2, video)) < 1e-6
     assert float(difference_error(video.flip(-1), video)) > 0.1
-
-
-def test_what_one_process_trains_refuses_several(codec: Path, latents: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for recipe in (tiny_codec(tmp_path / "codec"), tiny_teacher(codec, tmp_path / "teacher", latents)):
-        with pytest.raises(NearstepError, match="by one process, and torchrun started 2"):
-            recipe.run()

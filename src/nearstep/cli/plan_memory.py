@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nearstep.cost.advice import Trial
     from nearstep.cost.fake_step import Config
     from nearstep.cost.sizes import Sizes
-    from nearstep.nets.precision import Products
+    from nearstep.precision import Products
 
 _TERA = 1e12
 _WAN = "wan."

@@ -20,7 +20,7 @@ from nearstep.cost.sizes import Sizes
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.nets.discriminator import tap_blocks
 from nearstep.nets.masks import Visibility, block_causal, full
-from nearstep.nets.precision import Products
+from nearstep.precision import Products
 from nearstep.reach import Reach
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.config import DistillFields

@@ -15,16 +15,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nearstep.data.ahead import Ahead
 from nearstep.data.order import rows_after
 from nearstep.data.shards import INDEX, PREPARED, Index, Shards, add_shard, check_same, read_index
 from nearstep.errors import NearstepError
 from nearstep.files import check_name, sweep
+from nearstep.precision import narrowed
 from nearstep.protocols import Caption, Codec, StoryWorld, World
 from nearstep.ranges import check_count, grows
 from nearstep.shapes import first_pixel_frame, latent_frames
 
 SHARD = 512
-_ENCODED_TOGETHER = 16
+_ENCODED_TOGETHER, _ENCODED_AHEAD = 16, 64
+"""Clips that a codec sees at once: as many as a processor's cache likes, and as a GPU does, whose clips others draw."""
 _EXAMPLES_SEED = 2
 
 
@@ -109,13 +112,14 @@ class LatentClips:
         return self.seen([row for _, row in rows_after(first, size, count=self.count, seed=self.seed)], frames)
 
 
-def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClips:
+def load_latents(config: LatentsConfig, codec: Codec, source: str, workers: int = 0) -> LatentClips:
     """The latents of ``config``; what a folder of a world's clips lacks is made.
 
     Args:
         config: which clips.
         codec: encodes the world's clips.
         source: names the codec's weights; a folder made by another codec is refused.
+        workers: processes that draw clips ahead of the codec.
 
     Raises:
         NearstepError: if the folder is damaged, belongs to another codec, world or seed, or holds too few clips.
@@ -131,7 +135,7 @@ def load_latents(config: LatentsConfig, codec: Codec, source: str) -> LatentClip
             f"{config.folder} holds clips of the world {kind!r}, whose captions are not stored, and no world is given; "
             "set latents.world in the recipe, or name a folder made by nearstep prepare"
         )
-    return _of_world(config, config.world, index, codec, source)
+    return _of_world(config, config.world, index, codec, source, workers)
 
 
 def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
@@ -156,7 +160,9 @@ def _prepared(config: LatentsConfig, index: Index, source: str) -> LatentClips:
     )
 
 
-def _of_world(config: LatentsConfig, world: World, index: Index | None, codec: Codec, source: str) -> LatentClips:
+def _of_world(
+    config: LatentsConfig, world: World, index: Index | None, codec: Codec, source: str, workers: int
+) -> LatentClips:
     count = config.clips or (index.clips if index else 0)
 
     def caption(row: int, epoch: int) -> Caption:
@@ -168,7 +174,7 @@ def _of_world(config: LatentsConfig, world: World, index: Index | None, codec: C
     def examples(number: int) -> list[str]:
         return world.prompts(_EXAMPLES_SEED, range(number))
 
-    index = _extended(config, world, index, count, codec, source)
+    index = _extended(config, world, index, count, codec, source, workers)
     return LatentClips(
         Shards(config.folder, index),
         count,
@@ -180,11 +186,13 @@ def _of_world(config: LatentsConfig, world: World, index: Index | None, codec: C
     )
 
 
-def _extended(config: LatentsConfig, world: World, index: Index | None, count: int, codec: Codec, source: str) -> Index:
+def _extended(
+    config: LatentsConfig, world: World, index: Index | None, count: int, codec: Codec, source: str, workers: int
+) -> Index:
     """The index once the folder holds ``count`` clips (a killed run goes on after its last whole shard)."""
     from tqdm import tqdm
 
-    channels, height, width = index.shape[1:] if index else _encode(config, world, range(1), codec).shape[2:]
+    channels, height, width = index.shape[1:] if index else _encoded(_render(config, world, range(1)), codec).shape[2:]
     shape = (latent_frames(config.frames or world.frames), channels, height, width)
     made_from = {"kind": world.name, "seed": config.seed}
     if config.changes:
@@ -193,23 +201,26 @@ def _extended(config: LatentsConfig, world: World, index: Index | None, count: i
     if index:
         check_same(config.folder, index, wanted)
     index = index or wanted
+    base, together = index.clips, min(SHARD, _ENCODED_AHEAD if workers else _ENCODED_TOGETHER)
+
+    def drawn(number: int) -> Tensor:
+        return _render(config, world, range(base + number * together, base + (number + 1) * together))
+
+    coming = Ahead(drawn, workers)
     with tqdm(desc="latents", unit="clip", total=count, initial=index.clips, disable=not sys.stderr.isatty()) as bar:
         while index.clips < count:
             sweep(config.folder)
             first = index.clips
-            index = add_shard(config.folder, index, _encode(config, world, range(first, first + SHARD), codec))
+            numbers = range((first - base) // together, (first - base + SHARD) // together)
+            index = add_shard(config.folder, index, torch.cat([_encoded(coming(number), codec) for number in numbers]))
             bar.update(index.clips - first)
     return index
 
 
 @torch.no_grad()
-def _encode(config: LatentsConfig, world: World, indices: range, codec: Codec) -> Tensor:
-    parts = []
-    for first in range(0, len(indices), _ENCODED_TOGETHER):
-        video = _render(config, world, indices[first : first + _ENCODED_TOGETHER])
-        with torch.autocast("cpu", torch.bfloat16):
-            parts.append(codec.encode(video).half())
-    return torch.cat(parts)
+def _encoded(video: Tensor, codec: Codec) -> Tensor:
+    with narrowed("cpu"):
+        return codec.encode(video).half().cpu()
 
 
 def _render(config: LatentsConfig, world: World, indices: range) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from nearstep import rng
 from nearstep.errors import NearstepError
+from nearstep.precision import narrowed
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each block; a pooling lies between two."""
@@ -89,7 +90,7 @@ class Vgg16(nn.Module):
         return torch.cat((looks @ self.projection).unbind(), dim=-1)  # pyright: ignore[reportOperatorIssue]
 
     def _means(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(pictures.device.type, torch.bfloat16):
+        with narrowed(pictures.device.type):
             layers = self.layers(pictures)
         return torch.cat([layers[block].float().mean(dim=(2, 3)) / _UNIT for block in _LOOKED_AT], dim=1)
 

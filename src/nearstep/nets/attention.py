@@ -11,8 +11,8 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from nearstep.nets.cache import KeysValues, Past
 from nearstep.nets.kernels import written_out
 from nearstep.nets.masks import Group, without_queries
-from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable, advance, rotate
+from nearstep.precision import wide
 
 
 class WideRMSNorm(nn.RMSNorm):

@@ -11,9 +11,9 @@ from torch.nn.functional import gelu, layer_norm
 from nearstep.nets.attention import CrossAttention, SelfAttention
 from nearstep.nets.cache import KeysValues, Past
 from nearstep.nets.masks import Group
-from nearstep.nets.precision import wide
 from nearstep.nets.rope import RopeTable
 from nearstep.nets.script import Turn, turn_of
+from nearstep.precision import wide
 
 
 class WideLayerNorm(nn.LayerNorm):

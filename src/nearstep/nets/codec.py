@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 from nearstep.errors import NearstepError
 from nearstep.nets.devices import device_of, wake
-from nearstep.nets.precision import wide
 from nearstep.nets.tiles import Tile, Tiling, blend, cut
+from nearstep.precision import wide
 from nearstep.shapes import TEMPORAL_STRIDE, LatentShape, latent_frames, spatial_stride
 
 
@@ -93,7 +93,10 @@ class VideoCodec(nn.Module):
         _, frames, _, height, width = video.shape
         self.latent_shape(frames, height, width)
         pixels = rearrange(video, "b t c h w -> b c t h w") * 2 - 1
-        return cast(DiagonalGaussianDistribution, self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0])
+        return cast(
+            DiagonalGaussianDistribution,
+            self.vae.encode(pixels.to(device_of(self.vae), self.vae.dtype), return_dict=False)[0],
+        )
 
     def encode(self, video: Tensor) -> Tensor:
         """``video`` [B, T, 3, H, W] in [0, 1] -> normalised latents [B, F, C, h, w]: the posterior's mean."""

@@ -23,9 +23,9 @@ from nearstep.nets.blocks import TransformerBlock, WideLayerNorm
 from nearstep.nets.cache import KeysValues, KVCache
 from nearstep.nets.devices import device_of, wake
 from nearstep.nets.masks import Visibility, block_causal, full, token_groups
-from nearstep.nets.precision import wide
 from nearstep.nets.rope import check_distances, rope_table
 from nearstep.nets.script import Script, TextKeys, without
+from nearstep.precision import wide
 from nearstep.reach import Reach
 
 TICKS = 1000.0

@@ -18,6 +18,7 @@ from nearstep import rng
 from nearstep.files import write_json
 from nearstep.playground.features import CLASSES, FeatureNet, split_names
 from nearstep.playground.world import FRAMES, Scene, render, sample_scenes
+from nearstep.precision import narrowed
 from nearstep.shapes import TEMPORAL_STRIDE
 
 _DRAWN = 32
@@ -60,7 +61,7 @@ class FeaturesConfig:
         for step in range(steps):
             draw = rng.generator("feature batch", self.seed, step)
             rows = torch.randint(self.clips, (self.batch,), generator=draw)
-            with torch.autocast("cpu", torch.bfloat16):
+            with narrowed("cpu"):
                 names = net(self._worn(video[rows], draw))[1].float()
             loss = naming_loss(names, {name: values[rows] for name, values in right.items()})
             optimizer.zero_grad()

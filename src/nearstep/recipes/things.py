@@ -12,6 +12,7 @@ The last is distribution matching alone, from which a student's margin over one 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from nearstep.data.latents import LatentsConfig
@@ -27,6 +28,8 @@ from nearstep.train.stages.codec import CodecConfig, CodecSize
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
 
 _RUNS = Path("runs")
+CODEC = Path(str(resources.files("nearstep"))) / "assets" / "things" / "vae"
+"""The codec of this world that the package holds, made by ``things.codec``: what comes after it can begin here."""
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=THINGS_WORLD)
 _WINDOW = 9
 """Latent frames of a clip of the world."""
@@ -48,19 +51,19 @@ _SETTINGS = playground.settings_of(THINGS_WORLD)
 def codec() -> CodecConfig:
     """Stage 1: the codec, from nothing."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=4300, save_every=100, preview_every=250),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=2_300, save_every=100, preview_every=250),
         optim=OptimConfig(lr=4e-3, warmup=20, decay=0.6, muon=True),
         phases=(
-            Phase(700, 1, 64, 32),
-            Phase(1500, 13, 5, 32),
-            Phase(1900, 17, 4, 32),
-            Phase(200, 33, 1),
+            Phase(500, 1, 40, 32),
+            Phase(700, 9, 6, 32),
+            Phase(1_000, 17, 4, 32),
+            Phase(100, 33, 2),
         ),
         size=CodecSize(
             base_dim=24,
             decoder_base_dim=16,
             z_dim=8,
-            dim_mult=(1, 2, 4),
+            dim_mult=(1, 2, 2),
             num_res_blocks=1,
             temperal_downsample=(True, True),
             patch_size=1,  # four pixels a latent along each side: at eight, things of 16 to 25 pixels stay soft
@@ -78,7 +81,7 @@ def decoder() -> CodecConfig:
         base,
         loop=replace(base.loop, folder=_RUNS / "decoder", steps=3_000),
         optim=replace(base.optim, lr=2e-3),
-        start=_RUNS / "codec" / "model" / "vae",
+        start=CODEC,
         phases=(Phase(2_600, 17, 4, 32), Phase(400, 33, 1)),
     )
 
@@ -89,16 +92,12 @@ def teacher() -> TeacherConfig:
         playground.teacher(),
         loop=LoopConfig(folder=_RUNS / "teacher", steps=15_000),
         optim=OptimConfig(lr=3e-3, warmup=200, muon=True, weight_decay=0.01),
-        # Whole frames alone teach no thing in this time: a thing is a tenth of a frame, and it lies anywhere.
-        phases=(
-            Phase(5_000, 1, 100, 32, draws=4),
-            Phase(3_000, 1, 60, draws=4),
-            Phase(2_500, 9, 24, draws=3),
-            Phase(4_500, 33, 8, draws=3),
-        ),
+        phases=(Phase(6_000, 1, 64, draws=4), Phase(4_000, 9, 24, draws=3), Phase(5_000, 33, 8, draws=3)),
+        # Tokens of 8 pixels: of 16, each held as many numbers of latents as half its width, and learning levelled off.
         network=NetworkSize(
-            num_attention_heads=8, attention_head_dim=32, ffn_dim=640, num_layers=4, patch_size=(1, 4, 4)
+            num_attention_heads=8, attention_head_dim=32, ffn_dim=640, num_layers=4, patch_size=(1, 2, 2)
         ),
+        codec=CODEC,
         text=TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32),
         latents=_LATENTS,
         pictures=replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1),

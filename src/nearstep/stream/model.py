@@ -26,11 +26,11 @@ from nearstep.models.student import Student
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.devices import device_of, find_device
 from nearstep.nets.fp8_layers import check_wide, find_fp8
-from nearstep.nets.precision import find_dtype, one_dtype
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder
 from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import find_dtype, one_dtype
 from nearstep.protocols import LatentStream
 from nearstep.stream.finite import check_weights
 from nearstep.stream.names import LOADING_NAMES, naming

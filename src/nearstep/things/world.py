@@ -24,7 +24,7 @@ from nearstep.things.places import PLACES, backdrop
 from nearstep.things.relations import RELATIONS, holds, undisturbed
 from nearstep.things.sprites import THINGS, Layer, place_things
 
-SIZES: dict[str, float] = {"small": 0.25, "medium": 0.3125, "large": 0.39}
+SIZES: dict[str, float] = {"small": 0.3, "medium": 0.375, "large": 0.468}
 """Size name -> longer extent of a thing, as a part of the frame's side."""
 
 _SIZE_SPREAD = 0.04
@@ -39,12 +39,12 @@ _TRIES = 30
 class WorldConfig:
     """The settings of a world: its resolution, and the dials that make it easy or hard."""
 
-    size: int = 64
+    size: int = 48
     """Height and width of a frame in pixels."""
     frames: int = 33
     """Pixel frames of a clip, within which every motion shows what it is."""
     fps: int = 12
-    things: int = 32
+    things: int = 16
     """How many different things there are: the first ones of THINGS."""
     pairs: float = 0.4
     """Part of the clips that show two things."""

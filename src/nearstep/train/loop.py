@@ -48,11 +48,14 @@ class LoopConfig:
     save_every: int = 250
     preview_every: int = 500
     tensorboard: bool = True
+    workers: int = 0
+    """Processes that make the batches of codec and teacher ahead: on a GPU, as many as there are cores to spare."""
 
     def __post_init__(self) -> None:
         check_name(self.folder)
         for name in ("steps", "log_every", "save_every", "preview_every"):
             check_count(name, getattr(self, name))
+        check_count("workers", self.workers, least=0, most=1024)
         if self.minutes is not None:
             check_number("minutes", self.minutes, above=0)
 

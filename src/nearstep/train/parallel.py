@@ -72,6 +72,18 @@ class Ranks:
         stacked = torch.stack([value.detach().float().to(self.device) for value in values.values()])
         return dict(zip(values, self.total(stacked / self.count).unbind(), strict=True))
 
+    @torch.no_grad()
+    def average_gradients(self, module: nn.Module) -> None:
+        """Make the gradients of a module that every rank holds whole their mean over all ranks, in one message."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / self.count).split([gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, parts, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
     def agreed(self, number: int) -> int:
         """The main rank's number, everywhere."""
         return int(self.total(torch.tensor(number if self.main else 0)))
@@ -133,12 +145,6 @@ def _leave() -> None:
     # interpreter for that: where it is being torn down by then, the thread aborts the process. Sleeping hands it over.
     dist.destroy_process_group()
     time.sleep(_LETTING_GO)
-
-
-def check_alone(what: str) -> None:
-    """Refuse several processes where ``what`` would do the same work in each, and write to the same folder."""
-    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise NearstepError(f"{what} is trained by one process, and torchrun started {count}; start it by itself")
 
 
 def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:

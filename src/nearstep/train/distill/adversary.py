@@ -23,9 +23,9 @@ from nearstep.flow.plan import GRID
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
 from nearstep.losses.regularisers import Discriminate, exact_penalty, finite_difference_penalty
 from nearstep.nets.discriminator import Discriminator, Pool
-from nearstep.nets.precision import Products, products_in
 from nearstep.nets.script import Text
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import Products, products_in
 from nearstep.ranges import check_count, check_number
 from nearstep.train.distill.noise import Noise
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from nearstep.flow.plan import make_plan
+from nearstep.precision import narrowed
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.distill.adversary import Metrics
 from nearstep.train.distill.config import DistillFields
@@ -69,7 +70,7 @@ class DistillStage:
         networks, plan, size = update.networks, update.plan(index), config.micro or len(update.rows)
         logged: list[Metrics] = []
         batches: list[Batch] = []
-        with torch.autocast(self.here.device.type, torch.bfloat16, enabled=config.autocast):
+        with narrowed(self.here.device.type, config.autocast):
             noise = update.noise("student", index)
             for first in range(update.rows.start, update.rows.stop, size):
                 batch = update.sample(plan, update.draw(index), range(first, first + size), graph=True)

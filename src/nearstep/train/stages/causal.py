@@ -22,6 +22,7 @@ from nearstep.flow.plan import GRID, chunk_lengths, make_plan
 from nearstep.models.folder import Settings
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import narrowed
 from nearstep.protocols import TextEncoder
 from nearstep.ranges import check_number
 from nearstep.train.adapters import LoraFields, adapt, base, start_from
@@ -199,7 +200,7 @@ class CausalStage:
             if update.objective.drops_captions:
                 captions = dropped(captions, silent[rows])
             eps = self._noise(x0.shape[1:], range(place, place + size))
-            with torch.autocast(here.device.type, torch.bfloat16, enabled=config.autocast):
+            with narrowed(here.device.type, config.autocast):
                 losses = update.losses(x0.to(here.device), eps, captions, u[rows].to(here.device))
             part = losses.sum() / len(self.rows)
             part.backward()

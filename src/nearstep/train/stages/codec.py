@@ -25,16 +25,19 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from nearstep import rng
+from nearstep.data.ahead import Ahead
 from nearstep.data.crops import cropped
 from nearstep.errors import NearstepError, first_line
 from nearstep.nets.codec import VideoCodec
+from nearstep.nets.devices import device_of
+from nearstep.precision import narrowed
 from nearstep.protocols import World
 from nearstep.ranges import check_count, check_number
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.parallel import check_alone
+from nearstep.train.parallel import ranks
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.preview import write_grid
 from nearstep.train.recipe import recipe_of
@@ -133,13 +136,16 @@ class CodecStage:
     """The codec's step, preview and export."""
 
     def __init__(self, config: CodecConfig) -> None:
-        check_alone("a codec")
-        self.config = config
+        self.config, self.here = config, ranks()
+        for phase in config.phases:
+            self.here.share(phase.clips)  # refused before anything is made
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("codec weights", config.seed))
             self.codec = VideoCodec(config.size.build())
         if config.start is not None:
             take_encoder(self.codec.vae, config.start)
+        self.codec.to(self.here.device)
+        self.batches = Ahead(self.batch, config.loop.workers)
         self.optimizer = Optimizer([self.codec], config.optim, config.loop.steps)
         self.ema = Ema(self.codec, config.ema)
         self.state = TrainState({"codec": self.codec, "optimizer": self.optimizer, "ema": self.ema})
@@ -173,13 +179,17 @@ class CodecStage:
         return weight
 
     def step(self, index: int) -> dict[str, Tensor]:
-        """Make one update."""
-        video, weight = self.batch(index)
-        with torch.autocast("cpu", torch.bfloat16):
+        """Make one update; each process has its share of the clips."""
+        here, whole = self.here, self.batches(index)
+        rows = here.share(len(whole[0]))
+        video, weight = (part[rows.start : rows.stop].to(here.device) for part in whole)
+        with narrowed(here.device.type):
             posterior = self.codec.posterior(video)
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-            eps = torch.randn(mean.shape, generator=rng.generator("codec noise", self.config.seed, index))
-            latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps)
+            # Drawn for the whole batch, so that the draws do not depend on how many processes share it.
+            noise = rng.generator("codec noise", self.config.seed, index)
+            eps = torch.randn(len(whole[0]), *mean.shape[1:], generator=noise)[rows.start : rows.stop]
+            latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps.to(here.device))
             decoded = self.codec.decode(latents, clamp=False).float()
         error = decoded - video
         absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
@@ -188,7 +198,9 @@ class CodecStage:
         config = self.config
         rise = min(1.0, index / config.kl_rise)
         loss = absolute + config.square * squared + config.edge * edge + rise * config.kl * kl
-        moved = self.optimizer.step(loss, index)
+        loss.backward()
+        here.average_gradients(self.codec)
+        moved = self.optimizer.apply(here.mean({"loss": loss})["loss"], index)
         self.ema.update(self.codec)
         by_frame = error.detach().square().mean(dim=(0, 2, 3, 4))
         psnr, psnr_first = -10 * by_frame.mean().log10(), -10 * by_frame[0].log10()
@@ -198,15 +210,19 @@ class CodecStage:
     @torch.no_grad()
     def preview(self, path: Path) -> None:
         """Real clips and what comes back of them, in turns."""
+        if not self.here.main:
+            return
         video = self.config.world.clips(_STATISTICS_SEED, range(4))
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = codec.decode(codec.encode(video)).float()
+        with narrowed(self.here.device.type):
+            decoded = codec.decode(codec.encode(video)).float().cpu()
         write_grid(torch.stack([video, decoded], dim=1).flatten(0, 1), path)
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """Write ``vae/``, its config holding each channel's mean and deviation over real clips."""
+        if not self.here.main:
+            return
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
         if self.config.start is None:
             _measure(codec, self.config.world)
@@ -219,7 +235,7 @@ def _measure(codec: VideoCodec, world: World) -> None:
     raw = []
     for first in range(0, _STATISTICS_CLIPS, 16):
         video = world.clips(_STATISTICS_SEED, range(first, first + 16))
-        with torch.autocast("cpu", torch.bfloat16):
+        with narrowed(device_of(codec).type):
             raw.append(codec.posterior(video).mode().float())
     std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
     codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())

@@ -23,6 +23,7 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import narrowed
 from nearstep.protocols import Caption, CausalDenoiser, TextEncoder
 from nearstep.ranges import check_count, check_number
 from nearstep.rollout.rollout import generate
@@ -111,14 +112,14 @@ def open_model(
     return codec, text, made
 
 
-def open_lessons(lessons: Sequence[Lesson], codec: VideoCodec) -> list[LatentClips]:
-    """The clips of each lesson.
+def open_lessons(lessons: Sequence[Lesson], codec: VideoCodec, workers: int = 0) -> list[LatentClips]:
+    """The clips of each lesson; ``workers`` processes draw those that are lacking.
 
     Raises:
         NearstepError: as load_latents does.
     """
     with ranks().main_first():  # which makes what is missing
-        return [load_latents(lesson.latents, codec, codec_name(codec)) for lesson in lessons]
+        return [load_latents(lesson.latents, codec, codec_name(codec), workers) for lesson in lessons]
 
 
 def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, places: Sequence[str]) -> None:
@@ -239,7 +240,7 @@ def show(
     here = ranks()
     prompts = clips.examples(max(1, PREVIEWS // len(plans)))
     videos = []
-    with torch.autocast(here.device.type, torch.bfloat16):
+    with narrowed(here.device.type):
         for sample, prompt in enumerate(prompts):
             denoiser: CausalDenoiser[KVCache] = TextDenoiser(network, text([prompt]))
             if weight != 1:

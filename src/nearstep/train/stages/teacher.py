@@ -8,7 +8,7 @@ guidance has an unconditional side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep import rng
+from nearstep.data.ahead import Ahead
 from nearstep.data.crops import cropped
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.errors import NearstepError
@@ -29,6 +30,8 @@ from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.script import encoded
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import narrowed
+from nearstep.protocols import Caption
 from nearstep.ranges import check_number
 from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
@@ -37,7 +40,7 @@ from nearstep.train.export import check_settings, export_model
 from nearstep.train.lessons import Lesson, check_lessons, taught
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
-from nearstep.train.parallel import check_alone
+from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import (
@@ -133,18 +136,45 @@ class TeacherConfig:
         return run(lambda: TeacherStage(self), self.loop, recipe_of(self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a step sees: the draws of a clip lie next to each other, and its caption is there once."""
+
+    x0: Tensor
+    """Clean latents [B, F, C, H, W]."""
+    eps: Tensor
+    t: Tensor
+    """Time of each [B]."""
+    prompts: Sequence[Caption]
+    starts: tuple[int, ...]
+    """Latent frames from which the second caption of a clip holds, the third and so on."""
+
+    def share(self, here: Ranks) -> tuple[Batch, slice]:
+        """This process's draws, on its device, and where they lie; the whole is the same however many share it."""
+        clips = here.share(len(self.prompts))
+        draws = len(self.x0) // len(self.prompts)
+        place = slice(clips.start * draws, clips.stop * draws)
+        x0, eps, t = (whole[place].to(here.device, non_blocking=True) for whole in (self.x0, self.eps, self.t))
+        return replace(self, x0=x0, eps=eps, t=t, prompts=self.prompts[clips.start : clips.stop]), place
+
+
 class TeacherStage:
     """The teacher's step, preview and export."""
 
     def __init__(self, config: TeacherConfig) -> None:
-        check_alone("a teacher")
-        self.config = config
-        self.codec = VideoCodec.from_pretrained(config.codec).eval().requires_grad_(False)
+        self.config, self.here = config, ranks()
+        for phase in config.phases:
+            self.here.share(phase.clips)  # refused before anything is read
+        self.codec = VideoCodec.from_pretrained(config.codec).eval().requires_grad_(False).to(self.here.device)
         check_finite(self.codec, config.codec)
         source = codec_name(self.codec)
-        self.clips = load_latents(config.latents, self.codec, source)
-        self.pictures = load_latents(config.pictures, self.codec, source) if config.pictures else self.clips
-        self.lessons = open_lessons(config.lessons, self.codec)
+        with self.here.main_first():  # which makes what is missing
+            makers = config.loop.workers
+            self.clips = load_latents(config.latents, self.codec, source, makers)
+            self.pictures = self.clips
+            if config.pictures:
+                self.pictures = load_latents(config.pictures, self.codec, source, makers)
+        self.lessons = open_lessons(config.lessons, self.codec, makers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("teacher weights", config.seed))
             self.text = config.text.build(_vocabulary(config.latents))
@@ -154,7 +184,8 @@ class TeacherStage:
                 out_channels=self.codec.channels,
                 text_dim=config.text.d_model,
             )
-        self.both = torch.nn.ModuleDict({"network": self.network, "text": self.text})
+        self.both = torch.nn.ModuleDict({"network": self.network, "text": self.text}).to(self.here.device)
+        self.batches = Ahead(self.batch, config.loop.workers)
         self.optimizer = Optimizer([self.both], config.optim, config.loop.steps)
         self.ema = Ema(self.both, config.ema)
         token = self.codec.spatial_stride * max(config.network.patch_size[1:])
@@ -164,8 +195,8 @@ class TeacherStage:
         if config.compile:
             compile_blocks(self.network)
 
-    def step(self, index: int) -> dict[str, Tensor]:
-        """Make one update."""
+    def batch(self, index: int) -> Batch:
+        """What step ``index`` sees, of all processes together."""
         config = self.config
         phase, taken = phase_at(config.phases, index)
         clips = self._clips(phase, index)
@@ -180,14 +211,28 @@ class TeacherStage:
         cells = [(part + stratified(phase.clips, draw)) / phase.draws for part in range(phase.draws)]
         t = training_times(torch.stack(cells, dim=1).flatten(), shift=config.shift)
         prompts = dropped(captions, torch.rand(len(captions), generator=draw) < config.caption_dropout)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
-            text = self.network.text_keys(encoded(self.text, prompts, clips.starts, x0.shape[1]))
-            velocity = partial(self.network, text=text.repeated(phase.draws))
-            losses = flow_matching(velocity, x0, eps, t[:, None].expand(-1, x0.shape[1]))
-        loss = losses.mean()
-        moved = self.optimizer.step(loss, index)
+        return Batch(x0=x0, eps=eps, t=t, prompts=prompts, starts=clips.starts)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Make one update; each process has its share of the clips."""
+        here, batch = self.here, self.batches(index)
+        own, place = batch.share(here)
+        losses = self._losses(own)
+        losses.mean().backward()
+        here.average_gradients(self.both)
+        everyone = torch.zeros(len(batch.x0))
+        everyone[place] = losses.detach().cpu()
+        everyone = here.total(everyone)
+        moved = self.optimizer.apply(everyone.mean(), index)
         self.ema.update(self.both)
-        return {"loss": loss, **_by_time(losses, t), **moved}
+        return {"loss": everyone.mean(), **_by_time(everyone, batch.t), **moved}
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """Velocity error of each draw [B]."""
+        with narrowed(self.here.device.type, self.config.autocast):
+            text = self.network.text_keys(encoded(self.text, batch.prompts, batch.starts, batch.x0.shape[1]))
+            velocity = partial(self.network, text=text.repeated(len(batch.x0) // len(batch.prompts)))
+            return flow_matching(velocity, batch.x0, batch.eps, batch.t[:, None].expand(-1, batch.x0.shape[1]))
 
     def _clips(self, phase: Phase, index: int) -> LatentClips:
         if phase.frames == 1:
@@ -216,6 +261,8 @@ class TeacherStage:
 
     def export(self, folder: Path) -> None:
         """Write a model folder whose only network is ``teacher/``."""
+        if not self.here.main:
+            return
         network, text = self._averaged()
         export_model(
             folder,
@@ -239,4 +286,4 @@ def _vocabulary(latents: LatentsConfig) -> tuple[str, ...]:
 def _by_time(losses: Tensor, t: Tensor) -> dict[str, Tensor]:
     # The loss at small, middle and large t: they level off at different heights and different moments.
     thirds = {"loss_low": t < 1 / 3, "loss_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_high": t >= 2 / 3}
-    return {name: losses.detach()[rows].mean() for name, rows in thirds.items() if bool(rows.any())}
+    return {name: losses[rows].mean() for name, rows in thirds.items() if bool(rows.any())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nearstep.nets.precision import products_in, tf32
+from nearstep.precision import multiplies_bfloat16, narrowed, products_in, tf32
 
 
 def settings() -> tuple[str, bool]:
@@ -42,3 +42,22 @@ def test_products_are_made_in_what_is_asked_for_whatever_is_around() -> None:
     with products_in("TF32", "cuda"):
         inside.append(settings())
     assert inside == [("high", True)] and settings()[0] == "highest"
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_products_are_narrow_where_the_device_has_narrow_ones(has: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("nearstep.precision.multiplies_bfloat16", lambda device: has)
+    layer, x = torch.nn.Linear(4, 4), torch.ones(2, 4)
+    with narrowed("cpu"):
+        assert layer(x).dtype == (torch.bfloat16 if has else torch.float32)
+    with narrowed("cpu", wanted=False):
+        assert layer(x).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16), narrowed("cpu"):  # it holds whatever is around
+        assert layer(x).dtype == (torch.bfloat16 if has else torch.float32)
+
+
+def test_a_processor_has_narrow_products_from_avx512_on():
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        assert not multiplies_bfloat16("cpu")
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert multiplies_bfloat16("cpu")
