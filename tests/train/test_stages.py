@@ -20,6 +20,7 @@ from nearstep.data.shards import read_index
 from nearstep.errors import NearstepError
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.masks import teacher_forcing
+from nearstep.nets.text import PromptEncoder
 from nearstep.playground import PLAYGROUND
 from nearstep.reach import Reach
 from nearstep.recipes import playground
@@ -176,6 +177,24 @@ def test_phases_of_windows_learn_what_lies_near_the_focus(codec: Path, latents: 
     assert torch.equal(stage.clips.focus(0, 6, 1), PLAYGROUND.focus(0, rows, frames=1))
     with pytest.raises(NearstepError, match="no whole number of tokens"):
         TeacherStage(replace(config, phases=(Phase(2, 1, 6, 20), Phase(2, 9, 4))))
+
+
+def test_a_teacher_goes_on_from_a_model(teacher: Path, codec: Path, latents: Path, tmp_path: Path):
+    config = replace(tiny_teacher(codec, tmp_path / "run", latents), start=teacher)
+    stage, before = TeacherStage(config), weights(teacher)
+    for name, value in stage.network.state_dict().items():  # stored in bfloat16
+        assert torch.equal(value, before[f"teacher/{name}"].float()), name
+    for each in (stage.both, stage.ema.module):
+        assert torch.equal(each["network"].proj_out.bias, before["teacher/proj_out.bias"].float())  # pyright: ignore
+    prompts = ["a red ball slides left"]
+    assert torch.equal(stage.text(prompts), PromptEncoder.from_pretrained(teacher, dtype=torch.float32)(prompts))
+    with pytest.raises(NearstepError, match=r"has a teacher of another size .*give the recipe its size"):
+        TeacherStage(replace(config, network=replace(config.network, ffn_dim=config.network.ffn_dim + 8)))
+    other = LatentsConfig(folder=tmp_path / "latents", clips=8, world=Shades(size=64, frames=33))
+    with pytest.raises(NearstepError, match="reads other words than the world"):
+        TeacherStage(replace(config, latents=other))
+    with pytest.raises(NearstepError, match="no network at"):
+        TeacherStage(replace(config, start=tmp_path / "nowhere"))
 
 
 def test_draws_share_a_clip_and_its_caption(codec: Path, latents: Path, tmp_path: Path):

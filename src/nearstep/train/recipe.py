@@ -121,6 +121,8 @@ def _contents(config: Recipe) -> dict[str, str]:
         found["model"] = _weights([model / part for part in parts if part])
     if isinstance(codec := values.get("codec"), Path):
         found["codec"] = _weights([codec])
+    if isinstance(start := values.get("start"), Path):
+        found["start"] = _weights([start, start / "teacher", start / "text_encoder"])
     return {name: digest for name, digest in found.items() if digest is not None}
 
 

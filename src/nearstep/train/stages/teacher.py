@@ -20,7 +20,7 @@ from nearstep import rng
 from nearstep.data.ahead import Ahead
 from nearstep.data.crops import cropped
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
-from nearstep.errors import NearstepError
+from nearstep.errors import NearstepError, first_line
 from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
@@ -48,6 +48,7 @@ from nearstep.train.stages.shared import (
     check_schedule,
     codec_name,
     dropped,
+    load_network,
     open_lessons,
     show,
     stratified,
@@ -97,6 +98,9 @@ class TeacherConfig:
     text: TextSize
     codec: Path
     """Folder of the trained AutoencoderKLWan."""
+    start: Path | None = None
+    """A model folder, made with the same codec, whose ``teacher/`` and text encoder are gone on from; None: from
+    nothing."""
     latents: LatentsConfig
     """Clips of a world, whose words the text encoder learns."""
     pictures: LatentsConfig | None = None
@@ -184,6 +188,8 @@ class TeacherStage:
                 out_channels=self.codec.channels,
                 text_dim=config.text.d_model,
             )
+        if config.start is not None:
+            take_weights(self.network, self.text, config.start)
         self.both = torch.nn.ModuleDict({"network": self.network, "text": self.text}).to(self.here.device)
         self.batches = Ahead(self.batch, config.loop.workers)
         self.optimizer = Optimizer([self.both], config.optim, config.loop.steps)
@@ -275,6 +281,28 @@ class TeacherStage:
 
     def _averaged(self) -> tuple[VideoTransformer, PromptEncoder]:
         return self.ema.module["network"], self.ema.module["text"]  # pyright: ignore[reportIndexIssue, reportReturnType]
+
+
+def take_weights(network: VideoTransformer, text: PromptEncoder, start: Path) -> None:
+    """Give both the weights of a model folder's teacher and text encoder.
+
+    Raises:
+        NearstepError: if they are not there, are of another size or read other words.
+    """
+    given = load_network(start / "teacher")
+    try:
+        own = PromptEncoder.from_pretrained(start, dtype=torch.float32)
+    except Exception as error:  # of transformers, anything
+        raise NearstepError(f"start={start} holds no text encoder that can be read: {first_line(error)}") from error
+    if own.vocabulary() != text.vocabulary():
+        raise NearstepError(
+            f"start={start} reads other words than the world of the clips; leave it out, or name another"
+        )
+    for what, mine, theirs in (("teacher", network, given), ("text encoder", text, own)):
+        state, wanted = theirs.state_dict(), mine.state_dict()
+        if odd := sorted(name for name in wanted if name not in state or state[name].shape != wanted[name].shape):
+            raise NearstepError(f"start={start} has a {what} of another size ({odd[0]}); give the recipe its size")
+        mine.load_state_dict({name: state[name] for name in wanted})
 
 
 def _vocabulary(latents: LatentsConfig) -> tuple[str, ...]:
