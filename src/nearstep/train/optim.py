@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nearstep.errors import NearstepError
 from nearstep.ranges import check_count, check_number
+from nearstep.train.muon import Muon
 
 _SMALLEST = 8
 """Narrower matrices gain nothing from Muon."""
@@ -71,7 +72,7 @@ class Optimizer:
         # Muon takes matrices alone: each kernel as one of shape [outputs, inputs * taps], in the kernel's own memory.
         self.views = [nn.Parameter(p.detach().view(p.shape[0], -1)) for p in self.matrices]
         if self.views:
-            self.parts.append(torch.optim.Muon(self.views, adjust_lr_fn="match_rms_adamw", **common))
+            self.parts.append(Muon(self.views, **common))
             self.names.append({names[id(p)]: view for p, view in zip(self.matrices, self.views, strict=True)})
         self._allocate()
 
