@@ -39,8 +39,8 @@ def products_in(kind: Products, device: str) -> Iterator[None]:
 def multiplies_bfloat16(device: str) -> bool:
     """Whether devices of this type have products of bfloat16 numbers of their own.
 
-    A processor without them (x86 before AVX-512) makes each number wide first: measured, a matrix product takes 8 times
-    as long as in float32, and a convolution 45 times.
+    A processor without them (x86 before AVX-512) makes each number wide first, and takes many times as long as for
+    products in float32 (benchmarks/products.py).
     """
     if device == "cpu":
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
