@@ -22,9 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.gpu.task import Task
+from nearstep.cost.clock import synchronise
 from nearstep.data.latents import LatentsConfig
 from nearstep.recipes import playground, things
 from nearstep.things.things import Things
@@ -53,12 +55,17 @@ _TINY = Things(WorldConfig(size=16, frames=9, things=2))
 def run(task: Task) -> None:
     """All stages, each from the one before."""
     disable_progress_bar()
-    whole, before = task.left(), None
+    whole = task.left()
+    before: Path | None = None
     for name, (recipe, part, times) in STAGES.items():
+        made: list[Path] = []
         with task.record.trying(name):
             config = placed(recipe(), task, name, before)
             config = shrunk(config, task) if task.size == "tiny" else wider(config, times)
-            before = _trained(task, name, config, part * whole, before)
+            made.append(_trained(task, name, config, part * whole, before))
+        if not made:
+            return
+        before = made[0]
 
 
 def placed(config: Config, task: Task, name: str, before: Path | None) -> Config:
@@ -116,7 +123,7 @@ def fitted(config: Config, spent: Sequence[float], seconds: float) -> Config:
 
 def _trained(task: Task, name: str, config: Config, seconds: float, before: Path | None) -> Path:
     until = time.monotonic() + seconds
-    spent = list(_step_seconds(config))
+    spent = list(_step_seconds(config, task.device))
     fits = fitted(config, spent, max(1.0, until - time.monotonic()))
     began = time.monotonic()
     model = fits.run()
@@ -128,19 +135,20 @@ def _trained(task: Task, name: str, config: Config, seconds: float, before: Path
     return model
 
 
-def _step_seconds(config: Config) -> Iterator[float]:
+def _step_seconds(config: Config, device: torch.device) -> Iterator[float]:
     """Seconds of a step of each phase; what a stage lacks is made on the way."""
     phases = config.phases if isinstance(config, TeacherConfig) else ()
-    short: Any = config
+    steps = _TIMED * max(1, len(phases))
+    changes: dict[str, Any] = {"loop": replace(config.loop, steps=steps)}
     if phases:
-        short = replace(config, phases=tuple(replace(each, steps=_TIMED) for each in phases))
-    short = replace(short, loop=replace(config.loop, steps=_TIMED * max(1, len(phases)), workers=0))
-    stage = _stage(short)
-    for first in range(0, short.loop.steps, _TIMED):
+        changes["phases"] = tuple(replace(each, steps=_TIMED) for each in phases)
+    stage = _stage(replace(config, **changes))
+    for first in range(0, steps, _TIMED):
         taken = []
         for index in range(first, first + _TIMED):
             began = time.perf_counter()
-            float(stage.step(index)["loss"])  # which waits for the device
+            stage.step(index)
+            synchronise(device)
             taken.append(time.perf_counter() - began)
         yield statistics.median(taken[1:])
 
