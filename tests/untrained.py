@@ -12,7 +12,8 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import World
 from nearstep.train.export import export_model
 from nearstep.train.stages.codec import CodecSize
-from nearstep.train.stages.teacher import NetworkSize, TextSize
+from nearstep.train.stages.teacher import NetworkSize
+from nearstep.train.stages.text import TextSize
 
 NETWORK = NetworkSize(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2)
 TEXT = TextSize(d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1, length=32)

@@ -1,4 +1,4 @@
-"""The world of things, trained here by its own recipes in the time there is: teacher, causal start, student.
+"""The world of things, trained here by its own recipes in the time there is: text, teacher, causal start, student.
 
     bash benchmarks/gpu/run.sh --parts chain --budget 240
     python -m benchmarks.gpu.chain gpu-results runs       # afterwards: the runs as if made here
@@ -36,11 +36,13 @@ from nearstep.train.loop import MODEL, Stage
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 from nearstep.train.stages.teacher import TeacherConfig, TeacherStage
+from nearstep.train.stages.text import TextConfig, TextStage
 
-Config = TeacherConfig | CausalConfig | DistillConfig
+Config = TextConfig | TeacherConfig | CausalConfig | DistillConfig
 
 STAGES: dict[str, tuple[Callable[[], Config], float, int]] = {
-    "teacher": (things.teacher, 0.5, 8),
+    "text": (things.text, 0.04, 2),
+    "teacher": (things.teacher, 0.46, 8),
     "forcing": (things.forcing, 0.2, 8),
     "self_forcing": (things.self_forcing, 0.3, 2),
 }
@@ -72,10 +74,12 @@ def placed(config: Config, task: Task, name: str, before: Path | None) -> Config
     """The recipe with its files in the scratch folder and its model that of the stage before."""
     loop = replace(config.loop, folder=task.scratch / name, tensorboard=False, save_every=10**6, preview_every=10**6)
     loop = replace(loop, workers=max(0, (os.cpu_count() or 1) - 2) if task.cuda else 0)
+    if isinstance(config, TextConfig):
+        return replace(config, loop=loop)
     changes: dict[str, Any] = {"loop": loop, "lessons": (), "compile": False}
     changes["latents"] = _here(config.latents, task)
     if isinstance(config, TeacherConfig):
-        changes["pictures"] = config.pictures and _here(config.pictures, task)
+        changes |= {"pictures": config.pictures and _here(config.pictures, task), "words": before}
     elif before is not None:
         changes["model"] = before
     return replace(config, **changes)
@@ -90,11 +94,13 @@ def wider(config: Config, times: int) -> Config:
 
 def shrunk(config: Config, task: Task) -> Config:
     """The smallest of the kind: a world of two things on nine frames, by a codec that knows nothing."""
+    text = replace(things.TEXT, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1)
+    if isinstance(config, TextConfig):
+        return replace(config, world=_TINY, text=text, batch=4, loop=replace(config.loop, steps=2))
     latents = replace(config.latents, clips=8, world=_TINY, seed=0)
     if not isinstance(config, TeacherConfig):
         return replace(config, latents=latents, batch=2, loop=replace(config.loop, steps=2), chunk_frames=1)
     network = replace(config.network, num_attention_heads=2, attention_head_dim=12, ffn_dim=16, num_layers=1)
-    text = replace(config.text, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1)
     phases = (Phase(1, 1, 2, draws=2), Phase(1, 9, 2))
     settings = playground.settings_of(_TINY)
     return replace(
@@ -154,6 +160,8 @@ def _step_seconds(config: Config, device: torch.device) -> Iterator[float]:
 
 
 def _stage(config: Config) -> Stage:
+    if isinstance(config, TextConfig):
+        return TextStage(config)
     if isinstance(config, TeacherConfig):
         return TeacherStage(config)
     return CausalStage(config) if isinstance(config, CausalConfig) else DistillStage(config)

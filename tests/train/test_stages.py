@@ -25,11 +25,13 @@ from nearstep.playground import PLAYGROUND
 from nearstep.reach import Reach
 from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
+from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 from nearstep.train.stages.codec import CodecConfig, difference_error
 from nearstep.train.stages.shared import open_model, stratified
 from nearstep.train.stages.teacher import TeacherConfig, TeacherStage
+from nearstep.train.stages.text import TextConfig, TextStage, meanings
 
 pytestmark = pytest.mark.usefixtures("few_clips")
 
@@ -312,3 +314,38 @@ def test_difference_error_sees_edges_and_not_brightness():
     video = torch.rand(1, 3, 3, 8, 8)
     assert float(difference_error(video + 0.2, video)) < 1e-6
     assert float(difference_error(video.flip(-1), video)) > 0.1
+
+
+def test_a_text_encoder_learns_what_captions_have_in_common(codec: Path, latents: Path, tmp_path: Path):
+    config = TextConfig(
+        loop=loop(tmp_path / "text", 30), optim=OptimConfig(lr=3e-3, warmup=3), text=TEXT, world=PLAYGROUND, batch=24
+    )
+    model = config.run()
+    learnt, new = PromptEncoder.from_pretrained(model), TextStage(config).text
+    captions = [PLAYGROUND.prompts(-5, range(24), wording=wording) for wording in (1, 2)]
+    found = [
+        float(((meanings(text, captions[0]) @ meanings(text, captions[1]).mT).argmax(1) == torch.arange(24)).sum())
+        for text in (learnt, new)
+    ]
+    assert found[0] > found[1] + 4, found
+    assert (tmp_path / "text" / "previews" / "0000030.png").exists()
+
+    stage = TeacherStage(replace(tiny_teacher(codec, tmp_path / "run", latents), words=model))
+    assert torch.equal(stage.text(captions[0]), learnt(captions[0]))
+    other = replace(tiny_teacher(codec, tmp_path / "other", latents), words=model, text=replace(TEXT, d_ff=24))
+    with pytest.raises(NearstepError, match=r"a text encoder of another size .*give the recipe its size"):
+        TeacherStage(other)
+    with pytest.raises(NearstepError, match="holds no text encoder that can be read"):
+        TeacherStage(replace(other, words=tmp_path / "nowhere"))
+
+
+def test_a_text_encoder_resumes_exactly(tmp_path: Path):
+    def recipe(name: str) -> TextConfig:
+        optim = OptimConfig(lr=1e-3, warmup=1)
+        return TextConfig(loop=loop(tmp_path / name, 4), optim=optim, text=TEXT, world=PLAYGROUND, batch=4)
+
+    whole = weights(recipe("whole").run())
+    part = recipe("part")
+    replace(part, loop=replace(part.loop, minutes=1e-9)).run()
+    resumed = weights(part.run())
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)

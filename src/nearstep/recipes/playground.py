@@ -30,7 +30,8 @@ from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig, CodecSize
 from nearstep.train.stages.graft import GraftConfig
-from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig
+from nearstep.train.stages.text import TextSize
 
 _RUNS = Path("runs")
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=PLAYGROUND)

@@ -2,6 +2,7 @@
 
 nearstep train things.codec
 nearstep train things.decoder
+nearstep train things.text
 nearstep train things.teacher
 nearstep train things.forcing
 nearstep train things.self_forcing
@@ -25,7 +26,8 @@ from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig, CodecSize
-from nearstep.train.stages.teacher import NetworkSize, TeacherConfig, TextSize
+from nearstep.train.stages.teacher import NetworkSize, TeacherConfig
+from nearstep.train.stages.text import TextConfig, TextSize
 
 _RUNS = Path("runs")
 CODEC = Path(str(resources.files("nearstep"))) / "assets" / "things" / "vae"
@@ -45,6 +47,7 @@ _STREAMS = (
     Lesson(latents=replace(_LONG, folder=_RUNS / "long_stories", changes=(_WINDOW,))),
 )
 """What a stream is asked for beside clips: to change, to go on from a picture, and to go on."""
+TEXT = TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32)
 _SETTINGS = playground.settings_of(THINGS_WORLD)
 
 
@@ -86,8 +89,18 @@ def decoder() -> CodecConfig:
     )
 
 
+def text() -> TextConfig:
+    """The text encoder by itself: captions that say the same lie near each other (two minutes)."""
+    return TextConfig(
+        loop=LoopConfig(folder=_RUNS / "text", steps=100, save_every=100, preview_every=100),
+        optim=OptimConfig(lr=2e-3, warmup=10, decay=0.9),
+        text=TEXT,
+        world=THINGS_WORLD,
+    )
+
+
 def teacher() -> TeacherConfig:
-    """Stage 2: text encoder and bidirectional teacher; encodes the clips first."""
+    """Stage 2: the bidirectional teacher, and the text encoder with it; encodes the clips first."""
     return replace(
         playground.teacher(),
         loop=LoopConfig(folder=_RUNS / "teacher", steps=15_000),
@@ -98,7 +111,8 @@ def teacher() -> TeacherConfig:
             num_attention_heads=8, attention_head_dim=32, ffn_dim=640, num_layers=4, patch_size=(1, 2, 2)
         ),
         codec=CODEC,
-        text=TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32),
+        text=TEXT,
+        words=_RUNS / "text" / "model",
         latents=_LATENTS,
         pictures=replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1),
         lessons=_STORIES,

@@ -123,6 +123,8 @@ def _contents(config: Recipe) -> dict[str, str]:
         found["codec"] = _weights([codec])
     if isinstance(start := values.get("start"), Path):
         found["start"] = _weights([start, start / "teacher", start / "text_encoder"])
+    if isinstance(words := values.get("words"), Path):
+        found["words"] = _weights([words / "text_encoder"])
     return {name: digest for name, digest in found.items() if digest is not None}
 
 

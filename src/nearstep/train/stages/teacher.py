@@ -14,13 +14,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
 
 from nearstep import rng
 from nearstep.data.ahead import Ahead
 from nearstep.data.crops import cropped
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
-from nearstep.errors import NearstepError, first_line
+from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
 from nearstep.flow.times import training_times
 from nearstep.losses.denoising import flow_matching
@@ -28,7 +27,7 @@ from nearstep.models.folder import Settings
 from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.script import encoded
-from nearstep.nets.text import PromptEncoder, build_tokenizer
+from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.precision import narrowed
 from nearstep.protocols import Caption
@@ -53,6 +52,7 @@ from nearstep.train.stages.shared import (
     show,
     stratified,
 )
+from nearstep.train.stages.text import TextSize, take_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,27 +68,6 @@ class NetworkSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSize:
-    """UMT5's own names; the vocabulary follows from the world."""
-
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_heads: int
-    num_layers: int
-    length: int
-    """Text tokens a caption is padded to."""
-
-    def build(self, vocabulary: Sequence[str]) -> PromptEncoder:
-        """The untrained encoder with a tokenizer of these words."""
-        sizes = asdict(self)
-        length = sizes.pop("length")
-        tokenizer = build_tokenizer(vocabulary, length=length)
-        config = UMT5Config(vocab_size=len(tokenizer), dropout_rate=0.0, **sizes)
-        return PromptEncoder(tokenizer, UMT5EncoderModel(config))
-
-
-@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """A teacher run."""
 
@@ -101,6 +80,9 @@ class TeacherConfig:
     start: Path | None = None
     """A model folder, made with the same codec, whose ``teacher/`` and text encoder are gone on from; None: from
     nothing."""
+    words: Path | None = None
+    """Folder of a text encoder that has learnt to read by itself (stages/text.py) and learns on with the teacher; None:
+    from nothing, or as ``start`` has it."""
     latents: LatentsConfig
     """Clips of a world, whose words the text encoder learns."""
     pictures: LatentsConfig | None = None
@@ -189,7 +171,9 @@ class TeacherStage:
                 text_dim=config.text.d_model,
             )
         if config.start is not None:
-            take_weights(self.network, self.text, config.start)
+            _take_network(self.network, config.start)
+        if (words := config.start or config.words) is not None:
+            take_text(self.text, words)
         self.both = torch.nn.ModuleDict({"network": self.network, "text": self.text}).to(self.here.device)
         self.batches = Ahead(self.batch, config.loop.workers)
         self.optimizer = Optimizer([self.both], config.optim, config.loop.steps)
@@ -283,26 +267,11 @@ class TeacherStage:
         return self.ema.module["network"], self.ema.module["text"]  # pyright: ignore[reportIndexIssue, reportReturnType]
 
 
-def take_weights(network: VideoTransformer, text: PromptEncoder, start: Path) -> None:
-    """Give both the weights of a model folder's teacher and text encoder.
-
-    Raises:
-        NearstepError: if they are not there, are of another size or read other words.
-    """
-    given = load_network(start / "teacher")
-    try:
-        own = PromptEncoder.from_pretrained(start, dtype=torch.float32)
-    except Exception as error:  # of transformers, anything
-        raise NearstepError(f"start={start} holds no text encoder that can be read: {first_line(error)}") from error
-    if own.vocabulary() != text.vocabulary():
-        raise NearstepError(
-            f"start={start} reads other words than the world of the clips; leave it out, or name another"
-        )
-    for what, mine, theirs in (("teacher", network, given), ("text encoder", text, own)):
-        state, wanted = theirs.state_dict(), mine.state_dict()
-        if odd := sorted(name for name in wanted if name not in state or state[name].shape != wanted[name].shape):
-            raise NearstepError(f"start={start} has a {what} of another size ({odd[0]}); give the recipe its size")
-        mine.load_state_dict({name: state[name] for name in wanted})
+def _take_network(network: VideoTransformer, start: Path) -> None:
+    state, wanted = load_network(start / "teacher").state_dict(), network.state_dict()
+    if odd := sorted(name for name in wanted if name not in state or state[name].shape != wanted[name].shape):
+        raise NearstepError(f"start={start} has a teacher of another size ({odd[0]}); give the recipe its size")
+    network.load_state_dict(state)
 
 
 def _vocabulary(latents: LatentsConfig) -> tuple[str, ...]:
