@@ -11,11 +11,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from untrained import write_untrained
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.things import THINGS_WORLD
+from nearstep.things.world import sample_scenes
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -194,3 +196,19 @@ def test_obedience_tells_what_a_change_of_prompt_applied_and_kept() -> None:
     assert found["applied after 0"][0] == found["kept after 0"][0] == 1
     ignored = torch.cat([changed[:, :33], changed[:, :33]], dim=1)  # the first scene once more
     assert obedience.summary([*ignored], captions, (33,))["applied after 0"][0] == 0
+
+
+def test_captions_that_are_not_read_make_no_difference(tmp_path: Path) -> None:
+    captions = loaded("captions")
+    world = THINGS_WORLD
+    write_untrained(tmp_path, world)
+    options = captions.Options(model=tmp_path, network="transformer", clips=24)
+    scenes = sample_scenes(world.config, 3, range(24))
+    swapped = captions.others(scenes)
+    assert sorted(swapped) == [*range(24)] and all(
+        scenes[a].place == scenes[b].place and len(scenes[a].actors) == len(scenes[b].actors)
+        for a, b in enumerate(swapped)
+    )
+    for row in captions.losses(options).values():
+        losses = [loss for loss, _ in row.values()]
+        assert row["right"][1] == 0 and max(losses) - min(losses) < 0.01 < min(losses)
