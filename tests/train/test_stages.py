@@ -335,8 +335,10 @@ def test_a_text_encoder_learns_what_captions_have_in_common(codec: Path, latents
     other = replace(tiny_teacher(codec, tmp_path / "other", latents), words=model, text=replace(TEXT, d_ff=24))
     with pytest.raises(NearstepError, match=r"a text encoder of another size .*give the recipe its size"):
         TeacherStage(other)
-    with pytest.raises(NearstepError, match="holds no text encoder that can be read"):
-        TeacherStage(replace(other, words=tmp_path / "nowhere"))
+    missing = replace(other, words=tmp_path / "nowhere", latents=replace(other.latents, folder=tmp_path / "unmade"))
+    with pytest.raises(NearstepError, match="no text encoder in .*; run the stage before this one"):
+        TeacherStage(missing)
+    assert not (tmp_path / "unmade").exists()  # refused before any clip is encoded
 
 
 def test_a_text_encoder_resumes_exactly(tmp_path: Path):

@@ -153,14 +153,6 @@ class TeacherStage:
             self.here.share(phase.clips)  # refused before anything is read
         self.codec = VideoCodec.from_pretrained(config.codec).eval().requires_grad_(False).to(self.here.device)
         check_finite(self.codec, config.codec)
-        source = codec_name(self.codec)
-        with self.here.main_first():  # which makes what is missing
-            makers = config.loop.workers
-            self.clips = load_latents(config.latents, self.codec, source, makers)
-            self.pictures = self.clips
-            if config.pictures:
-                self.pictures = load_latents(config.pictures, self.codec, source, makers)
-        self.lessons = open_lessons(config.lessons, self.codec, makers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.key("teacher weights", config.seed))
             self.text = config.text.build(_vocabulary(config.latents))
@@ -174,13 +166,21 @@ class TeacherStage:
             _take_network(self.network, config.start)
         if (words := config.start or config.words) is not None:
             take_text(self.text, words)
+        token = self.codec.spatial_stride * max(config.network.patch_size[1:])
+        if odd := [phase.side for phase in config.phases if phase.side is not None and phase.side % token]:
+            raise NearstepError(f"windows of {odd[0]} pixels are no whole number of tokens of {token}; use a multiple")
+        source = codec_name(self.codec)
+        with self.here.main_first():  # which makes what is missing
+            makers = config.loop.workers
+            self.clips = load_latents(config.latents, self.codec, source, makers)
+            self.pictures = self.clips
+            if config.pictures:
+                self.pictures = load_latents(config.pictures, self.codec, source, makers)
+        self.lessons = open_lessons(config.lessons, self.codec, makers)
         self.both = torch.nn.ModuleDict({"network": self.network, "text": self.text}).to(self.here.device)
         self.batches = Ahead(self.batch, config.loop.workers)
         self.optimizer = Optimizer([self.both], config.optim, config.loop.steps)
         self.ema = Ema(self.both, config.ema)
-        token = self.codec.spatial_stride * max(config.network.patch_size[1:])
-        if odd := [phase.side for phase in config.phases if phase.side is not None and phase.side % token]:
-            raise NearstepError(f"windows of {odd[0]} pixels are no whole number of tokens of {token}; use a multiple")
         self.state = TrainState({"model": self.both, "optimizer": self.optimizer, "ema": self.ema})
         if config.compile:
             compile_blocks(self.network)

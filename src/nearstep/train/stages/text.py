@@ -133,6 +133,10 @@ def take_text(text: PromptEncoder, folder: Path) -> None:
     Raises:
         NearstepError: if there is none, it is of another size, or reads other words.
     """
+    if not (folder / "text_encoder").is_dir():
+        raise NearstepError(
+            f"there is no text encoder in {folder}; run the stage before this one first, or name another"
+        )
     try:
         own = PromptEncoder.from_pretrained(folder, dtype=torch.float32)
     except Exception as error:  # of transformers, anything
