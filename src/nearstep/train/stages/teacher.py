@@ -153,19 +153,7 @@ class TeacherStage:
             self.here.share(phase.clips)  # refused before anything is read
         self.codec = VideoCodec.from_pretrained(config.codec).eval().requires_grad_(False).to(self.here.device)
         check_finite(self.codec, config.codec)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.key("teacher weights", config.seed))
-            self.text = config.text.build(_vocabulary(config.latents))
-            self.network = VideoTransformer(
-                **asdict(config.network),
-                in_channels=self.codec.channels,
-                out_channels=self.codec.channels,
-                text_dim=config.text.d_model,
-            )
-        if config.start is not None:
-            _take_network(self.network, config.start)
-        if (words := config.start or config.words) is not None:
-            take_text(self.text, words)
+        self.network, self.text = _networks(config, self.codec.channels)
         token = self.codec.spatial_stride * max(config.network.patch_size[1:])
         if odd := [phase.side for phase in config.phases if phase.side is not None and phase.side % token]:
             raise NearstepError(f"windows of {odd[0]} pixels are no whole number of tokens of {token}; use a multiple")
@@ -265,6 +253,20 @@ class TeacherStage:
 
     def _averaged(self) -> tuple[VideoTransformer, PromptEncoder]:
         return self.ema.module["network"], self.ema.module["text"]  # pyright: ignore[reportIndexIssue, reportReturnType]
+
+
+def _networks(config: TeacherConfig, channels: int) -> tuple[VideoTransformer, PromptEncoder]:
+    """Both as they begin: from nothing, or from what the recipe names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.key("teacher weights", config.seed))
+        text = config.text.build(_vocabulary(config.latents))
+        sizes = {**asdict(config.network), "in_channels": channels, "out_channels": channels}
+        network = VideoTransformer(**sizes, text_dim=config.text.d_model)
+    if config.start is not None:
+        _take_network(network, config.start)
+    if (words := config.start or config.words) is not None:
+        take_text(text, words)
+    return network, text
 
 
 def _take_network(network: VideoTransformer, start: Path) -> None:
