@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from nearstep.errors import NearstepError
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.precision import multiplies_bfloat16
 
 _LETTING_GO = 0.5
 
@@ -112,6 +113,8 @@ class Ranks:
         if self.mesh is None:
             network.to(self.device)
             return
+        if dtype is torch.bfloat16 and not multiplies_bfloat16(self.device.type):
+            dtype = None  # autocast is off there, too (precision.py)
         narrow = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in network.blocks if isinstance(network, VideoTransformer) else ():
