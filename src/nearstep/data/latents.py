@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count as count_from_zero
 from pathlib import Path
 
 import torch
@@ -206,14 +207,13 @@ def _extended(
     def drawn(number: int) -> Tensor:
         return _render(config, world, range(base + number * together, base + (number + 1) * together))
 
-    coming = Ahead(drawn, workers)
+    coming, numbers = Ahead(drawn, workers), count_from_zero()
     with tqdm(desc="latents", unit="clip", total=count, initial=index.clips, disable=not sys.stderr.isatty()) as bar:
         while index.clips < count:
             sweep(config.folder)
-            first = index.clips
-            numbers = range((first - base) // together, (first - base + SHARD) // together)
-            index = add_shard(config.folder, index, torch.cat([_encoded(coming(number), codec) for number in numbers]))
-            bar.update(index.clips - first)
+            shard = [_encoded(coming(next(numbers)), codec) for _ in range(SHARD // together)]
+            index = add_shard(config.folder, index, torch.cat(shard))
+            bar.update(SHARD)
     return index
 
 

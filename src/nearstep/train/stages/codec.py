@@ -41,6 +41,7 @@ from nearstep.train.parallel import ranks
 from nearstep.train.phases import Phase, check_phases, phase_at
 from nearstep.train.preview import write_grid
 from nearstep.train.recipe import recipe_of
+from nearstep.train.stages.shared import check_sizes
 
 _LOG_VARIANCE_START = -6.0
 _CLIPS_A_STEP = 64
@@ -253,8 +254,7 @@ def take_encoder(vae: AutoencoderKLWan, start: Path) -> None:
         raise NearstepError(f"start={start} holds no codec that can be read: {first_line(error)}") from error
     given, state = vae.state_dict(), own.state_dict()
     encoder = {name for name in given if name.split(".")[0] in _ENCODES}
-    if other := sorted(name for name in encoder if name not in state or state[name].shape != given[name].shape):
-        raise NearstepError(f"start={start} has an encoder of another size ({other[0]}); give the recipe its size")
+    check_sizes(state, {name: given[name] for name in encoder}, f"start={start} has an encoder")
     same = state.keys() == given.keys() and all(state[name].shape == given[name].shape for name in given)
     vae.load_state_dict(state if same else given | {name: state[name] for name in encoder})
     vae.register_to_config(latents_mean=own.config["latents_mean"], latents_std=own.config["latents_std"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -159,6 +159,12 @@ def check_finite(module: nn.Module, folder: Path) -> None:
     for name, weight in module.named_parameters():
         if not torch.isfinite(weight).all():
             raise NearstepError(f"{folder} holds weights that are not finite ({name}); make or convert the model anew")
+
+
+def check_sizes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whose: str) -> None:
+    """Refuse weights that do not fit into ``wanted``; ``whose`` says what they are, "start=DIR has a teacher"."""
+    if odd := sorted(name for name in wanted if name not in state or state[name].shape != wanted[name].shape):
+        raise NearstepError(f"{whose} of another size ({odd[0]}); give the recipe its size")
 
 
 def codec_name(codec: VideoCodec) -> str:

@@ -45,6 +45,7 @@ from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import (
     check_finite,
     check_schedule,
+    check_sizes,
     codec_name,
     dropped,
     load_network,
@@ -270,9 +271,8 @@ def _networks(config: TeacherConfig, channels: int) -> tuple[VideoTransformer, P
 
 
 def _take_network(network: VideoTransformer, start: Path) -> None:
-    state, wanted = load_network(start / "teacher").state_dict(), network.state_dict()
-    if odd := sorted(name for name in wanted if name not in state or state[name].shape != wanted[name].shape):
-        raise NearstepError(f"start={start} has a teacher of another size ({odd[0]}); give the recipe its size")
+    state = load_network(start / "teacher").state_dict()
+    check_sizes(state, network.state_dict(), f"start={start} has a teacher")
     network.load_state_dict(state)
 
 

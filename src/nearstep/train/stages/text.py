@@ -30,6 +30,7 @@ from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
 from nearstep.train.preview import write_grid
 from nearstep.train.recipe import recipe_of
+from nearstep.train.stages.shared import check_sizes
 
 _SHOWN, _SIDE = 32, 6
 
@@ -143,7 +144,5 @@ def take_text(text: PromptEncoder, folder: Path) -> None:
         raise NearstepError(f"{folder} holds no text encoder that can be read: {first_line(error)}") from error
     if own.vocabulary() != text.vocabulary():
         raise NearstepError(f"the text encoder in {folder} reads other words than the world of the clips; name another")
-    state, wanted = own.state_dict(), text.state_dict()
-    if odd := sorted(name for name in wanted if name not in state or state[name].shape != wanted[name].shape):
-        raise NearstepError(f"{folder} has a text encoder of another size ({odd[0]}); give the recipe its size")
-    text.load_state_dict(state)
+    check_sizes(own.state_dict(), text.state_dict(), f"{folder} has a text encoder")
+    text.load_state_dict(own.state_dict())
