@@ -150,6 +150,21 @@ def test_the_floor_is_the_best_of_its_sizes(monkeypatch: pytest.MonkeyPatch) -> 
     assert matmul_floor(torch.bfloat16).rate > 0
 
 
+def test_larger_products_than_one_that_is_slow_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MATRICES", {"cpu": (8, 16, 32)})
+    now, sides, mm = [0.0], [], torch.mm
+
+    def slow(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        now[0] += len(a) ** 3 / 4096  # a second for 16, eight for 32
+        sides.append(len(a))
+        return mm(a, b)
+
+    monkeypatch.setattr(torch, "mm", slow)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    assert matmul_floor(torch.float32) == Floor(2 * 4096, 16)
+    assert set(sides) == {8, 16} and sides.count(16) == 2
+
+
 def test_the_peak_is_above_what_was_held() -> None:
     with peak_memory() as found:
         held = torch.ones(2**25)  # 128 MiB

@@ -117,28 +117,38 @@ _ENOUGH = 0.5
 
 
 def matmul_floor(dtype: torch.dtype, device: torch.device | str = "cpu") -> Floor:
-    """Time products of square matrices, here and now: no network of such products runs faster than they do."""
+    """Time products of square matrices, here and now: no network of such products runs faster than they do.
+
+    Larger matrices are left out once one product has taken half a second: the processor has no products of this type,
+    a side twice as long takes eight times that, and is no faster.
+    """
     device = torch.device(device)
-    return max(
-        Floor(_product_rate(side, dtype, device), side) for side in MATRICES["cpu" if device.type == "cpu" else "other"]
-    )
+    found: list[Floor] = []
+    for side in MATRICES["cpu" if device.type == "cpu" else "other"]:
+        seconds = _product_seconds(side, dtype, device)
+        found.append(Floor(2 * side**3 / min(seconds), side))
+        if min(seconds) > _ENOUGH:
+            break
+    return max(found)
 
 
-def _product_rate(side: int, dtype: torch.dtype, device: torch.device) -> float:
+def _product_seconds(side: int, dtype: torch.dtype, device: torch.device) -> list[float]:
+    """Of one product each, the first of which warms up."""
     # Random numbers: a GPU multiplies ones faster, as it draws less power.
     draw = torch.Generator(device).manual_seed(side)
     a = torch.rand(side, side, generator=draw, device=device).to(dtype)
-    torch.mm(a, a)
-    seconds = []
-    for _ in range(_PRODUCTS):
+
+    def product() -> float:
         synchronise(device)
         began = time.perf_counter()
         torch.mm(a, a)
         synchronise(device)
-        seconds.append(time.perf_counter() - began)
-        if sum(seconds) > _ENOUGH:  # of a type that the processor has no products of
-            break
-    return 2 * side**3 / min(seconds)
+        return time.perf_counter() - began
+
+    first, seconds = product(), []
+    while len(seconds) < _PRODUCTS and sum(seconds) < _ENOUGH:
+        seconds.append(product())
+    return [first, *seconds]
 
 
 class Memory(NamedTuple):
