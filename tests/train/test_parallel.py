@@ -126,3 +126,26 @@ def test_any_number_of_processes_divides_a_batch_of_its_multiples(count: int):
         own_rows(4 * count + 1, 1, here[0])
     with pytest.raises(NearstepError, match=rf"micro=4 does not divide the 2 clips of a process \(batch={2 * count}"):
         own_rows(2 * count, 4, here[0])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7])
+def test_processes_divide_rows_that_all_of_them_hold(rows: int, monkeypatch: pytest.MonkeyPatch):
+    whole, made, seen = torch.randn(rows, 2, 3), {}, []
+
+    def function(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return part.square() + 1
+
+    def all_gather(parts: list[torch.Tensor], own: torch.Tensor) -> None:
+        made[here.rank] = own.clone()
+        for rank, part in enumerate(parts):
+            part.copy_(made.get(rank, torch.full_like(part, torch.nan)))
+
+    monkeypatch.setattr("torch.distributed.all_gather", all_gather)
+    found = []
+    for rank in (0, 1, 2) * 2:  # the second time round, what all of them have sent is there
+        here = Ranks(rank, 3, torch.device("cpu"))
+        found.append(here.divided(function, whole))
+    for each in found[3:]:
+        torch.testing.assert_close(each, whole.square() + 1, rtol=0, atol=0)
+    assert sum(seen) == 2 * rows and max(seen) == -(-rows // 3)

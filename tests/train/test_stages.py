@@ -28,7 +28,7 @@ from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
-from nearstep.train.stages.codec import CodecConfig, difference_error
+from nearstep.train.stages.codec import CodecConfig, CodecStage, difference_error, halved
 from nearstep.train.stages.shared import open_model, stratified
 from nearstep.train.stages.teacher import TeacherConfig, TeacherStage
 from nearstep.train.stages.text import TextConfig, TextStage, meanings
@@ -136,6 +136,29 @@ def test_a_decoder_of_another_width_begins_from_nothing(codec: Path, tmp_path: P
         replace(tiny_codec(tmp_path / "other"), start=codec / "vae", size=other).run()
     with pytest.raises(NearstepError, match=r"nothing holds no codec that can be read"):
         replace(tiny_codec(tmp_path / "none"), start=tmp_path / "nothing").run()
+
+
+def test_what_halved_latents_show_is_part_of_the_loss(tmp_path: Path):
+    config = replace(tiny_codec(tmp_path), phases=(Phase(4, 1, 4, 32),))
+    plain, smooth = (CodecStage(replace(config, coarse=weight)) for weight in (0.0, 4.0))
+    before, after = (
+        {name: float(value.detach()) for name, value in stage.step(0).items()} for stage in (plain, smooth)
+    )
+    assert "coarse" not in before and after["coarse"] > 0
+    assert before["loss"] + 4 * after["coarse"] == pytest.approx(after["loss"])
+    # It reaches the encoder: what was the same before the step has learnt something else.
+    ours, theirs = (dict(stage.codec.vae.encoder.named_parameters()) for stage in (plain, smooth))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_halves_are_means_of_four_and_odd_sides_are_refused(tmp_path: Path):
+    x = torch.arange(16.0).view(1, 1, 1, 4, 4)
+    assert halved(x).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    config = tiny_codec(tmp_path)
+    with pytest.raises(NearstepError, match=r"a side of 24 pixels has an odd number.* a multiple of 16, or coarse=0"):
+        replace(config, coarse=0.5, phases=(Phase(4, 1, 2, 24),))
+    with pytest.raises(NearstepError, match=r"coarse"):
+        replace(config, coarse=-1.0)
 
 
 def test_teacher_resumes_exactly(codec: Path, teacher: Path, latents: Path, tmp_path: Path):

@@ -74,6 +74,7 @@ def codec() -> CodecConfig:
         world=THINGS_WORLD,
         first_weight=2.0,
         foreground_weight=4.0,
+        coarse=1.0,
     )
 
 
@@ -85,6 +86,7 @@ def decoder() -> CodecConfig:
         loop=replace(base.loop, folder=_RUNS / "decoder", steps=3_000),
         optim=replace(base.optim, lr=2e-3),
         start=CODEC,
+        coarse=0.0,  # of no use to latents that stay as they are
         phases=(Phase(2_600, 17, 4, 32), Phase(400, 33, 1)),
     )
 

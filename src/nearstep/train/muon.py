@@ -1,8 +1,8 @@
 """Muon: momentum whose matrices are made orthogonal before they move the weights (Jordan et al. 2024).
 
-torch.optim.Muon's rule and its state, with two differences: the products are in bfloat16 only where the device has such
-products (a processor without them takes many times as long), and matrices of one shape are made orthogonal together
-(a small network has dozens, each of some thirty kernels).
+torch.optim.Muon's rule and its state, with three differences: the products are in bfloat16 only where the device has
+such products (a processor without them takes many times as long), matrices of one shape are made orthogonal together (a
+small network has dozens, each of some thirty kernels), and processes that hold the same matrices divide them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nearstep.precision import multiplies_bfloat16
+from nearstep.train.parallel import ranks
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Of the polynomial a x + b x^3 + c x^5, which moves all singular values into about [.7, 1.2] in five steps."""
@@ -48,7 +49,8 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike[p.shape].append(p)
             for shape, matrices in alike.items():
-                updates = orthogonal(torch.stack([self._momentum(p, group["momentum"]) for p in matrices]))
+                momenta = torch.stack([self._momentum(p, group["momentum"]) for p in matrices])
+                updates = ranks().divided(orthogonal, momenta)
                 for p, update in zip(matrices, updates.unbind(), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * _UPDATE * max(shape) ** 0.5)

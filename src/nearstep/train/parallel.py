@@ -85,6 +85,20 @@ class Ranks:
         for gradient, mean in zip(gradients, parts, strict=True):
             gradient.copy_(mean.view_as(gradient))
 
+    @torch.no_grad()
+    def divided(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """``function(rows)`` of rows that every rank holds, each rank making its part; rows keep their shape."""
+        if self.count == 1:
+            return function(rows)
+        size = -(-len(rows) // self.count)
+        own = rows[self.rank * size : (self.rank + 1) * size]
+        made = rows.new_zeros(size, *rows.shape[1:])  # of one size on all ranks, as messages are
+        if len(own):
+            made[: len(own)] = function(own)
+        parts = [torch.empty_like(made) for _ in range(self.count)]
+        dist.all_gather(parts, made)
+        return torch.cat(parts)[: len(rows)]
+
     def agreed(self, number: int) -> int:
         """The main rank's number, everywhere."""
         return int(self.total(torch.tensor(number if self.main else 0)))

@@ -1,8 +1,9 @@
 """Stage 1: the codec, an AutoencoderKLWan trained from nothing on a world's clips.
 
 Loss: mean absolute error + a share of squared error (large mistakes first) + error of the differences along time, rows
-and columns (edges and motion stay sharp) + a little KL (latents stay smooth, so that a denoiser can learn them). What
-it took to converge in minutes, found by measuring:
+and columns (edges and motion stay sharp) + a little KL (latents keep their range) + the same errors of what latents of
+half the size are decoded to (``CodecConfig.coarse``: they stay smooth, so that a denoiser can learn them). What it took
+to converge in minutes, found by measuring:
 
 - kernels start with unit gain and no bias. PyTorch's default shrinks the signal at each of a dozen convolutions on the
   way and adds a bias, so that the output begins as a constant and stays one for hundreds of steps;
@@ -23,6 +24,7 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from nearstep import rng
 from nearstep.data.ahead import Ahead
@@ -33,6 +35,7 @@ from nearstep.nets.devices import device_of
 from nearstep.precision import narrowed
 from nearstep.protocols import World
 from nearstep.ranges import check_count, check_number
+from nearstep.shapes import spatial_stride
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.loop import LoopConfig, run
@@ -115,18 +118,35 @@ class CodecConfig:
     """Weight of the KL to a standard normal, per latent number."""
     kl_rise: int = 300
     """Steps over which the KL comes in."""
+    coarse: float = 0.0
+    """Weight of the errors of a clip of half the height and width that is decoded from latents of half the height and
+    width: the low frequencies of latents then hold those of the picture, and a denoiser learns them from coarse to fine
+    (EQ-VAE, arXiv 2502.09509; Skorokhodov et al., arXiv 2502.14831; benchmarks/latents.py)."""
     ema: float = 0.99
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)
         if any(phase.draws != 1 for phase in self.phases):
             raise NearstepError("a codec sees each clip once in a step: leave the draws of its phases at 1")
-        for name in ("square", "edge", "kl"):
+        for name in ("square", "edge", "kl", "coarse"):
             check_number(name, getattr(self, name), least=0)
         for name in ("first_weight", "foreground_weight"):
             check_number(name, getattr(self, name), above=0)
         check_count("kl_rise", self.kl_rise)
         check_number("ema", self.ema, above=0, below=1)
+        self._check_halves()
+
+    def _check_halves(self) -> None:
+        """What ``coarse`` halves has an even number of latents along its height and width."""
+        if not self.coarse:
+            return
+        step = 2 * spatial_stride(asdict(self.size))
+        for side in [phase.side or self.world.size for phase in self.phases]:
+            if side % step:
+                raise NearstepError(
+                    f"coarse={self.coarse} halves latents, and a side of {side} pixels has an odd number of them; give "
+                    f"phases a side that is a multiple of {step}, or coarse=0"
+                )
 
     def run(self) -> Path:
         """Train, or go on; returns the folder with ``vae/``."""
@@ -192,21 +212,29 @@ class CodecStage:
             eps = torch.randn(len(whole[0]), *mean.shape[1:], generator=noise)[rows.start : rows.stop]
             latents = self.codec.normalise(mean + torch.exp(0.5 * log_variance) * eps.to(here.device))
             decoded = self.codec.decode(latents, clamp=False).float()
-        error = decoded - video
-        absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
-        edge = difference_error(decoded, video, weight)
+            small = self.codec.decode(halved(latents), clamp=False).float() if self.config.coarse else None
+        wrong, parts = self._wrong(decoded, video, weight)
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         config = self.config
-        rise = min(1.0, index / config.kl_rise)
-        loss = absolute + config.square * squared + config.edge * edge + rise * config.kl * kl
+        loss = wrong + min(1.0, index / config.kl_rise) * config.kl * kl
+        if small is not None:
+            parts["coarse"], _ = self._wrong(small, halved(video), halved(weight))
+            loss = loss + config.coarse * parts["coarse"]
         loss.backward()
         here.average_gradients(self.codec)
         moved = self.optimizer.apply(here.mean({"loss": loss})["loss"], index)
         self.ema.update(self.codec)
-        by_frame = error.detach().square().mean(dim=(0, 2, 3, 4))
+        by_frame = (decoded - video).detach().square().mean(dim=(0, 2, 3, 4))
         psnr, psnr_first = -10 * by_frame.mean().log10(), -10 * by_frame[0].log10()
-        parts = {"absolute": absolute, "edge": edge, "kl": kl, "psnr": psnr, "psnr_first": psnr_first}
-        return {"loss": loss, **parts, **moved}
+        return {"loss": loss, **parts, "kl": kl, "psnr": psnr, "psnr_first": psnr_first, **moved}
+
+    def _wrong(self, decoded: Tensor, video: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far a decoded clip [B, T, 3, H, W] is from the true one, and what that consists of."""
+        error = decoded - video
+        absolute, squared = (weight * error.abs()).mean(), (weight * error.square()).mean()
+        edge = difference_error(decoded, video, weight)
+        wrong = absolute + self.config.square * squared + self.config.edge * edge
+        return wrong, {"absolute": absolute, "edge": edge}
 
     @torch.no_grad()
     def preview(self, path: Path) -> None:
@@ -240,6 +268,11 @@ def _measure(codec: VideoCodec, world: World) -> None:
             raw.append(codec.posterior(video).mode().float())
     std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
     codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+
+def halved(x: Tensor) -> Tensor:
+    """Frames [B, T, C, H, W] at half their height and width, each number the mean of four."""
+    return avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
 
 
 def take_encoder(vae: AutoencoderKLWan, start: Path) -> None:
