@@ -40,6 +40,8 @@ class Options:
     model: tyro.conf.Positional[Path]
     """A model folder."""
     network: str = "teacher"
+    codec: Path | None = None
+    """Folder of the codec it was made with; None: the model's own."""
     clips: int = 256
     frames: int = 1
     """Pixel frames of a clip, 4n + 1."""
@@ -61,7 +63,7 @@ def losses(options: Options) -> dict[float, dict[str, tuple[float, float]]]:
     Raises:
         NearstepError: if the model is of another world.
     """
-    codec = VideoCodec.from_pretrained(options.model / "vae").float().eval()
+    codec = VideoCodec.from_pretrained(options.codec or options.model / "vae").float().eval()
     text = PromptEncoder.from_pretrained(options.model, dtype=torch.float32).eval()
     if set(THINGS_WORLD.vocabulary()) - set(text.vocabulary()):
         raise NearstepError(f"{options.model} does not read the captions of the world of things; name a model of it")

@@ -20,6 +20,8 @@ import torch
 MATRICES = {"cpu": (512, 1024, 2048), "other": (2048, 4096, 8192)}
 """Sides of the square matrices whose product is timed."""
 _PRODUCTS = 5
+_ENOUGH = 0.5
+"""Seconds of products that tell a rate."""
 _RESET_PEAK, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -112,10 +114,6 @@ class Floor(NamedTuple):
     """Side of the square matrices whose product was fastest."""
 
 
-_ENOUGH = 0.5
-"""Seconds of products that tell a rate."""
-
-
 def matmul_floor(dtype: torch.dtype, device: torch.device | str = "cpu") -> Floor:
     """Time products of square matrices, here and now: no network of such products runs faster than they do.
 
@@ -126,14 +124,14 @@ def matmul_floor(dtype: torch.dtype, device: torch.device | str = "cpu") -> Floo
     found: list[Floor] = []
     for side in MATRICES["cpu" if device.type == "cpu" else "other"]:
         seconds = _product_seconds(side, dtype, device)
-        found.append(Floor(2 * side**3 / min(seconds), side))
-        if min(seconds) > _ENOUGH:
+        found.append(Floor(2 * side**3 / seconds, side))
+        if seconds > _ENOUGH:
             break
     return max(found)
 
 
-def _product_seconds(side: int, dtype: torch.dtype, device: torch.device) -> list[float]:
-    """Of one product each, the first of which warms up."""
+def _product_seconds(side: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Of the fastest of some products."""
     # Random numbers: a GPU multiplies ones faster, as it draws less power.
     draw = torch.Generator(device).manual_seed(side)
     a = torch.rand(side, side, generator=draw, device=device).to(dtype)
@@ -145,10 +143,10 @@ def _product_seconds(side: int, dtype: torch.dtype, device: torch.device) -> lis
         synchronise(device)
         return time.perf_counter() - began
 
-    first, seconds = product(), []
+    first, seconds = product(), []  # the first warms up, and its time does not count towards enough
     while len(seconds) < _PRODUCTS and sum(seconds) < _ENOUGH:
         seconds.append(product())
-    return [first, *seconds]
+    return min(first, *seconds)
 
 
 class Memory(NamedTuple):
