@@ -254,6 +254,20 @@ def test_weights_and_moments_are_those_of_the_networks(name: str):
         assert found[f"{role}'s moments"] == 2 * learns
 
 
+@pytest.mark.parametrize("kind", ["distillation", "causal run"])
+def test_two_processes_hold_whole_what_muon_moves(kind: str):
+    run = replace(playground.forcing(), batch=4, micro=1)
+    if kind == "distillation":
+        run = CONFIGS["micro-batches"]
+        run = replace(run, student=replace(run.student, muon=True))
+    one, two = (estimate(run, SHALLOW, count) for count in (1, 2))
+    assert two.resident.keys() == one.resident.keys()
+    assert {name for name in one.resident if one.resident[name] != two.resident[name]} <= {"other micro-batches"}
+    assert two.phases["optimizer" if kind == "causal run" else "student: optimizer"] > 0
+    whole, half = (sum(part.all for part in each.flops.values()) for each in (one, two))
+    assert half == whole / 2
+
+
 def test_two_processes_hold_half_of_what_is_sharded():
     one, two = (estimate(CONFIGS["micro-batches"], SHALLOW, count) for count in (1, 2))
     shared = {

@@ -15,7 +15,7 @@ from nearstep import CausalVideoPipeline, VideoTransformer
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
 from nearstep.nets.transformer import linear_layers
-from nearstep.recipes import playground, wan
+from nearstep.recipes import wan
 from nearstep.train import adapters as lora
 from nearstep.train import checkpoint
 from nearstep.train.distill import networks
@@ -25,9 +25,7 @@ from nearstep.train.distill.steps import StepPlan
 from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
-from nearstep.train.parallel import Ranks
 from nearstep.train.recipe import recipe_of
-from nearstep.train.stages import shared
 from nearstep.train.stages.causal import CausalConfig, CausalStage
 
 LOSSES = ("dmd", "dmd_norm", "asd", "asd_norm", "assistant", "discriminator", "r1", "r2", "motion_2")
@@ -185,15 +183,6 @@ def test_one_backbone_from_the_teacher_to_the_student(model, config: DistillConf
     network = VideoTransformer.from_pretrained(folder / "transformer")
     assert network.config["chunk_frames"] == 3
     assert VideoTransformer.from_pretrained(folder / "teacher").config["chunk_frames"] is None
-
-
-def test_muon_on_many_processes_is_refused_before_anything_is_read(config, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shared, "ranks", lambda: Ranks(0, 2, torch.device("cpu")))
-    optim = replace(config.student, muon=True)
-    with pytest.raises(NearstepError, match="set muon=False"):
-        DistillStage(replace(config, student=optim, model=Path("nowhere")))
-    with pytest.raises(NearstepError, match="set muon=False"):
-        CausalStage(playground.forcing())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from nearstep.train.health import read_metrics
 from nearstep.train.loop import LoopConfig
 from nearstep.train.parallel import Ranks
 from nearstep.train.phases import Phase
+from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig
 from nearstep.train.stages.shared import own_rows
 from nearstep.train.stages.teacher import TeacherConfig
@@ -69,6 +70,31 @@ def test_two_processes_replay_rollouts_as_one_keeps_their_graph(config: DistillC
     one, other = (read_metrics(tmp_path / name / "metrics.jsonl")[0] for name in ("one", "two"))
     for name in COMPARED:
         assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
+def test_two_processes_hold_a_distillation_whole_for_muon_and_train_as_one(config: DistillConfig, tmp_path: Path):
+    config = replace(config, student=replace(config.student, muon=True), loop=replace(config.loop, steps=2))
+    config.run()
+    run_on_two(replace(config, loop=replace(config.loop, folder=tmp_path / "two")), tmp_path)
+    one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert len(one) == len(other) == 2
+    for name in COMPARED:
+        assert other[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-6), name
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in a:  # stored in bfloat16
+        torch.testing.assert_close(a[name], b[name], rtol=2e-2, atol=2e-3)
+
+
+def test_two_processes_train_a_causal_network_as_one(model, tmp_path: Path):
+    def recipe(name: str) -> CausalConfig:
+        base = playground.forcing()
+        loop = LoopConfig(folder=tmp_path / name, steps=3, log_every=1, tensorboard=False)
+        return replace(
+            base, loop=loop, model=model.folder, network="teacher", latents=model.latents, autocast=False, batch=4,
+            micro=1, optim=replace(base.optim, warmup=1),
+        )  # fmt: skip
+
+    assert_alike(recipe, ("loss", "grad_norm"), "transformer", tmp_path)
 
 
 def test_two_processes_train_a_codec_as_one(tmp_path: Path):

@@ -57,6 +57,11 @@ _DEPTHS = (3, 4)  # at least one block for each place that a discriminator reads
 _CPU = torch.device("cpu")
 
 
+def slices_of(config: Config, count: int) -> int:
+    """Into how many slices ``count`` processes cut what a run learns: one is the whole of it."""
+    return count if config.slices else 1
+
+
 def peaks(config: Config, sizes: Sizes, count: int) -> Peaks:
     """The phases of a step on one of ``count`` processes."""
     layers = sizes.student["num_layers"], sizes.teacher["num_layers"]
@@ -107,17 +112,17 @@ def no_numbers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _FakeStep:
-    """Makes what an update needs, and counts it as it is held on one of ``count`` processes."""
+    """Makes what an update needs, and counts it as it is held in one of so many ``slices``."""
 
     sizes: Sizes
-    count: int
+    slices: int
     live: LiveBytes
 
     def give(self, placed: Iterable[Placed]) -> None:
         """Put networks in their places, as Ranks.place does: where they are cut, blocks are gathered in a type."""
         for module, dtype in placed:
             without_numbers(module)
-            if dtype is not None and self.count > 1 and isinstance(module, VideoTransformer):
+            if dtype is not None and self.slices > 1 and isinstance(module, VideoTransformer):
                 without_numbers(module.blocks, dtype)
             self.counted(module)
 
@@ -140,7 +145,7 @@ class _FakeStep:
         """What an update of the weights takes: AdamW's square roots are as many as the weights (foreach, on CUDA)."""
         roots = [torch.empty_like(p) for p in module.parameters() if p.requires_grad]
         for root in roots:
-            self.live.recount(root, SINGLE * root.numel() / self.count)
+            self.live.recount(root, SINGLE * root.numel() / self.slices)
         del roots
         torch.clear_autocast_cache()
         for p in module.parameters():
@@ -148,7 +153,7 @@ class _FakeStep:
 
     def _slice(self, p: Tensor) -> None:
         if p.grad is not None:
-            self.live.recount(p.grad, SINGLE * p.numel() / self.count)
+            self.live.recount(p.grad, SINGLE * p.numel() / self.slices)
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """Features in the place of the text encoder's."""
@@ -185,9 +190,10 @@ def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int,
     live, here = LiveBytes(), Ranks(0, count, _CPU)
     # The schedule's kind and the balance ask for numbers, and change no shape.
     config = replace(config, schedule="prefix", adversary=config.adversary and replace(config.adversary, balance=False))
-    networks, placed = _networks(config, sizes, count, student, teacher, live)
+    slices = slices_of(config, count)
+    networks, placed = _networks(config, sizes, student, teacher, live, cut=slices > 1)
     with no_numbers():
-        fake = _FakeStep(sizes, count, live)
+        fake = _FakeStep(sizes, slices, live)
         fake.give(placed)
         clips = _Clips(sizes.clip, real=not isinstance(config.latents, PromptsConfig))
         codec = VideoCodec(without_numbers(empty_codec(sizes.codec))).eval().requires_grad_(False)
@@ -198,7 +204,7 @@ def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int,
 
 
 def _networks(
-    config: DistillFields, sizes: Sizes, count: int, student: int, teacher: int, live: LiveBytes
+    config: DistillFields, sizes: Sizes, student: int, teacher: int, live: LiveBytes, *, cut: bool
 ) -> tuple[Networks, list[Placed]]:
     """What load_networks gives, to be placed: on the meta device, for peft moves layers, which fake tensors refuse."""
     placed: list[Placed] = []
@@ -210,7 +216,7 @@ def _networks(
         return network
 
     with torch.device("meta"):
-        made = assembled(_at_once(config), load, lambda *each: placed.append(each), cut=count > 1)
+        made = assembled(_at_once(config), load, lambda *each: placed.append(each), cut=cut)
     if made.adversary is None:
         return made, placed
     heads, backbone = made.adversary.heads, made.adversary.backbone
@@ -257,10 +263,11 @@ def _learn(update: DistillUpdate, fake: _FakeStep) -> None:
 
 def _causal(config: CausalConfig, sizes: Sizes, count: int, layers: int) -> Peaks:
     live, here = LiveBytes(), Ranks(0, count, _CPU)
-    fake, placed = _FakeStep(sizes, count, live), list[Placed]()
+    slices = slices_of(config, count)
+    fake, placed = _FakeStep(sizes, slices, live), list[Placed]()
     with torch.device("meta"):
         network, average, many_step = in_place(
-            _at_once(config), empty_network(sizes.student, layers), lambda *each: placed.append(each), cut=count > 1
+            _at_once(config), empty_network(sizes.student, layers), lambda *each: placed.append(each), cut=slices > 1
         )
     with no_numbers():
         fake.give(placed)

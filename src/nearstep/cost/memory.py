@@ -71,12 +71,13 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
     Raises:
         NearstepError: if batch or micro-batch do not divide.
     """
+    slices = fake_step.slices_of(config, processes)
     if isinstance(config, CausalConfig):
-        resident, parts = _causal(config, sizes, processes), update_flops.causal(config, sizes)
+        resident, parts = _causal(config, sizes, slices), update_flops.causal(config, sizes)
     else:
-        resident, parts = _distillation(config, sizes, processes), update_flops.distillation(config, sizes)
+        resident, parts = _distillation(config, sizes, slices), update_flops.distillation(config, sizes)
     resident |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
-    if processes > 1:
+    if slices > 1:
         resident["gathered by FSDP"] = _gathered(config, sizes)
     if isinstance(config, DistillFields):
         resident["other micro-batches"] = _waiting(config, sizes, processes)
@@ -87,7 +88,7 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
     return Estimate(resident=resident, phases=phases, flops={name: clips * part for name, part in parts.items()})
 
 
-def _distillation(config: DistillFields, sizes: Sizes, processes: int) -> dict[str, float]:
+def _distillation(config: DistillFields, sizes: Sizes, slices: int) -> dict[str, float]:
     roles = {"student": (sizes.student, config.student), "assistant": (sizes.teacher, config.assistant)}
     resident: dict[str, float] = {}
     for role, (network, optim) in roles.items():
@@ -96,15 +97,15 @@ def _distillation(config: DistillFields, sizes: Sizes, processes: int) -> dict[s
             rank=config.lora_rank if role in config.adapted else None,
             dtype=config.teacher_dtype if role in config.adapted else "float32",
             # Networks that stand on the teacher's weights hold none of their own, unless they are cut into slices.
-            shares=role in config.on_teacher and processes == 1,
+            shares=role in config.on_teacher and slices == 1,
         )
-        resident |= {role: learner.weights / processes, f"{role}'s moments": learner.moments(optim) / processes}
+        resident |= {role: learner.weights / slices, f"{role}'s moments": learner.moments(optim) / slices}
         if role == "student":
-            resident["student's average"] = learner.average(cut=processes > 1) / processes
-    resident[f"teacher, {config.teacher_dtype}"] = _teacher(config, sizes) / processes
+            resident["student's average"] = learner.average(cut=slices > 1) / slices
+    resident[f"teacher, {config.teacher_dtype}"] = _teacher(config, sizes) / slices
     if config.adversary:
         heads = make_heads(config.adversary, empty_network(sizes.teacher), config.seed)
-        resident["discriminator, moments"] = 3 * SINGLE * parameters(heads) / processes
+        resident["discriminator, moments"] = 3 * SINGLE * parameters(heads) / slices
     return resident
 
 
@@ -116,17 +117,17 @@ def _teacher(config: DistillFields, sizes: Sizes) -> float:
     return count_network(sizes.teacher).bytes(config.teacher_dtype)
 
 
-def _causal(config: CausalConfig, sizes: Sizes, processes: int) -> dict[str, float]:
+def _causal(config: CausalConfig, sizes: Sizes, slices: int) -> dict[str, float]:
     dtype = config.base_dtype or "float32"
-    network, cut = _Learner(network=sizes.student, rank=config.lora_rank, dtype=dtype), processes > 1
+    network, cut = _Learner(network=sizes.student, rank=config.lora_rank, dtype=dtype), slices > 1
     resident = {
-        "network": network.weights / processes,
-        "network's moments": network.moments(config.optim) / processes,
-        "network's average": network.average(cut=cut) / processes,
+        "network": network.weights / slices,
+        "network's moments": network.moments(config.optim) / slices,
+        "network's average": network.average(cut=cut) / slices,
     }
     if not objective_called(config.objective).follows:
         return resident
-    return resident | {"many-step network": network.average(cut=cut) / processes}
+    return resident | {"many-step network": network.average(cut=cut) / slices}
 
 
 @dataclass(frozen=True, kw_only=True)

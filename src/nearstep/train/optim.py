@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nearstep.errors import NearstepError
 from nearstep.ranges import check_count, check_number
 from nearstep.train.muon import Muon
+from nearstep.train.parallel import ranks
 
 _SMALLEST = 8
 """Narrower matrices gain nothing from Muon."""
@@ -86,7 +87,8 @@ class Optimizer:
         return self.apply(loss.detach(), index)
 
     def apply(self, loss: Tensor, index: int) -> dict[str, Tensor]:
-        """``step`` for gradients that are already there."""
+        """``step`` for gradients that are already there, of this process's rows or of everybody's."""
+        ranks().average_gradients(self.parameters)
         norm: Any = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # where each rank holds a slice
         if not (torch.isfinite(loss) & torch.isfinite(norm)):

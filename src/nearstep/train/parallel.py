@@ -1,7 +1,8 @@
 """Many processes, from outside: networks and losses run as on one device (torchrun, FSDP2, NCCL or gloo).
 
-Every rank draws the same step, rolls out its own rows of the batch and holds its own slice of every weight. Gradients
-are means over ranks, so a loss that is a mean over a rank's rows is one over the whole batch.
+Every rank draws the same step, rolls out its own rows of the batch and holds its own slice of every weight, or all of
+it (``Ranks.holding``). Gradients are means over ranks, so a loss that is a mean over a rank's rows is one over the
+whole batch.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import atexit
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -40,12 +41,16 @@ class Ranks:
     count: int
     device: torch.device
     mesh: DeviceMesh | None = None
-    """None where the process is alone."""
+    """Along which weights are cut into slices; None where the process is alone or holds networks whole."""
 
     @property
     def main(self) -> bool:
         """Whether this is the one that writes."""
         return self.rank == 0
+
+    def holding(self, *, slices: bool) -> Ranks:
+        """The same processes, each with a slice of every weight, or with all of it."""
+        return self if slices else replace(self, mesh=None)
 
     def share(self, batch: int) -> range:
         """This rank's rows of a batch.
@@ -74,14 +79,19 @@ class Ranks:
         return dict(zip(values, self.total(stacked / self.count).unbind(), strict=True))
 
     @torch.no_grad()
-    def average_gradients(self, module: nn.Module) -> None:
-        """Make the gradients of a module that every rank holds whole their mean over all ranks, in one message."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Make the gradients of what every rank holds whole their mean over all ranks, in one message.
+
+        Those of slices are means already, of FSDP's making.
+        """
         if self.count == 1:
             return
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
+        if not gradients:
+            return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        parts = (flat / self.count).split([gradient.numel() for gradient in gradients])
+        parts = flat.div_(self.count).split([gradient.numel() for gradient in gradients])
         for gradient, mean in zip(gradients, parts, strict=True):
             gradient.copy_(mean.view_as(gradient))
 

@@ -143,6 +143,11 @@ class DistillFields(LoraFields):
             )
 
     @property
+    def slices(self) -> bool:
+        """Whether each of several processes holds a slice of every weight; Muon works on whole matrices."""
+        return not any(optim.muon for optim in (self.student, self.assistant, self.discriminator))
+
+    @property
     def adapted(self) -> tuple[str, ...]:
         """Who has an adapter."""
         if self.lora_rank is None:

@@ -30,7 +30,7 @@ from nearstep.train.loop import run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
 from nearstep.train.recipe import recipe_of
-from nearstep.train.stages.shared import check_optimizers, open_lessons, open_model, own_rows, show
+from nearstep.train.stages.shared import open_lessons, open_model, own_rows, show
 
 PREVIEW_PLANS = ("1", "4,1x", "2", "4")
 
@@ -48,8 +48,7 @@ class DistillStage:
     """Step, preview and export of a distillation."""
 
     def __init__(self, config: DistillConfig) -> None:
-        check_optimizers(config.student, config.assistant, config.discriminator)
-        here = ranks()
+        here = ranks().holding(slices=config.slices)
         own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         networks = load_networks(config, here)

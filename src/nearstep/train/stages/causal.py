@@ -39,7 +39,6 @@ from nearstep.train.parallel import Place, ranks
 from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import (
     check_batch,
-    check_optimizers,
     check_schedule,
     dropped,
     load_network,
@@ -125,6 +124,11 @@ class CausalConfig(LoraFields):
         check_settings(self.settings)
         check_lessons(self.lessons, self.lesson_every)
 
+    @property
+    def slices(self) -> bool:
+        """Whether each of several processes holds a slice of every weight; Muon works on whole matrices."""
+        return not self.optim.muon
+
     def update(
         self,
         *,
@@ -159,8 +163,7 @@ class CausalStage:
     """Step, preview and export of a causal run, whatever its objective."""
 
     def __init__(self, config: CausalConfig) -> None:
-        check_optimizers(config.optim)
-        here = ranks()
+        here = ranks().holding(slices=config.slices)
         self.rows = own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         loaded, cut = load_network(config.model / config.network), here.mesh is not None

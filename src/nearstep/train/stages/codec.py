@@ -221,7 +221,6 @@ class CodecStage:
             parts["coarse"], _ = self._wrong(small, halved(video), halved(weight))
             loss = loss + config.coarse * parts["coarse"]
         loss.backward()
-        here.average_gradients(self.codec)
         moved = self.optimizer.apply(here.mean({"loss": loss})["loss"], index)
         self.ema.update(self.codec)
         by_frame = (decoded - video).detach().square().mean(dim=(0, 2, 3, 4))

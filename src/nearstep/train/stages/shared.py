@@ -28,7 +28,6 @@ from nearstep.protocols import Caption, CausalDenoiser, TextEncoder
 from nearstep.ranges import check_count, check_number
 from nearstep.rollout.rollout import generate
 from nearstep.train.lessons import Lesson
-from nearstep.train.optim import OptimConfig
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.preview import write_grid
 from nearstep.train.progress import say
@@ -210,12 +209,6 @@ def own_rows(batch: int, micro: int | None, here: Ranks) -> range:
             "give a divisor of them, such as 1"
         )
     return rows
-
-
-def check_optimizers(*configs: OptimConfig) -> None:
-    """Refuse Muon where each process holds a slice: it works on whole matrices."""
-    if ranks().count > 1 and any(config.muon for config in configs):
-        raise NearstepError("muon works on whole matrices, and each of several processes holds a slice; set muon=False")
 
 
 def dropped(captions: Sequence[Caption], silent: Tensor) -> list[Caption]:

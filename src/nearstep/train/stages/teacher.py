@@ -198,7 +198,6 @@ class TeacherStage:
         own, place = batch.share(here)
         losses = self._losses(own)
         losses.mean().backward()
-        here.average_gradients(self.both)
         everyone = torch.zeros(len(batch.x0))
         everyone[place] = losses.detach().cpu()
         everyone = here.total(everyone)
