@@ -4,13 +4,14 @@ python benchmarks/captions.py runs/teacher/model --network teacher
 
 Others are those of clips at the same place and with as many things, so that what differs is what the caption names. A
 teacher that has not learnt to read shows no difference there, however good its pictures are; this is seen in a minute.
+Of clips, captions are also held that say everything right but how the things move.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.shapes import latent_frames
 from nearstep.things import THINGS_WORLD
-from nearstep.things.world import Scene, sample_scenes
+from nearstep.things.captions import caption
+from nearstep.things.world import Actor, Scene, sample_scenes
 
 TIMES = (0.5, 0.7, 0.85, 0.95)
 _SEED = 3
@@ -45,6 +47,8 @@ class Options:
     clips: int = 256
     frames: int = 1
     """Pixel frames of a clip, 4n + 1."""
+    given: bool = False
+    """Give the first latent frame as it is: what moves and where is then known, and the caption says how."""
 
 
 def others(scenes: Sequence[Scene]) -> list[int]:
@@ -54,6 +58,18 @@ def others(scenes: Sequence[Scene]) -> list[int]:
         alike[scene.place, len(scene.actors)].append(row)
     next_of = {a: b for rows in alike.values() for a, b in zip(rows, [*rows[1:], rows[0]], strict=True)}
     return [next_of[row] for row in range(len(scenes))]
+
+
+def moved(scenes: Sequence[Scene]) -> list[Scene]:
+    """The scenes, whose things move as those of others do."""
+    return [
+        replace(scene, actors=tuple(_moving(*pair) for pair in zip(scene.actors, scenes[row].actors, strict=True)))
+        for scene, row in zip(scenes, others(scenes), strict=True)
+    ]
+
+
+def _moving(actor: Actor, other: Actor) -> Actor:
+    return replace(actor, motion=other.motion, direction=other.direction, speed=other.speed)
 
 
 @torch.no_grad()
@@ -72,6 +88,10 @@ def losses(options: Options) -> dict[float, dict[str, tuple[float, float]]]:
     scenes = sample_scenes(THINGS_WORLD.config, _SEED, rows)
     right = THINGS_WORLD.prompts(_SEED, rows)
     kinds = {"right": right, "others'": [right[row] for row in others(scenes)], "none": [""] * len(right)}
+    if options.frames > 1:
+        kinds["others' motions"] = [
+            caption(scene, seed=_SEED, index=row) for row, scene in zip(rows, moved(scenes), strict=True)
+        ]
     parts = [rows[first : first + _TOGETHER] for first in rows[::_TOGETHER]]
     x0 = torch.cat([codec.encode(THINGS_WORLD.clips(_SEED, part, frames=options.frames)) for part in parts])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
@@ -81,6 +101,8 @@ def losses(options: Options) -> dict[float, dict[str, tuple[float, float]]]:
         for part in parts:
             own = slice(part.start, part.stop)
             t = torch.full((len(part), latent_frames(options.frames)), time)
+            if options.given:
+                t[:, 0] = 0
             made.append(flow_matching(TextDenoiser(network, text(captions[own])), x0[own], eps[own], t))
         return torch.cat(made)
 

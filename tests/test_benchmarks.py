@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -212,3 +213,19 @@ def test_captions_that_are_not_read_make_no_difference(tmp_path: Path) -> None:
     for row in captions.losses(options).values():
         losses = [loss for loss, _ in row.values()]
         assert row["right"][1] == 0 and max(losses) - min(losses) < 0.01 < min(losses)
+    given = captions.losses(replace(options, clips=4, frames=5, given=True))
+    assert all(row.keys() == {"right", "others'", "none", "others' motions"} for row in given.values())
+    for scene, other in zip(scenes, captions.moved(scenes), strict=True):
+        assert [actor.thing for actor in scene.actors] == [actor.thing for actor in other.actors]
+    assert sum(scene != other for scene, other in zip(scenes, captions.moved(scenes), strict=True)) > 12
+
+
+def test_what_a_text_encoder_says_is_told_by_a_linear_layer(tmp_path: Path) -> None:
+    words = loaded("words")
+    write_untrained(tmp_path, THINGS_WORLD)
+    found = words.told(words.Options(model=tmp_path, captions=300))
+    assert found.keys() == set(words.ATTRIBUTES) and found["speed"][1] == 2
+    # Features of words that are drawn at random still differ where the words do.
+    assert found["category"][0] > 2 / found["category"][1]
+    features, values = torch.randn(300, 4), torch.arange(300) % 2
+    assert words._share(features, values) < 0.7 < words._share(features + 9 * values[:, None], values)

@@ -31,6 +31,22 @@ def test_flow_matching_is_zero_for_the_true_velocity_and_counts_per_sample(drawn
     torch.testing.assert_close(flow_matching(lambda x, t: wrong, x0, eps, t), torch.tensor([0.0, 4.0, 0.0, 0.0]))
 
 
+def test_flow_matching_has_no_loss_where_a_frame_is_given(drawn):
+    x0, eps, t = drawn
+    wrong = velocity(x0, eps).clone()
+    wrong[0, 0] += 5.0
+    wrong[1] += 2.0
+    t[:2, 0] = 0
+    seen = []
+
+    def denoiser(x, times):
+        seen.append(x)
+        return wrong
+
+    torch.testing.assert_close(flow_matching(denoiser, x0, eps, t), torch.tensor([0.0, 4.0, 0.0, 0.0]))
+    assert torch.equal(seen[0][:2, 0], x0[:2, 0])
+
+
 def test_teacher_forcing_feeds_clean_frames_at_time_zero_and_scores_the_noised_half(drawn):
     x0, eps, t = drawn
 

@@ -204,6 +204,20 @@ def test_phases_of_windows_learn_what_lies_near_the_focus(codec: Path, latents: 
         TeacherStage(replace(config, phases=(Phase(2, 1, 6, 20), Phase(2, 9, 4))))
 
 
+def test_a_teacher_learns_from_first_frames_that_are_given(codec: Path, latents: Path, tmp_path: Path):
+    config = replace(tiny_teacher(codec, tmp_path / "run", latents), phases=(Phase(1, 1, 8), Phase(3, 9, 8, draws=4)))
+    none, half, all_ = (TeacherStage(replace(config, given=given)) for given in (0.0, 0.5, 1.0))
+    for stage in (none, half, all_):
+        assert (stage.batch(0).t > 0).all()  # a picture is never given
+    assert (none.batch(1).t > 0).all()
+    assert 4 < int((half.batch(1).t[:, 0] == 0).sum()) < 28
+    assert (all_.batch(1).t[:, 0] == 0).all() and (all_.batch(1).t[:, 1:] > 0).all()
+    torch.testing.assert_close(half.batch(1).t[:, 1:], none.batch(1).t[:, 1:], rtol=0, atol=0)
+    assert torch.isfinite(all_.step(1)["loss"])
+    with pytest.raises(NearstepError, match=r"given"):
+        replace(config, given=1.5)
+
+
 def test_a_teacher_goes_on_from_a_model(teacher: Path, codec: Path, latents: Path, tmp_path: Path):
     config = replace(tiny_teacher(codec, tmp_path / "run", latents), start=teacher)
     stage, before = TeacherStage(config), weights(teacher)
@@ -355,6 +369,13 @@ def test_a_text_encoder_learns_what_captions_have_in_common(codec: Path, latents
 
     stage = TeacherStage(replace(tiny_teacher(codec, tmp_path / "run", latents), words=model))
     assert torch.equal(stage.text(captions[0]), learnt(captions[0]))
+
+    kept = replace(tiny_teacher(codec, tmp_path / "kept", latents, steps=2), words=model, text_learns=False)
+    made = weights(kept.run())
+    for name, value in weights(model).items():
+        assert torch.equal(made[f"text_encoder/{name.removeprefix('text_encoder/')}"], value.bfloat16()), name
+    with pytest.raises(NearstepError, match="keeps a text encoder that knows nothing; give words=DIR or start=DIR"):
+        replace(kept, words=None)
     other = replace(tiny_teacher(codec, tmp_path / "other", latents), words=model, text=replace(TEXT, d_ff=24))
     with pytest.raises(NearstepError, match=r"a text encoder of another size .*give the recipe its size"):
         TeacherStage(other)

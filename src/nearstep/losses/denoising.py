@@ -19,10 +19,12 @@ def flow_matching(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor) -> Ten
         denoiser: predicts v.
         x0: clean latents [B, F, C, H, W].
         eps: noise like ``x0``.
-        t: times [B, F].
+        t: times [B, F]; a frame at t = 0 is given and has no loss, as its noise is nowhere to be seen.
     """
     v = denoiser(noised(x0, eps, t), t)
-    return (v.float() - velocity(x0, eps)).square().flatten(1).mean(1)
+    errors = (v.float() - velocity(x0, eps)).square().flatten(2).mean(2)
+    made = (t > 0).to(errors)
+    return (errors * made).sum(1) / made.sum(1).clamp(min=1)
 
 
 def teacher_forced(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

@@ -103,12 +103,12 @@ def text() -> TextConfig:
 
 
 def teacher() -> TeacherConfig:
-    """Stage 2: the bidirectional teacher, and the text encoder with it; encodes the clips first."""
+    """Stage 2: the bidirectional teacher; the text encoder stays as it has learnt. Encodes the clips first."""
     return replace(
         playground.teacher(),
-        loop=LoopConfig(folder=_RUNS / "teacher", steps=15_000),
+        loop=LoopConfig(folder=_RUNS / "teacher", steps=10_000),
         optim=OptimConfig(lr=3e-3, warmup=200, muon=True, weight_decay=0.01),
-        phases=(Phase(6_000, 1, 64, draws=4), Phase(4_000, 9, 24, draws=3), Phase(5_000, 33, 8, draws=3)),
+        phases=(Phase(3_000, 1, 40, draws=4), Phase(1_000, 9, 24, draws=3), Phase(6_000, 33, 12, draws=2)),
         # Tokens of 8 pixels: of 16, each held as many numbers of latents as half its width, and learning levelled off.
         network=NetworkSize(
             num_attention_heads=8, attention_head_dim=32, ffn_dim=640, num_layers=4, patch_size=(1, 2, 2)
@@ -116,6 +116,8 @@ def teacher() -> TeacherConfig:
         codec=CODEC,
         text=TEXT,
         words=_RUNS / "text" / "model",
+        text_learns=False,
+        given=0.5,
         latents=_LATENTS,
         pictures=replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1),
         lessons=_STORIES,

@@ -82,8 +82,11 @@ class TeacherConfig:
     """A model folder, made with the same codec, whose ``teacher/`` and text encoder are gone on from; None: from
     nothing."""
     words: Path | None = None
-    """Folder of a text encoder that has learnt to read by itself (stages/text.py) and learns on with the teacher; None:
-    from nothing, or as ``start`` has it."""
+    """Folder of a text encoder that has learnt to read by itself (stages/text.py); None: from nothing, or as ``start``
+    has it."""
+    text_learns: bool = True
+    """Whether the text encoder learns with the teacher. One that has learnt by itself should not: it forgets the words
+    of what pictures do not show, and clips then come too late."""
     latents: LatentsConfig
     """Clips of a world, whose words the text encoder learns."""
     pictures: LatentsConfig | None = None
@@ -94,6 +97,9 @@ class TeacherConfig:
     """Clips of other kinds, for now and then a step of the phases of clips."""
     lesson_every: int = 4
     """Steps of which one takes a lesson."""
+    given: float = 0.0
+    """Share of the draws of clips whose first frame is given as it is. What moves, and where, is then known, and what
+    the caption says of its motion explains most of the rest: it is read many times sooner."""
     caption_dropout: float = 0.1
     shift: float = 3.0
     """Shift of the training times, and of the schedules of the model that is exported."""
@@ -109,8 +115,13 @@ class TeacherConfig:
         check_settings(self.settings)
         check_phases(self.phases, self.loop.steps)
         check_schedule(shift=self.shift, ema=self.ema)
-        check_number("caption_dropout", self.caption_dropout, least=0, most=1)
+        for name in ("caption_dropout", "given"):
+            check_number(name, getattr(self, name), least=0, most=1)
         _vocabulary(self.latents)
+        if not self.text_learns and self.start is None and self.words is None:
+            raise NearstepError(
+                "text_learns=False keeps a text encoder that knows nothing; give words=DIR or start=DIR"
+            )
         check_lessons(self.lessons, self.lesson_every, chunks=False)
         if self.pictures and (self.pictures.world, self.pictures.frames) != (self.latents.world, 1):
             raise NearstepError(
@@ -131,7 +142,7 @@ class Batch:
     """Clean latents [B, F, C, H, W]."""
     eps: Tensor
     t: Tensor
-    """Time of each [B]."""
+    """Times [B, F]: one for all frames, but for a first frame that is given, whose is 0."""
     prompts: Sequence[Caption]
     starts: tuple[int, ...]
     """Latent frames from which the second caption of a clip holds, the third and so on."""
@@ -189,7 +200,10 @@ class TeacherStage:
         # Each draw of a clip has a part of [0, 1] of its own: times that meet by chance tell less of it.
         cells = [(part + stratified(phase.clips, draw)) / phase.draws for part in range(phase.draws)]
         t = training_times(torch.stack(cells, dim=1).flatten(), shift=config.shift)
+        t = t[:, None].repeat(1, x0.shape[1])
         prompts = dropped(captions, torch.rand(len(captions), generator=draw) < config.caption_dropout)
+        if x0.shape[1] > 1:
+            t[torch.rand(len(t), generator=draw) < config.given, 0] = 0
         return Batch(x0=x0, eps=eps, t=t, prompts=prompts, starts=clips.starts)
 
     def step(self, index: int) -> dict[str, Tensor]:
@@ -203,14 +217,14 @@ class TeacherStage:
         everyone = here.total(everyone)
         moved = self.optimizer.apply(everyone.mean(), index)
         self.ema.update(self.both)
-        return {"loss": everyone.mean(), **_by_time(everyone, batch.t), **moved}
+        return {"loss": everyone.mean(), **_by_time(everyone, batch.t[:, -1]), **moved}
 
     def _losses(self, batch: Batch) -> Tensor:
         """Velocity error of each draw [B]."""
         with narrowed(self.here.device.type, self.config.autocast):
             text = self.network.text_keys(encoded(self.text, batch.prompts, batch.starts, batch.x0.shape[1]))
             velocity = partial(self.network, text=text.repeated(len(batch.x0) // len(batch.prompts)))
-            return flow_matching(velocity, batch.x0, batch.eps, batch.t[:, None].expand(-1, batch.x0.shape[1]))
+            return flow_matching(velocity, batch.x0, batch.eps, batch.t)
 
     def _clips(self, phase: Phase, index: int) -> LatentClips:
         if phase.frames == 1:
@@ -266,6 +280,7 @@ def _networks(config: TeacherConfig, channels: int) -> tuple[VideoTransformer, P
         _take_network(network, config.start)
     if (words := config.start or config.words) is not None:
         take_text(text, words)
+    text.requires_grad_(config.text_learns)
     return network, text
 
 
