@@ -99,7 +99,7 @@ class TeacherConfig:
     """Steps of which one takes a lesson."""
     given: float = 0.0
     """Share of the draws of clips whose first frame is given as it is. What moves, and where, is then known, and what
-    the caption says of its motion explains most of the rest: it is read many times sooner."""
+    the caption says of its motion explains part of the rest."""
     caption_dropout: float = 0.1
     shift: float = 3.0
     """Shift of the training times, and of the schedules of the model that is exported."""
