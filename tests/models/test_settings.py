@@ -31,6 +31,8 @@ from nearstep.train.export import check_settings
         ({"default_plan": 4}, "default_plan=4 is no plan"),
         ({"teacher_plan": "0"}, "teacher_plan='0': .* at least 1 step"),
         ({"guidance_scale": math.inf}, "guidance_scale=inf .* 0 or above"),
+        ({"teacher_renoise": "new"}, "teacher_renoise='new' .* give implied or fresh"),
+        ({"teacher_renoise": ["fresh"]}, "teacher_renoise=.* give implied or fresh"),
         ({"agreement": [[0.9], []]}, "give a list of cosines"),
         ({"agreement": 0.9}, "give a list of cosines"),
     ],
@@ -49,7 +51,7 @@ def test_a_folder_says_what_it_said() -> None:
     assert wan.distill().settings.stated() == {"fps": 16, "num_frames": 81, "height": 480, "width": 832}
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(fps=12, teacher_plan="20"), Settings(grid=8, height=64)])
+@pytest.mark.parametrize("settings", [Settings(), Settings(teacher_renoise="fresh"), Settings(grid=8, height=64)])
 def test_what_is_stated_is_read_again(settings: Settings) -> None:
     assert Settings.of(settings.stated()) == settings
     assert settings.stated().keys() <= asdict(settings).keys()

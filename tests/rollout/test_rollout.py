@@ -184,10 +184,17 @@ def test_the_implied_noise_is_eulers_method_and_converges_to_the_exact_flow():
     assert all(later < earlier * 0.6 for earlier, later in pairwise(errors)), errors
 
 
-def test_fresh_noise_samples_the_gaussian_too():
-    plan = make_plan("64", frames=3, chunk_frames=None, shift=1.0)
-    made = generate(GaussianScore(), plan, shape=(4, 32, 32), seed=0, samples=[0])
+@pytest.mark.parametrize("steps", [1, 4, 64])
+def test_fresh_noise_has_the_gaussians_mean_and_narrows_it(steps: int):
+    """x0 is a posterior mean, narrower than the data; noise added anew makes up for none of what it lost."""
+    plan, wide = make_plan(str(steps), frames=3, chunk_frames=None, shift=3.0), GaussianScore.deviation**2
+    made = generate(GaussianScore(), plan, shape=(4, 64, 64), seed=0, samples=[0])
+    left = 0.0  # variance of x0
+    for t in plan.schedules[0].times:
+        left = ((1 - t) * wide / ((1 - t) ** 2 * wide + t**2)) ** 2 * ((1 - t) ** 2 * left + t**2)
     assert float(made.mean()) == pytest.approx(GaussianScore.mean, abs=0.01)
+    assert float(made.std()) == pytest.approx(math.sqrt(left), rel=0.02, abs=1e-6)
+    assert left < 0.5 * wide
 
 
 class Halves(Fused):

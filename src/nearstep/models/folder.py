@@ -56,6 +56,9 @@ class Settings:
     """A bidirectional network's."""
     guidance_scale: float = 5.0
     """A bidirectional network's guidance w, v = u + w (c - u); the student is distilled without."""
+    teacher_renoise: str = "implied"
+    """Where a bidirectional network's noise between steps comes from: ``implied`` by its prediction (Euler's steps), or
+    ``fresh``, drawn anew (what diffusers' flow-matching scheduler calls stochastic sampling)."""
     agreement: tuple[tuple[float, ...], ...] = ()
     """Cosines at which an adaptive plan stops, by chunk and step; the last of each repeats (nearstep calibrate)."""
 
@@ -86,6 +89,7 @@ class Settings:
 
 _SIZE = ("fps", "num_frames", "height", "width")
 _SAMPLING = ("default_plan", "teacher_plan", "guidance_scale")
+_RENOISE = ("implied", "fresh")
 
 
 def _check(values: Mapping[str, Any]) -> None:
@@ -97,6 +101,9 @@ def _check(values: Mapping[str, Any]) -> None:
             _check_number(name, value, "0 or above", lambda weight: weight >= 0)
         elif name in ("default_plan", "teacher_plan"):
             _check_plan(name, value)
+        elif name == "teacher_renoise":
+            if value not in _RENOISE:
+                raise NearstepError(f"{name}={shown(value)} is no noise between steps; give {' or '.join(_RENOISE)}")
         elif name == "agreement":
             _levels(value)
         else:

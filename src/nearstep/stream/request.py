@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,12 +40,8 @@ class Clip:
 
     plan: ChunkPlan
     shape: LatentShape
-    causal: bool
-
-    @property
-    def renoise(self) -> Renoise:
-        """A causal student draws fresh noise between steps; a bidirectional network follows its ODE."""
-        return "fresh" if self.causal else "implied"
+    renoise: Renoise
+    """A causal student draws fresh noise between steps; a bidirectional network does as its model says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +254,8 @@ def plan_clip(
         shift=shift_of(model.scheduler),
         grid=model.settings.grid,
     )
-    return Clip(plan=made, shape=shape, causal=chunk_frames is not None)
+    renoise = "fresh" if chunk_frames else cast(Renoise, model.settings.teacher_renoise)
+    return Clip(plan=made, shape=shape, renoise=renoise)
 
 
 def latent_shape(

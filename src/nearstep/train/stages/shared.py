@@ -26,6 +26,7 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.precision import narrowed
 from nearstep.protocols import Caption, CausalDenoiser, TextEncoder
 from nearstep.ranges import check_count, check_number
+from nearstep.rollout.chunk import Renoise
 from nearstep.rollout.rollout import generate
 from nearstep.train.lessons import Lesson
 from nearstep.train.parallel import Ranks, ranks
@@ -231,6 +232,7 @@ def show(
     clips: LatentClips | PromptClips,
     *,
     weight: float = 1.0,
+    renoise: Renoise = "fresh",
 ) -> None:
     """Picture new clips of the data's examples and fixed noise, guided with ``weight``: plans below each other.
 
@@ -245,7 +247,6 @@ def show(
             if weight != 1:
                 denoiser = Guided(TextDenoiser(network, text([prompt, ""])), weight)
             for plan in plans:
-                renoise = "implied" if len(plan.lengths) == 1 else "fresh"
                 latents = generate(
                     denoiser, plan, shape=clips.shape[1:], seed=0, samples=[sample], renoise=renoise, device=here.device
                 )
