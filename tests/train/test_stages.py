@@ -134,6 +134,9 @@ def test_a_decoder_of_another_width_begins_from_nothing(codec: Path, tmp_path: P
     other = replace(CODEC, base_dim=CODEC.base_dim + 4)
     with pytest.raises(NearstepError, match=r"has an encoder of another size \(encoder\."):
         replace(tiny_codec(tmp_path / "other"), start=codec / "vae", size=other).run()
+    replace(CODEC, num_res_blocks=CODEC.num_res_blocks + 1).build().save_pretrained(tmp_path / "deeper")
+    with pytest.raises(NearstepError, match=r"has an encoder of another size \(encoder\."):
+        replace(tiny_codec(tmp_path / "shallower"), start=tmp_path / "deeper").run()
     with pytest.raises(NearstepError, match=r"nothing holds no codec that can be read"):
         replace(tiny_codec(tmp_path / "none"), start=tmp_path / "nothing").run()
 
@@ -229,11 +232,30 @@ def test_a_teacher_goes_on_from_a_model(teacher: Path, codec: Path, latents: Pat
     assert torch.equal(stage.text(prompts), PromptEncoder.from_pretrained(teacher, dtype=torch.float32)(prompts))
     with pytest.raises(NearstepError, match=r"has a teacher of another size .*give the recipe its size"):
         TeacherStage(replace(config, network=replace(config.network, ffn_dim=config.network.ffn_dim + 8)))
+    with pytest.raises(NearstepError, match=r"has a teacher of another size .*give the recipe its size"):
+        TeacherStage(replace(config, network=replace(config.network, num_layers=config.network.num_layers - 1)))
     other = LatentsConfig(folder=tmp_path / "latents", clips=8, world=Shades(size=64, frames=33))
     with pytest.raises(NearstepError, match="reads other words than the world"):
         TeacherStage(replace(config, latents=other))
     with pytest.raises(NearstepError, match="no network at"):
         TeacherStage(replace(config, start=tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("layers", [3, 5])
+def test_a_teacher_goes_on_with_more_layers(teacher: Path, codec: Path, latents: Path, tmp_path: Path, layers: int):
+    """It begins by making what the shallower one made, and every new layer learns."""
+    config = replace(tiny_teacher(codec, tmp_path / "run", latents), start=teacher)
+    stage, deep = (
+        TeacherStage(replace(config, network=replace(config.network, num_layers=n)))
+        for n in (config.network.num_layers, layers)
+    )
+    batch = stage.batch(0)
+    torch.testing.assert_close(deep._losses(batch), stage._losses(batch), rtol=1e-5, atol=1e-6)
+    before = {name: value.clone() for name, value in deep.network.state_dict().items()}
+    for index in range(3):
+        deep.step(index)
+    still = [name for name, value in deep.network.state_dict().items() if torch.equal(value, before[name])]
+    assert not still, still
 
 
 def test_draws_share_a_clip_and_its_caption(codec: Path, latents: Path, tmp_path: Path):

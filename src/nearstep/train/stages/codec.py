@@ -285,10 +285,12 @@ def take_encoder(vae: AutoencoderKLWan, start: Path) -> None:
     except Exception as error:  # of diffusers, anything
         raise NearstepError(f"start={start} holds no codec that can be read: {first_line(error)}") from error
     given, state = vae.state_dict(), own.state_dict()
-    encoder = {name for name in given if name.split(".")[0] in _ENCODES}
-    check_sizes(state, {name: given[name] for name in encoder}, f"start={start} has an encoder")
+    wanted, encoder = (
+        {name: value for name, value in each.items() if name.split(".")[0] in _ENCODES} for each in (given, state)
+    )
+    check_sizes(encoder, wanted, f"start={start} has an encoder")
     same = state.keys() == given.keys() and all(state[name].shape == given[name].shape for name in given)
-    vae.load_state_dict(state if same else given | {name: state[name] for name in encoder})
+    vae.load_state_dict(state if same else given | encoder)
     vae.register_to_config(latents_mean=own.config["latents_mean"], latents_std=own.config["latents_std"])
     for name in _ENCODES:
         vae.get_submodule(name).requires_grad_(False)

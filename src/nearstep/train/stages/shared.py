@@ -162,8 +162,18 @@ def check_finite(module: nn.Module, folder: Path) -> None:
 
 
 def check_sizes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], whose: str) -> None:
-    """Refuse weights that do not fit into ``wanted``; ``whose`` says what they are, "start=DIR has a teacher"."""
-    if odd := sorted(name for name in wanted if name not in state or state[name].shape != wanted[name].shape):
+    """Refuse weights that are not of the names and shapes of ``wanted``.
+
+    Args:
+        state: the weights.
+        wanted: those of what they are for.
+        whose: what they are, such as "start=DIR has a teacher".
+
+    Raises:
+        NearstepError: naming the first that does not fit.
+    """
+    sizes, needed = ({name: value.shape for name, value in each.items()} for each in (state, wanted))
+    if odd := sorted({name for name, _ in sizes.items() ^ needed.items()}):
         raise NearstepError(f"{whose} of another size ({odd[0]}); give the recipe its size")
 
 

@@ -38,6 +38,7 @@ from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_model
+from nearstep.train.growth import deepened
 from nearstep.train.lessons import Lesson, check_lessons, taught
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
@@ -82,7 +83,7 @@ class TeacherConfig:
     """Folder of the trained AutoencoderKLWan."""
     start: Path | None = None
     """A model folder, made with the same codec, whose ``teacher/`` and text encoder are gone on from; None: from
-    nothing."""
+    nothing. Where ``network`` has more layers, the new ones add nothing at first (growth.py)."""
     words: Path | None = None
     """Folder of a text encoder that has learnt to read by itself (stages/text.py); None: from nothing, or as ``start``
     has it."""
@@ -288,7 +289,7 @@ def _networks(config: TeacherConfig, channels: int) -> tuple[VideoTransformer, P
 
 
 def _take_network(network: VideoTransformer, start: Path) -> None:
-    state = load_network(start / "teacher").state_dict()
+    state = deepened(load_network(start / "teacher").state_dict(), network.config["num_layers"])
     check_sizes(state, network.state_dict(), f"start={start} has a teacher")
     network.load_state_dict(state)
 
