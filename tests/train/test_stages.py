@@ -139,6 +139,9 @@ def test_a_teacher_goes_on_from_a_model(teacher: Path, codec: Path, latents: Pat
         TeacherStage(replace(config, network=replace(config.network, ffn_dim=config.network.ffn_dim + 8)))
     with pytest.raises(NearstepError, match=r"has a teacher of another size .*give the recipe its size"):
         TeacherStage(replace(config, network=replace(config.network, num_layers=config.network.num_layers - 1)))
+    half = replace(config.network, num_attention_heads=1, attention_head_dim=2 * config.network.attention_head_dim)
+    with pytest.raises(NearstepError, match=r"num_attention_heads=2, and the recipe says 1; give it that size"):
+        TeacherStage(replace(config, network=half))  # weights of the same shapes
     other = LatentsConfig(folder=tmp_path / "latents", clips=8, world=Shades(size=64, frames=33))
     with pytest.raises(NearstepError, match="reads other words than the world"):
         TeacherStage(replace(config, latents=other))

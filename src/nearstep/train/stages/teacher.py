@@ -289,8 +289,14 @@ def _networks(config: TeacherConfig, channels: int) -> tuple[VideoTransformer, P
 
 
 def _take_network(network: VideoTransformer, start: Path) -> None:
-    state = deepened(load_network(start / "teacher").state_dict(), network.config["num_layers"])
-    check_sizes(state, network.state_dict(), f"start={start} has a teacher")
+    own, whose = load_network(start / "teacher"), f"start={start} has a teacher"
+    for name in ("num_attention_heads", "attention_head_dim"):  # whose product is all that shapes tell
+        if own.config[name] != network.config[name]:
+            raise NearstepError(
+                f"{whose} of {name}={own.config[name]}, and the recipe says {network.config[name]}; give it that size"
+            )
+    state = deepened(own.state_dict(), network.config["num_layers"])
+    check_sizes(state, network.state_dict(), whose)
     network.load_state_dict(state)
 
 
