@@ -19,7 +19,7 @@ from nearstep.cost import fake_step, update_flops
 from nearstep.cost.advice import trials
 from nearstep.cost.flops import counter
 from nearstep.cost.live_bytes import LiveBytes
-from nearstep.cost.memory import estimate
+from nearstep.cost.memory import estimate, operations, resident
 from nearstep.cost.sizes import Sizes, count_network
 from nearstep.models.wan import SIZES
 from nearstep.nets.cache import KVCache
@@ -240,7 +240,7 @@ def test_operations_of_a_causal_run_are_those_that_torch_counts(objective: str):
 
 @pytest.mark.parametrize("name", ["whole batch", *(name for name in CONFIGS if "adapter" in name)])
 def test_weights_and_moments_are_those_of_the_networks(name: str):
-    found, networks = estimate(CONFIGS[name], SMALL).resident, real_update(CONFIGS[name]).networks
+    found, networks = resident(CONFIGS[name], SMALL), real_update(CONFIGS[name]).networks
     teacher = next(key for key in found if key.startswith("teacher, "))
     parts = {"student": networks.student, "assistant": networks.assistant, "student's average": networks.ema.module}
     held = {
@@ -260,16 +260,18 @@ def test_two_processes_hold_whole_what_muon_moves(kind: str):
     if kind == "distillation":
         run = CONFIGS["micro-batches"]
         run = replace(run, student=replace(run.student, muon=True))
-    one, two = (estimate(run, SHALLOW, count) for count in (1, 2))
-    assert two.resident.keys() == one.resident.keys()
-    assert {name for name in one.resident if one.resident[name] != two.resident[name]} <= {"other micro-batches"}
-    assert two.phases["optimizer" if kind == "causal run" else "student: optimizer"] > 0
-    whole, half = (sum(part.all for part in each.flops.values()) for each in (one, two))
+    one, two = (resident(run, SHALLOW, count) for count in (1, 2))
+    assert two.keys() == one.keys()
+    assert {name for name in one if one[name] != two[name]} <= {"other micro-batches"}
+    moved = estimate(run, SHALLOW, 2).phases
+    assert moved["optimizer" if kind == "causal run" else "student: optimizer"] > 0
+    whole, half = (sum(part.all for part in operations(run, SHALLOW, count).values()) for count in (1, 2))
     assert half == whole / 2
 
 
 def test_two_processes_hold_half_of_what_is_sharded():
-    one, two = (estimate(CONFIGS["micro-batches"], SHALLOW, count) for count in (1, 2))
+    run = CONFIGS["micro-batches"]
+    one, two = (resident(run, SHALLOW, count) for count in (1, 2))
     shared = {
         "student",
         "student's moments",
@@ -278,24 +280,25 @@ def test_two_processes_hold_half_of_what_is_sharded():
         "assistant's moments",
         "teacher, float32",
     }
-    assert shared | {"discriminator, moments"} <= one.resident.keys()
+    assert shared | {"discriminator, moments"} <= one.keys()
     for name in shared | {"discriminator, moments"}:
-        assert two.resident[name] == one.resident[name] / 2
-    assert two.resident["codec"] == one.resident["codec"] > 0
-    whole, half = (sum(part.all for part in each.flops.values()) for each in (one, two))
+        assert two[name] == one[name] / 2
+    assert two["codec"] == one["codec"] > 0
+    whole, half = (sum(part.all for part in operations(run, SHALLOW, count).values()) for count in (1, 2))
     assert half == whole / 2
 
 
 def test_options_are_turned_until_it_fits():
-    large = config(batch=4, adversary=None)
-    first = next(trials(large, SMALL, 1, 0.0))
-    found = [*trials(large, SMALL, 1, 0.5 * first.estimate.peak)]
-    assert found[0].estimate.peak == first.estimate.peak
-    assert found[-1].estimate.peak <= 0.5 * first.estimate.peak
-    assert all(trial.estimate.peak > 0.5 * first.estimate.peak for trial in found[:-1])
-    assert "--micro 1" in found[-1].words
-    least = [*trials(config(adversary=None, micro=1, checkpointing=True), SMALL, 1, 1.0)]
-    assert least[-1].processes == 2  # as far as the batch divides
+    tried = trials(config(batch=4, adversary=None), SMALL, 1, room := 25 * 2**20)
+    first, *_, last = found = [*tried]
+    assert first.words == () and "--micro 1" in last.words
+    assert last.estimate.peak <= room and all(trial.estimate.peak > room for trial in found[:-1])
+
+
+def test_processes_are_the_last_thing_that_is_tried(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fake_step, "peaks", lambda *_: {"a step": 1.0})  # in no case will it fit
+    least = [*trials(config(batch=4, adversary=None, micro=1, checkpointing=True), SMALL, 1, 1.0)]
+    assert [trial.processes for trial in least][-3:] == [1, 2, 4]  # as far as the batch divides
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

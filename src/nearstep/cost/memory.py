@@ -71,21 +71,31 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
     Raises:
         NearstepError: if batch or micro-batch do not divide.
     """
-    slices = fake_step.slices_of(config, processes)
-    if isinstance(config, CausalConfig):
-        resident, parts = _causal(config, sizes, slices), update_flops.causal(config, sizes)
-    else:
-        resident, parts = _distillation(config, sizes, slices), update_flops.distillation(config, sizes)
-    resident |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
-    if slices > 1:
-        resident["gathered by FSDP"] = _gathered(config, sizes)
-    if isinstance(config, DistillFields):
-        resident["other micro-batches"] = _waiting(config, sizes, processes)
-    base = sum(resident.values())
+    held = resident(config, sizes, processes)
+    base = sum(held.values())
     peaks = fake_step.peaks(config, sizes, processes) | (preview or fake_step.preview(config, sizes))
     phases = {name: base + size for name, size in peaks.items()}
+    return Estimate(resident=held, phases=phases, flops=operations(config, sizes, processes))
+
+
+def resident(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, float]:
+    """Component -> bytes that each of ``processes`` holds from the first step to the last."""
+    slices = fake_step.slices_of(config, processes)
+    of_run = _causal if isinstance(config, CausalConfig) else _distillation
+    held = of_run(config, sizes, slices)
+    held |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
+    if slices > 1:
+        held["gathered by FSDP"] = _gathered(config, sizes)
+    if isinstance(config, DistillFields):
+        held["other micro-batches"] = _waiting(config, sizes, processes)
+    return held
+
+
+def operations(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, update_flops.Flops]:
+    """Part of an update -> operations of each of ``processes``."""
+    of_clip = update_flops.causal if isinstance(config, CausalConfig) else update_flops.distillation
     clips = config.batch / processes
-    return Estimate(resident=resident, phases=phases, flops={name: clips * part for name, part in parts.items()})
+    return {name: clips * part for name, part in of_clip(config, sizes).items()}
 
 
 def _distillation(config: DistillFields, sizes: Sizes, slices: int) -> dict[str, float]:
