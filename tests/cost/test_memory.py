@@ -292,6 +292,7 @@ def test_options_are_turned_until_it_fits():
     tried = trials(config(batch=4, adversary=None), SMALL, 1, room := 25 * 2**20)
     first, *_, last = found = [*tried]
     assert first.words == () and "--micro 1" in last.words
+    assert last.estimate.peak <= 0.5 * first.estimate.peak
     assert last.estimate.peak <= room and all(trial.estimate.peak > room for trial in found[:-1])
 
 

@@ -51,7 +51,10 @@ def test_a_folder_says_what_it_said() -> None:
     assert wan.distill().settings.stated() == {"fps": 16, "num_frames": 81, "height": 480, "width": 832}
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(teacher_renoise="fresh"), Settings(grid=8, height=64)])
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(), Settings(fps=12, teacher_plan="20"), Settings(teacher_renoise="fresh"), Settings(grid=8, height=64)],
+)
 def test_what_is_stated_is_read_again(settings: Settings) -> None:
     assert Settings.of(settings.stated()) == settings
     assert settings.stated().keys() <= asdict(settings).keys()

@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib import resources
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nearstep.errors import NearstepError, hint
 from nearstep.files import check_regular, path_of
@@ -56,7 +56,7 @@ class Settings:
     """A bidirectional network's."""
     guidance_scale: float = 5.0
     """A bidirectional network's guidance w, v = u + w (c - u); the student is distilled without."""
-    teacher_renoise: str = "implied"
+    teacher_renoise: Literal["implied", "fresh"] = "implied"
     """Where a bidirectional network's noise between steps comes from: ``implied`` by its prediction (Euler's steps), or
     ``fresh``, drawn anew (what diffusers' flow-matching scheduler calls stochastic sampling)."""
     agreement: tuple[tuple[float, ...], ...] = ()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
 from numbers import Integral, Real
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -254,7 +254,7 @@ def plan_clip(
         shift=shift_of(model.scheduler),
         grid=model.settings.grid,
     )
-    renoise = "fresh" if chunk_frames else cast(Renoise, model.settings.teacher_renoise)
+    renoise = "fresh" if chunk_frames else model.settings.teacher_renoise
     return Clip(plan=made, shape=shape, renoise=renoise)
 
 

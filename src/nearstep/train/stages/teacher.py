@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -33,7 +32,6 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.precision import narrowed
 from nearstep.protocols import Caption
 from nearstep.ranges import check_number
-from nearstep.rollout.chunk import Renoise
 from nearstep.shapes import latent_frames
 from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
@@ -252,7 +250,7 @@ class TeacherStage:
             chunk_frames=None,
             shift=self.config.shift,
         )
-        renoise, weight = cast(Renoise, settings.teacher_renoise), settings.guidance_scale
+        renoise, weight = settings.teacher_renoise, settings.guidance_scale
         show(path, network, text, self.codec, [plan], self.clips, weight=weight, renoise=renoise)
 
     def export(self, folder: Path) -> None:
