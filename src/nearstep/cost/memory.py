@@ -81,8 +81,7 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
 def resident(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, float]:
     """Component -> bytes that each of ``processes`` holds from the first step to the last."""
     slices = fake_step.slices_of(config, processes)
-    of_run = _causal if isinstance(config, CausalConfig) else _distillation
-    held = of_run(config, sizes, slices)
+    held = _causal(config, sizes, slices) if isinstance(config, CausalConfig) else _distillation(config, sizes, slices)
     held |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}
     if slices > 1:
         held["gathered by FSDP"] = _gathered(config, sizes)
@@ -93,9 +92,10 @@ def resident(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, floa
 
 def operations(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, update_flops.Flops]:
     """Part of an update -> operations of each of ``processes``."""
-    of_clip = update_flops.causal if isinstance(config, CausalConfig) else update_flops.distillation
+    causal = isinstance(config, CausalConfig)
+    parts = update_flops.causal(config, sizes) if causal else update_flops.distillation(config, sizes)
     clips = config.batch / processes
-    return {name: clips * part for name, part in of_clip(config, sizes).items()}
+    return {name: clips * part for name, part in parts.items()}
 
 
 def _distillation(config: DistillFields, sizes: Sizes, slices: int) -> dict[str, float]:
