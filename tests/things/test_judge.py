@@ -63,6 +63,8 @@ def test_a_break_lowers_what_it_should(real, name: str):
     for lowered in BREAKS[name].lowers:
         if lowered in found:
             assert found[lowered] < seen[lowered] - 0.05, lowered
+    for kept in BREAKS[name].keeps:
+        assert found[kept] > seen[kept] - 0.13, kept  # one clip of eight may be taken for another
 
 
 def test_a_codec_like_loss_leaves_agreement():

@@ -29,6 +29,8 @@ class Break:
     """The scene's clip [T, 3, H, W], spoilt; None where the mistake makes no sense."""
     lowers: tuple[str, ...]
     """The attributes and figures that it should lower."""
+    keeps: tuple[str, ...] = ()
+    """Those that it must not lower, though it comes near."""
 
 
 def spoiled(which: Break, config: WorldConfig, scenes: Sequence[Scene]) -> tuple[list[int], Tensor]:
@@ -208,6 +210,14 @@ def _flickering(config: WorldConfig, scene: Scene) -> Tensor:
     return (_drawn(config, scene) + 0.05 * light).clamp(0.0, 1.0)
 
 
+def _blotched(config: WorldConfig, scene: Scene) -> Tensor:
+    # Patches of wrong colour on the things alone, as of a network that has not learnt how they look.
+    clip = _drawn(config, scene)
+    there = (clip - _drawn(config, replace(scene, actors=(), relation=None))).abs().sum(dim=1, keepdim=True) > 0.02
+    coarse = torch.randn(1, 3, 8, 8, generator=rng.generator("blotches", scene.texture))
+    return clip + 0.2 * there * F.interpolate(coarse, size=(config.size, config.size), mode="bilinear")
+
+
 def _decaying(config: WorldConfig, scene: Scene) -> Tensor:
     clip = _drawn(config, scene)
     grows = torch.linspace(0.0, 1.0, len(clip)).square()[:, None, None, None]
@@ -233,6 +243,7 @@ BREAKS: dict[str, Break] = {
     "trembling": Break(_trembling, ("smoothness",)),
     "blurred": Break(_blurred, ("sharpness", "first sharpness")),
     "blurred first frame": Break(_blurred_first, ("first sharpness",)),
+    "blotched": Break(_blotched, ("fidelity", "identity"), keeps=("count", "thing")),
     "noisy": Break(_noisy, ("fidelity", "steadiness")),
     "flickering": Break(_flickering, ("steadiness",)),
     "decaying": Break(_decaying, ("constancy",)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -24,6 +25,8 @@ _LEAST_SHARE = 0.15
 _LEAST_GAIN = 1.2
 """Squared error a frame that it must explain, on a picture of 64 x 64; the faintest real thing explains 2, and what is
 left over after real things is explained by a thing too many to .2."""
+_COVERED = 0.02
+"""Part of a pixel that a thing must cover to touch it."""
 _BARE = 0.98
 """Part of a pixel that must be bare to tell the backdrop."""
 _LEAST_BARE = 2
@@ -81,6 +84,13 @@ def look(video: Float[Tensor, "B T 3 H W"], config: WorldConfig) -> Sight:
         redrawn=redrawn,
         bare=bare,
     )
+
+
+def near(sight: Sight) -> Float[Tensor, "B T 1 H W"]:
+    """1 within two pixels (of a frame of 64) of what a thing covers, else 0."""
+    width = 4 * max(1, round(sight.bare.shape[-1] / 64)) + 1
+    wide = F.max_pool2d(1 - sight.bare.flatten(0, 1), width, stride=1, padding=width // 2)
+    return (wide > _COVERED).float().view_as(sight.bare)
 
 
 def _find(view: View, bank: Bank) -> Fit:

@@ -31,10 +31,9 @@ Quality is their mean; all are 0 for a clip in which no thing is found.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.things.judge.find import Sight
+from nearstep.things.judge.find import Sight, near
 from nearstep.things.judge.fit import Fit
 
 FIGURES = (
@@ -82,13 +81,11 @@ def measure_quality(
         residual: [B] distance of the tracks from their paths, as a part of the frame's side.
         chunks: frames of each chunk.
     """
-    width = 2 * max(1, round(video.shape[-1] / 64)) * 2 + 1
-    near = F.max_pool2d(1 - sight.bare.flatten(0, 1), width, stride=1, padding=width // 2) > 0.02
-    near = near.view_as(sight.bare).float()
-    there, wanted = edges(video, sight.redrawn, near)
+    around = near(sight)
+    there, wanted = edges(video, sight.redrawn, around)
     sharp = (_sums(there, chunks) / _sums(wanted, chunks).clamp(min=_TINY)).clamp(0.0, 1.0)
     first = (there[:, 0] / wanted[:, 0].clamp(min=_TINY)).clamp(0.0, 1.0)
-    true = half_at(_means(_error(video, sight.redrawn, near), chunks), _ERROR)
+    true = half_at(_means(_error(video, sight.redrawn, around), chunks), _ERROR)
     course = 0.5 * (sharp + true)
     kept = course[:, -1] / course[:, 0].clamp(min=_TINY)
     figures = {

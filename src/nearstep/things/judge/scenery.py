@@ -92,14 +92,14 @@ def find_scenery(video: Float[Tensor, "B T 3 H W"]) -> Scenery:
     )
 
 
-def foreign_patch(scenery: Scenery, patch: int) -> Float[Tensor, " B"]:
-    """The largest part of any patch of so many pixels a side that has colours that its place has not."""
+def foreign_patch(scenery: Scenery, patch: int, counts: Float[Tensor, "B 1 H W"]) -> Float[Tensor, " B"]:
+    """The largest part of any patch of so many pixels a side that ``counts`` and has colours that its place has not."""
     backdrop, size = scenery.backdrop, scenery.backdrop.shape[-1]
     base = torch.stack([ground(place, size) for place in scenery.likely])
     tables = _colours()[[PLACES.index(place) for place in scenery.likely]]
     bins = _bins(backdrop - base).flatten(1)
     foreign = (tables.gather(1, bins) < math.log(_FOREIGN)).float().view(len(backdrop), 1, size, size)
-    return F.avg_pool2d(foreign, patch, stride=1).amax(dim=(1, 2, 3))
+    return F.avg_pool2d(foreign * counts, patch, stride=1).amax(dim=(1, 2, 3))
 
 
 def _closed(foreign: Bool[Tensor, "B H W"]) -> Tensor:
