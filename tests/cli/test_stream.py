@@ -6,17 +6,19 @@ import errno
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from nearstep.cli import stream
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
+from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.pictures import fitted
 from nearstep.stream.opening import read_picture, upright
 from nearstep.stream.output import count_frames, growing_mp4, pixels, read_comment
@@ -47,6 +49,64 @@ def test_a_stream_is_written_and_made_again(model_folder: Path, tmp_path: Path, 
     assert np.array_equal(frames(again), frames(video))
     assert main(["stream", "--replay", str(log), "-o", str(final), "--plan", "4", *model]) == 0
     assert not np.array_equal(frames(final), frames(video))
+
+
+def test_the_preview_is_written_at_once_and_the_final_pixels_beside(
+    model_folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(TinyDecoder(channels=4, widths=(8, 8, 8, 8)).state_dict(), "tiny.safetensors")
+    asked = ["stream", RED, "--chunks", "3", "--at", "2", BLUE, "--seed", "3", "--model", str(model_folder)]
+    tiny = ["--tiny-decoder", "tiny.safetensors"]
+    assert main([*asked, "-o", "plain.mp4"]) == 0
+    assert main([*asked, "-o", "coarse.mp4", *tiny]) == 0
+    assert not np.array_equal(frames(Path("coarse.mp4")), frames(Path("plain.mp4")))
+    both = [*asked, "-o", "a.mp4", "--final", "b.mp4", *tiny]
+    capsys.readouterr()
+    assert main(both) == 0
+    assert capsys.readouterr().out == "a.mp4\nb.mp4\n"
+    for made, alone in (("a.mp4", "coarse.mp4"), ("b.mp4", "plain.mp4")):
+        assert np.array_equal(frames(Path(made)), frames(Path(alone)))
+        assert read_comment(Path(made)) == read_comment(Path(alone))
+    assert read_comment(Path("a.mp4"))["tiny_decoder"] == "tiny.safetensors"
+
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert main(both) == 0
+    assert "skipped" in capsys.readouterr().err
+    assert main([*asked, "-o", "coarse.mp4"]) == 2  # the codec's pixels are asked for, the tiny decoder's are there
+    assert "shows something else (tiny decoder" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == made
+    Path("b.mp4").unlink()
+    assert main(both) == 2
+    assert "a.mp4 is there already, b.mp4 is not; --overwrite makes both again" in capsys.readouterr().err
+    assert main([*both, "--overwrite"]) == 0
+    assert np.array_equal(frames(Path("b.mp4")), frames(Path("plain.mp4")))
+
+
+def test_final_pixels_that_cannot_be_written_leave_the_preview(
+    model_folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(TinyDecoder(channels=4, widths=(8, 8, 8, 8)).state_dict(), "tiny.safetensors")
+    growing = stream.growing_mp4
+
+    @contextmanager
+    def full(path: Path, **how):
+        with growing(path, **how) as grow:
+            calls = iter((None, OSError(errno.ENOSPC, "No space left on device")))
+
+            def fill(clip) -> None:
+                if path.name == "b.mp4" and (error := next(calls, None)):
+                    raise error
+                grow(clip)
+
+            yield fill
+
+    monkeypatch.setattr(stream, "growing_mp4", full)
+    asked = [RED, "-o", "a.mp4", "--final", "b.mp4", "--tiny-decoder", "tiny.safetensors", "--chunks", "3"]
+    assert main(["stream", *asked, "--model", str(model_folder)]) == 2
+    assert "cannot write b.mp4: No space left on device; what was made before is in it" in capsys.readouterr().err
+    assert (len(frames(Path("a.mp4"))), len(frames(Path("b.mp4")))) == (21, 5)
 
 
 def test_a_picture_goes_on(model_folder: Path, tmp_path: Path) -> None:
@@ -298,6 +358,12 @@ def test_a_file_is_an_image_for_a_session(model_folder: Path, tmp_path: Path) ->
         (["", "-o", "a.mp4"], "a prompt is empty"),
         ([RED, "-o", "a.mp4", "--plan", ""], "plan '' does not parse"),
         ([RED, "-o", "a.mp4", "--log", "./a.mp4"], "are one file"),
+        ([RED, "-o", "a.mp4", "--final", "b.mp4"], "--final: the codec makes -o already; give --tiny-decoder"),
+        ([RED, "-o", "a.mp4", "--tiny-decoder", "t", "--final", "-"], "--final -: "),
+        ([RED, "-o", "a.mp4", "--tiny-decoder", "t", "--final", "b.gif"], "--final b.gif: a stream is written to"),
+        ([RED, "-o", "a.mp4", "--tiny-decoder", "t", "--final", "./a.mp4"], "are one file"),
+        ([RED, "-o", "a.mp4", "--tiny-decoder", "t", "--final", "b.mp4", "--video", "b.mp4"], "are one file"),
+        ([RED, "-o", "a.mp4", "--log", "b.mp4", "--video", "b.mp4"], "are one file"),
         ([RED, "-o", "é" * 130 + ".mp4"], "264 bytes; 255 are allowed"),
         ([RED, "-o", "a\0b.mp4"], "holds a NUL"),
         ([RED, "-o", "a.mp4", "--window", "1000000000"], "positions for"),

@@ -59,7 +59,7 @@ def api_calls(kit: Kit) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             lambda **given: _chunk(kit.pipe.open(**given)),
             dict(prompt=PROMPT, plan="1", seed=1, sample=0, negative_prompt="", guidance_scale=None, height=32,
                  width=32, image=None, video=None, window=None, sink=None, relative_sink=None, undo_depth=0,
-                 prefetch=False),
+                 prefetch=False, final=False),
         ),
         "rewind": (lambda chunk: _session(kit, "rewind", chunk), dict(chunk=1)),
         "change": (

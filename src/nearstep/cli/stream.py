@@ -6,9 +6,11 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +40,9 @@ from nearstep.stream.output import Grow, count_frames, growing_mp4, piped_mp4, p
 from nearstep.stream.recording import Recording
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nearstep.stream.decoding import Deferred
     from nearstep.stream.pipeline import CausalVideoPipeline
     from nearstep.stream.session import Session
 
@@ -84,6 +89,8 @@ class Stream:
     """See those where they lie, further away with every chunk, and not as if just before the window."""
     log: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
     """Keeps a recording, line by line."""
+    final: Annotated[Path | None, optional("FILE.mp4", "none")] = None
+    """With --tiny-decoder: the same stream in the codec's pixels, made beside; -o is the preview, at once."""
     replay: Annotated[Path | None, optional("FILE.jsonl", "none")] = None
     """A recording to make again."""
     overwrite: bool = False
@@ -163,25 +170,41 @@ def _said(options: Stream, model: ModelConfigs, recording: Recording | None, cou
         "video": options.video and str(options.video),
         "model": options.model,
         **model.origin,
+        **options.loading.departures,
     }
+
+
+def _of_codec(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file of final pixels says of itself: no tiny decoder made them."""
+    return {name: value for name, value in said.items() if name != "tiny_decoder"}
 
 
 def _is_made(options: Stream, model: ModelConfigs, said: dict[str, Any], count: int) -> bool:
     """Whether all of it is there; a file that shows something else, or a part, is refused."""
     if options.overwrite:
         return False
-    unasked = ("seed",) if options.seed is None and not options.replay else ()
-    if not is_pipe(options.output) and is_made(options.output, said, ignoring=unasked):
-        first = 0 if options.image or options.video else TEMPORAL_STRIDE - 1
-        frames = TEMPORAL_STRIDE * (model.transformer.get("chunk_frames") or 1) * count - first
-        if (there := count_frames(options.output)) == frames:
-            return True
-        raise NearstepError(
-            f"{options.output} is there with {there} of {frames} frames of this stream; --overwrite makes it again"
-        )
+    wanted = {options.output: said} | ({options.final: _of_codec(said)} if options.final else {})
+    there = [path for path, shown in wanted.items() if not is_pipe(path) and _shows(path, options, model, shown, count)]
+    if there and len(there) == len(wanted):
+        return True
+    if there:
+        missing = next(path for path in wanted if path not in there)
+        raise NearstepError(f"{there[0]} is there already, {missing} is not; --overwrite makes both again")
     if options.log and options.log.exists():
         raise NearstepError(f"--log {options.log} is there already; --overwrite replaces it, or name another file")
     return False
+
+
+def _shows(path: Path, options: Stream, model: ModelConfigs, said: dict[str, Any], count: int) -> bool:
+    """Whether a file is there that shows the whole stream."""
+    unasked = ("seed",) if options.seed is None and not options.replay else ()
+    if not is_made(path, said, ignoring=unasked):
+        return False
+    first = 0 if options.image or options.video else TEMPORAL_STRIDE - 1
+    frames = TEMPORAL_STRIDE * (model.transformer.get("chunk_frames") or 1) * count - first
+    if (there := count_frames(path)) == frames:
+        return True
+    raise NearstepError(f"{path} is there with {there} of {frames} frames of this stream; --overwrite makes it again")
 
 
 def _session(options: Stream, pipe: CausalVideoPipeline, recording: Recording | None) -> Session:
@@ -190,7 +213,9 @@ def _session(options: Stream, pipe: CausalVideoPipeline, recording: Recording | 
     image = read_picture(options.image) if options.image else None
     if recording is not None:
         video = _context(options, pipe, recording.opening.height, recording.opening.width)
-        return pipe.replay(recording, options.plan, image=image, video=video, prefetch=True)
+        return pipe.replay(
+            recording, options.plan, image=image, video=video, prefetch=True, final=options.final is not None
+        )
     assert options.prompt is not None  # _check has seen to that
     height, width = options.size.height, options.size.width
     return pipe.open(
@@ -205,6 +230,7 @@ def _session(options: Stream, pipe: CausalVideoPipeline, recording: Recording | 
         sink=options.sink,
         relative_sink=False if options.no_relative_sink else None,
         prefetch=not options.at,  # else prompts would come a chunk late
+        final=options.final is not None,
         log=options.log,
     )
 
@@ -232,14 +258,27 @@ def _check(options: Stream) -> None:
         check_pipe()
     elif options.output.suffix.lower() != ".mp4":
         raise NearstepError(f"-o {options.output}: a stream is written to a file that ends in .mp4, or to - (a pipe)")
-    for path in (options.output, options.log):
+    if options.final and options.loading.tiny_decoder is None:
+        raise NearstepError("--final: the codec makes -o already; give --tiny-decoder FILE to make it, as a preview")
+    if options.final and options.final.suffix.lower() != ".mp4":
+        raise NearstepError(f"--final {options.final}: a stream is written to a file that ends in .mp4")
+    for path in (options.output, options.log, options.final):
         if path and not is_pipe(path):
             check_writable(path)
-    for name in ("log", "replay", "image", "video"):
-        if (path := getattr(options, name)) and is_pipe(path):
-            raise NearstepError(f"--{name} -: only -o takes -; name a file")
-        if path and path.resolve() == options.output.resolve():
-            raise NearstepError(f"--{name} {path} and -o are one file; give them two names")
+    _check_apart(options)
+
+
+def _check_apart(options: Stream) -> None:
+    """No file that is written may be another one, read or written."""
+    named = {name: path for name in ("log", "replay", "image", "video", "final") if (path := getattr(options, name))}
+    if piped := [name for name, path in named.items() if is_pipe(path)]:
+        raise NearstepError(f"--{piped[0]} -: only -o takes -; name a file")
+    files = {f"--{name} {path}": path.resolve() for name, path in named.items()}
+    files |= {} if is_pipe(options.output) else {f"-o {options.output}": options.output.resolve()}
+    written = {place for name, place in files.items() if name.split()[0] in ("-o", "--log", "--final")}
+    for one, other in combinations(files, 2):
+        if files[one] == files[other] and files[one] in written:
+            raise NearstepError(f"{one} and {other.split()[0]} are one file; give them two names")
 
 
 def _context(options: Stream, pipe: CausalVideoPipeline, height: int, width: int) -> Any:
@@ -261,6 +300,30 @@ def _ending(path: Path, *, fps: float, height: int, width: int, most: int) -> An
 
 
 @contextmanager
+def _finals(path: Path | None, **how: Any) -> Iterator[Callable[[Deferred[Tensor]], None]]:
+    """Writes the final pixels [1, T, 3, H, W] that it is told of, in order, as they come; waits for them at its end."""
+    if path is None:
+        yield lambda _: None
+        return
+    with growing_mp4(path, **how) as grow, ThreadPoolExecutor(1, thread_name_prefix="nearstep-final") as pool:
+
+        def write(later: Deferred[Tensor], before: Sequence[Future[None]]) -> None:
+            for part in before:
+                part.result()  # nothing follows what could not be written
+            grow(pixels(later.result()[0]))
+
+        writing: list[Future[None]] = []
+        try:
+            yield lambda later: writing.append(pool.submit(write, later, writing[-1:]))
+            if left := sum(not part.done() for part in writing):
+                note(f"{path}: the final pixels of {left} chunk{'s' * (left > 1)} are still to come")
+            for part in writing:
+                part.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C: what has come is in the file
+
+
+@contextmanager
 def _growing(output: Path, *, height: int, width: int, fps: float, comment: str) -> Iterator[Grow]:
     """The video that grows, in a file or in standard output."""
     if not is_pipe(output):
@@ -276,10 +339,12 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: 
 
     opening, fps = session.recording.opening, pipe.settings.fps
     size = {"height": opening.height, "width": opening.width}
-    comment = json.dumps({**asdict(opening), **said, "seed": opening.seed})
+    shown = {**asdict(opening), **said, "seed": opening.seed}
+    comment, finally_shown = (json.dumps(what) for what in (shown, _of_codec(shown)))
     changes, made, pictures, began = dict(options.at), 0, 0, time.perf_counter()
     ended: BaseException | None = None
     with (
+        _finals(options.final, fps=fps, comment=finally_shown, **size) as follow,
         _growing(options.output, fps=fps, comment=comment, **size) as grow,
         tqdm(total=count, unit="chunk", disable=None, dynamic_ncols=True) as bar,
     ):
@@ -290,6 +355,8 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: 
                 if (chunk := next(session, None)) is None:
                     break
                 grow(pixels(chunk.video[0]))
+                if chunk.later is not None:
+                    follow(chunk.later)
                 made, pictures = made + 1, pictures + chunk.video.shape[1]
                 rate = pictures / (time.perf_counter() - began)
                 bar.set_postfix_str(f"{chunk.steps} steps, {rate:.1f} frames/s")
@@ -298,9 +365,10 @@ def _write(options: Stream, pipe: CausalVideoPipeline, session: Session, count: 
             if not made:
                 raise
             ended = error
-    seconds = time.perf_counter() - began
-    if not is_pipe(options.output):
-        print(options.output)
+        seconds = time.perf_counter() - began
+    for path in (options.output, options.final):
+        if path and not is_pipe(path):
+            print(path)
     tqdm.write(
         f"{made} chunks, {pictures} frames in {seconds:.1f} s, {pictures / seconds / fps:.2f} times real time; "
         f"plan {session.plan}, seed {session.seed}",

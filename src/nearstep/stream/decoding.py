@@ -27,16 +27,28 @@ class Deferred(Generic[T]):
     def __init__(self, make: Callable[[], T], beside: Executor | None = None) -> None:
         self._lock = threading.Lock()
         self._make: Callable[[], T] | None = make
-        self._started: Future[T] | None = beside.submit(make) if beside else None
         self._value: list[T] = []
+        self._started: Future[T] | None = beside.submit(self._made) if beside else None
+
+    def _made(self) -> T:
+        made = self._make
+        assert made is not None  # it goes only when it has made the value
+        value = made()
+        self._make = None  # and with it all that the value was made of
+        return value
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody has to wait for it."""
+        with self._lock:
+            return bool(self._value) or (self._started is not None and self._started.done())
 
     def result(self) -> T:
         """The value, once it is there."""
         with self._lock:
-            if self._make is not None and not self._value:
+            if not self._value:
                 started, self._started = self._started, None
-                self._value.append(self._make() if started is None or started.cancel() else started.result())
-            self._make = None  # and with it all that the value was made of
+                self._value.append(self._made() if started is None or started.cancel() else started.result())
             return self._value[0]
 
 
@@ -77,6 +89,10 @@ class DecoderThread:
             return Decoded(stream, video)
 
         return Deferred(decode, self._pool)
+
+    def pixels(self, decoded: Deferred[Decoded]) -> Deferred[Tensor]:
+        """The pixels alone: who keeps them keeps no decoder's stream, once they are there."""
+        return Deferred(lambda: decoded.result().video, self._pool)
 
     def close(self) -> None:
         """End the thread; what it has begun is finished."""

@@ -54,6 +54,7 @@ class CausalVideoPipeline(ClipModel):
         relative_sink: bool | None = None,
         undo_depth: int = 0,
         prefetch: bool = False,
+        final: bool = False,
         log: str | Path | None = None,
     ) -> Session:
         """A stream without end whose prompt, plan and seed may change between chunks (stream/session.py).
@@ -74,6 +75,8 @@ class CausalVideoPipeline(ClipModel):
             relative_sink: see the sink as if it lay just before the window; yes, unless the model was trained with one.
             undo_depth: so many of the newest chunks can be taken back at once, each for a copy of the cache.
             prefetch: make the next chunk while one is decoded: faster, and changes act one chunk later.
+            final: where a tiny decoder makes the pixels, let the codec make them beside, in its own time:
+                ``chunk.video`` is a preview, at once, and ``chunk.final()`` what the codec makes of the same latents.
             log: a file that follows the recording as it grows.
 
         Raises:
@@ -98,7 +101,7 @@ class CausalVideoPipeline(ClipModel):
             sink=reach.sink,
             relative_sink=reach.relative_sink,
         )
-        setup = self._setup(opening, conditioning, image, video, undo_depth=undo_depth, prefetch=prefetch)
+        setup = self._setup(opening, conditioning, image, video, undo_depth=undo_depth, prefetch=prefetch, final=final)
         return Session(setup, log=None if log is None else Path(log))
 
     def replay(
@@ -110,6 +113,7 @@ class CausalVideoPipeline(ClipModel):
         video: PixelClip | None = None,
         undo_depth: int = 0,
         prefetch: bool = False,
+        final: bool = False,
     ) -> Session:
         """A recorded stream again: bit for bit on the same build, or under another plan (draft at 1, final at 4).
 
@@ -120,6 +124,7 @@ class CausalVideoPipeline(ClipModel):
             video: the clip that it went on from.
             undo_depth: as for :meth:`open`.
             prefetch: as for :meth:`open`.
+            final: as for :meth:`open`.
 
         Raises:
             NearstepError: for a file that is no recording, or one that began with another picture or clip.
@@ -134,7 +139,7 @@ class CausalVideoPipeline(ClipModel):
             samples=[was.sample],
         )
         opening = replace(was, plan=was.plan if plan is None else plan)
-        setup = self._setup(opening, conditioning, image, video, undo_depth=undo_depth, prefetch=prefetch)
+        setup = self._setup(opening, conditioning, image, video, undo_depth=undo_depth, prefetch=prefetch, final=final)
         if setup.opening.context != was.context:
             needed = "the picture or clip it went on from" if was.context else "no picture or clip"
             raise NearstepError(f"this recording began with {needed}; give the same (image= or video=)")
@@ -151,8 +156,19 @@ class CausalVideoPipeline(ClipModel):
         *,
         undo_depth: int,
         prefetch: bool,
+        final: bool,
     ) -> Setup:
         """All of an opening checked, its picture or clip encoded, and what it is made on noted in it."""
+        if not isinstance(final, bool):
+            raise NearstepError(f"final={final!r:.60}; give True or False")
+        if final and self.tiny_decoder is None:
+            raise NearstepError("final=True: the codec makes the pixels already; load the model with tiny_decoder=FILE")
+        if getattr(self, "_all_hooks", None) and (final or (prefetch and self.tiny_decoder is None)):
+            what = "final" if final else "prefetch"
+            raise NearstepError(
+                f"{what}=True has network and codec at work at once, and enable_model_cpu_offload() keeps one at "
+                f"a time on the device; leave {what} out, or offload layers (enable_sequential_cpu_offload)"
+            )
         self.live_plan(opening.plan)
         shape = latent_shape(self.configs, height=opening.height, width=opening.width)
         reach = Reach(window=opening.window, sink=opening.sink)
@@ -176,4 +192,5 @@ class CausalVideoPipeline(ClipModel):
             context=context,
             undo_depth=undo_depth,
             prefetch=prefetch,
+            codec=self.codec if final else None,
         )

@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from nearstep.errors import NearstepError
 from nearstep.flow.plan import ChunkPlan
 from nearstep.shapes import pixel_frames
+from nearstep.stream.decoding import Deferred
 from nearstep.stream.output import pixels
 from nearstep.stream.request import Request
 
@@ -66,6 +68,18 @@ class ChunkVideo:
     """[B, F, C, h, w]."""
     steps: int
     """Denoising calls it took."""
+    later: Deferred[Tensor] | None = None
+    """What the codec makes of the chunk, beside the stream, where it was asked for (``final=True``)."""
+
+    def final(self) -> Tensor:
+        """The codec's pixels [B, T, 3, H, W] in [0, 1], float32, as soon as they are there; ``video`` is the preview.
+
+        Raises:
+            NearstepError: if the stream was opened without ``final=True``.
+        """
+        if self.later is None:
+            raise NearstepError("this stream makes no finer pixels beside; open it with final=True")
+        return self.later.result()
 
     def __repr__(self) -> str:
         clips, frames, _, height, width = self.video.shape

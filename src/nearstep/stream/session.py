@@ -63,6 +63,8 @@ class Session:
         self._claim: object | None = None
         """Of whoever makes something now."""
         self._decoder = DecoderThread(setup.model.decoder_device, beside=setup.prefetch)
+        self._later = None if setup.codec is None else DecoderThread(setup.model.decoder_device, beside=True)
+        """Makes the final pixels, in its own time."""
         self._at: Standing | Ended = standing or Standing(state=self._beginning(), recording=Recording(setup.opening))
         self._log = None if log is None else Log(log, self.recording)
 
@@ -189,11 +191,16 @@ class Session:
         chunk = self._denoised(state, PlannedChunk(self._model.chunk_frames, *steps))
         check_finite(chunk.latents, f"the latents of chunk {chunk.index}")
         seconds = self._now() - began
-        decoded = self._decoder.start(state.decoded, chunk.latents)
+        decoded, final, later = self._decoder.start(state.decoded, chunk.latents), None, None
+        if self._later is not None and state.final is not None:
+            final = self._later.start(state.final, chunk.latents)
+            later = self._later.pixels(final)
         # The times that were run, not those that were planned: a replay need not know why a chunk stopped.
         entry = ChunkEntry(times=steps.schedule.times[: chunk.steps], changes=state.changes)
-        pending = PendingChunk(chunk=chunk, start=state.pixels, seconds=seconds, decoded=decoded, entry=entry)
-        return state.after(chunk.latents, decoded, self._setup.reach), pending
+        pending = PendingChunk(
+            chunk=chunk, start=state.pixels, seconds=seconds, decoded=decoded, entry=entry, later=later
+        )
+        return state.after(chunk.latents, decoded, final, self._setup.reach), pending
 
     def _denoised(self, state: State, planned: PlannedChunk) -> Chunk:
         def draw(chunk: int, frames: int, step: int) -> Tensor:
@@ -271,7 +278,8 @@ class Session:
     def _warmed(self, at: Standing) -> tuple[Standing, None]:
         direction, opening = at.direction, replace(self._setup.opening, plan=at.direction.plan)
         conditioning = at.state.conditioning
-        setup = replace(self._setup, opening=opening, conditioning=conditioning, undo_depth=0, prefetch=False)
+        kept = {"opening": opening, "conditioning": conditioning}
+        setup = replace(self._setup, **kept, undo_depth=0, prefetch=False, codec=None)
         reach = setup.reach
         chunks = -(-((reach.window or 0) + reach.sink) // self._model.chunk_frames) + 1
         with Session(setup) as trial:
@@ -327,7 +335,8 @@ class Session:
         """Let go of all memory that is the session's own, at once."""
         if isinstance(self._at, Standing):
             self._whole(self._ended)
-        self._decoder.close()
+        for thread in filter(None, (self._decoder, self._later)):
+            thread.close()
         vars(self).pop("_setup", None)
 
     def _ended(self, at: Standing) -> tuple[Ended, None]:
@@ -351,6 +360,7 @@ class Session:
             model.denoiser(setup.conditioning),
             model.live_plan(setup.opening.plan),
             model.latent_stream(),
+            None if setup.codec is None else setup.codec.stream(),
             frame=setup.frame,
             reach=setup.reach,
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.flow.live_plan import LivePlan
 from nearstep.nets.cache import KVCache
-from nearstep.protocols import CausalDenoiser, LatentStream
+from nearstep.protocols import CausalDenoiser, Codec, LatentStream
 from nearstep.reach import Reach
 from nearstep.stream.recording import ChunkEntry, Opening, Recording
 from nearstep.stream.request import Conditioning
@@ -83,6 +83,8 @@ class Setup:
     prefetch: bool = False
     """Make the next chunk while one is decoded, from the second on. The frames are the same and come faster; a change
     acts one chunk later."""
+    codec: Codec | None = None
+    """Makes the final pixels, where another decoder makes the preview."""
 
     def __post_init__(self) -> None:
         if isinstance(self.undo_depth, bool) or not isinstance(self.undo_depth, int) or self.undo_depth < 0:

@@ -38,6 +38,8 @@ class PendingChunk:
     decoded: Deferred[Decoded]
     entry: ChunkEntry
     """Its line in the recording."""
+    later: Deferred[Tensor] | None = None
+    """Its final pixels."""
 
     @property
     def index(self) -> int:
@@ -50,7 +52,12 @@ class PendingChunk:
         video = self.decoded.result().video
         plan.observe(self.chunk.steps, self.seconds, time.perf_counter() - began)
         return ChunkVideo(
-            index=self.index, start=self.start, video=video, latents=self.chunk.latents, steps=self.chunk.steps
+            index=self.index,
+            start=self.start,
+            video=video,
+            latents=self.chunk.latents,
+            steps=self.chunk.steps,
+            later=self.later,
         )
 
 
@@ -75,6 +82,8 @@ class State:
     cache: KVCache
     decoded: Deferred[Decoded]
     """What the decoder has made of all before, or will have."""
+    final: Deferred[Decoded] | None = None
+    """What the codec has, where a tiny decoder makes the preview."""
     changes: Changes = field(default_factory=Changes)
     """What has changed since the last chunk."""
     index: int = 0
@@ -112,13 +121,16 @@ class State:
         """First pixel frame of the next chunk."""
         return pixel_frames(self.start) if self.start else 0
 
-    def after(self, latents: Tensor, decoded: Deferred[Decoded], reach: Reach) -> State:
-        """The state after this chunk [B, F, C, h, w], which ``decoded`` makes pixels of."""
+    def after(
+        self, latents: Tensor, decoded: Deferred[Decoded], final: Deferred[Decoded] | None, reach: Reach
+    ) -> State:
+        """The state after this chunk [B, F, C, h, w], which ``decoded`` and ``final`` make pixels of."""
         length, start = latents.shape[1], self.start
         clean = (*self.clean, (start, latents))
         return replace(
             self,
             decoded=decoded,
+            final=final,
             changes=Changes(),
             index=self.index + 1,
             start=start + length,
@@ -170,6 +182,7 @@ def first_state(
     denoiser: CausalDenoiser[KVCache],
     plan: LivePlan,
     decoder: LatentStream,
+    final: LatentStream | None = None,
     *,
     frame: tuple[int, int, int],
     reach: Reach,
@@ -177,19 +190,25 @@ def first_state(
     """Before the first chunk of frames ``(C, h, w)``."""
     _, height, width = frame
     nothing = torch.empty(1, 0, 3, 0, 0)
+
+    def begun(stream: LatentStream) -> Deferred[Decoded]:
+        return Deferred(lambda: Decoded(stream, nothing))
+
     return State(
         conditioning=conditioning,
         plan_text=plan_text,
         denoiser=denoiser,
         plan=plan,
         cache=denoiser.new_cache(1, None, height, width, reach=reach),
-        decoded=Deferred(lambda: Decoded(decoder, nothing)),
+        decoded=begun(decoder),
+        final=None if final is None else begun(final),
     )
 
 
 def continued(state: State, context: Tensor, chunk: int, reach: Reach) -> State:
     """After the clean latents ``context`` [1, F, C, h, w], all committed but their last part."""
-    state.decoded.result().stream.decode(context)
+    for decoded in filter(None, (state.decoded, state.final)):
+        decoded.result().stream.decode(context)
     for part in context.split(pieces(context.shape[1], chunk), 1):
         if state.before is not None:
             state.denoiser.commit(state.before, cache=state.cache, start=state.cache.end)
