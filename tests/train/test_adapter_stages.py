@@ -134,7 +134,7 @@ def test_two_processes_train_adapters_as_one(config: DistillConfig, tmp_path: Pa
     config = replace(config, micro=1)
     config.run()
     two = replace(config, checkpointing=True, loop=replace(config.loop, folder=tmp_path / "two"))
-    run_on_two(replace(two, loop=replace(two.loop, minutes=1e-9)), tmp_path)  # time for one step
+    run_on_two(replace(two, loop=replace(two.loop, minutes=1e-9)))  # time for one step
     two.run()
     one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("run", "two"))
     assert [row["step"] for row in other] == [1, 2, 3]

@@ -45,7 +45,7 @@ def weights(folder: Path, network: str = "transformer", model: str = "model") ->
 def test_two_processes_train_as_one_and_one_goes_on_with_their_run(config: DistillConfig, tmp_path: Path):
     config.run()
     two = replace(config, checkpointing=True, loop=replace(config.loop, folder=tmp_path / "two"))
-    run_on_two(replace(two, loop=replace(two.loop, minutes=1e-9)), tmp_path)  # time for one step
+    run_on_two(replace(two, loop=replace(two.loop, minutes=1e-9)))  # time for one step
     one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [row["step"] for row in other] == [1]
     for name in COMPARED:
@@ -66,7 +66,7 @@ def test_two_processes_train_as_one_and_one_goes_on_with_their_run(config: Disti
 def test_two_processes_replay_rollouts_as_one_keeps_their_graph(config: DistillConfig, tmp_path: Path):
     config = replace(config, loop=replace(config.loop, steps=1))
     config.run()
-    run_on_two(replace(config, replay=True, loop=replace(config.loop, folder=tmp_path / "two")), tmp_path)
+    run_on_two(replace(config, replay=True, loop=replace(config.loop, folder=tmp_path / "two")))
     one, other = (read_metrics(tmp_path / name / "metrics.jsonl")[0] for name in ("one", "two"))
     for name in COMPARED:
         assert other[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
@@ -75,7 +75,7 @@ def test_two_processes_replay_rollouts_as_one_keeps_their_graph(config: DistillC
 def test_two_processes_hold_a_distillation_whole_for_muon_and_train_as_one(config: DistillConfig, tmp_path: Path):
     config = replace(config, student=replace(config.student, muon=True), loop=replace(config.loop, steps=2))
     config.run()
-    run_on_two(replace(config, loop=replace(config.loop, folder=tmp_path / "two")), tmp_path)
+    run_on_two(replace(config, loop=replace(config.loop, folder=tmp_path / "two")))
     one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(other) == 2
     for name in COMPARED:
@@ -126,7 +126,7 @@ def test_two_processes_train_a_teacher_as_one(model, tmp_path: Path):
 def assert_alike(recipe: Callable[[str], Any], logged: Sequence[str], network: str, folder: Path) -> None:
     """One process and two log the same, and make the same weights but for rounding."""
     recipe("one").run()
-    run_on_two(recipe("two"), folder)
+    run_on_two(recipe("two"))
     one, other = (read_metrics(folder / name / "metrics.jsonl") for name in ("one", "two"))
     assert len(one) == len(other) == 3
     for a, b in zip(one, other, strict=True):

@@ -61,7 +61,7 @@ def test_from_a_release_to_a_student_that_diffusers_loads(base: Path):
             wan.distill(), loop=loop(base / "distill", 3), model=start, latents=prompts,
             ratio=1, warmup=0, adversary_delay=0, **rates, **small,
         )  # fmt: skip
-        run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)), base)  # one step on two processes
+        run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)))  # one step on two processes
         student = run.run()  # and two on one
     assert [row["step"] for row in read_metrics(base / "distill" / "metrics.jsonl")] == [1, 2, 3]
 
@@ -89,7 +89,7 @@ def test_adapters_of_one_narrow_backbone_on_two_processes(base: Path):
         adversary=replace(small.adversary, penalty_every=1),
     )  # fmt: skip
     assert run.on_teacher == ("student", "assistant")
-    run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)), base)  # one step on two processes
+    run_on_two(replace(run, loop=replace(run.loop, minutes=1e-9)))  # one step on two processes
     student = run.run()  # and one on one
     alone = replace(run, loop=replace(run.loop, folder=base / "alone"))
     alone.run()
