@@ -23,7 +23,7 @@ from nearstep.evaluate.results import read_results
 from nearstep.evaluate.run import evaluate
 from nearstep.evaluate.similarity import draw_similarity, step_similarity
 from nearstep.files import write_json
-from nearstep.flow.plan import parse_steps
+from nearstep.flow.plan import GRID, parse_steps
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.nets.devices import AUTO, find_device
 from nearstep.playground import PLAYGROUND
@@ -82,6 +82,16 @@ def _largest(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]
     return lambda: replace(recipe(), dmd_on="largest")
 
 
+def _first(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+    """First chunks on a list of their own, four steps, in training too (Causal-rCM's ``4,1x``)."""
+    return lambda: replace(recipe(), first_steps=GRID)
+
+
+def _late(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+    """Distribution matching by itself for the first half of 200 updates; then the adversary joins (AAD-1's order)."""
+    return lambda: replace(recipe(), warmup=85, adversary_delay=15)
+
+
 CELLS: dict[str, Callable[[], DistillConfig]] = {
     "self_forcing": recipes.self_forcing,
     "asd": _asd(),
@@ -109,6 +119,9 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "asd_apart": _asd(**_APART),
     "asd_untimed": _asd(timed=False),
     "asd_gamma_3_kept": _asd(gamma=3.0, gamma_left=1.0, penalty_every=1),
+    "self_forcing_first_4": _first(recipes.self_forcing),
+    "asd_first_4": _first(_asd()),
+    "asd_late": _late(_asd()),
     "self_forcing_fresh": _fresh(recipes.self_forcing),
     "asd_fresh": _fresh(_asd()),
     "asd_paper": _fresh(_asd(**_PAPER)),
