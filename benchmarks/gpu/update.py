@@ -56,7 +56,8 @@ def gradients(size: Size, folder: Path, device: torch.device, *, autocast: bool 
     adversary = made.adversary and replace(made.adversary, penalty_products="float32")  # TF32 is a kind of its own here
     made = replace(made, step_counts=(STEPS,), ratio=1, autocast=autocast, teacher_dtype="float32", adversary=adversary)
     here = Ranks(0, 1, device)
-    networks, (codec, text, clips) = load_networks(made, here), _opened(made, device)
+    codec, text, clips = _opened(made, device)
+    networks = load_networks(made, here, codec)
     update = DistillUpdate(made, networks, text=text, clips=clips, codec=codec, here=here)
     gamma = networks.adversary.penalty_weight(0, 0.0) if networks.adversary else 0.0
     plan, learners = update.plan(0), update.noise("learners", 0, 0)

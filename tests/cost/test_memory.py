@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from nearstep.cost.flops import counter
 from nearstep.cost.live_bytes import LiveBytes
 from nearstep.cost.memory import estimate, operations, resident
 from nearstep.cost.sizes import Sizes, count_network
+from nearstep.errors import NearstepError
 from nearstep.models.wan import SIZES
 from nearstep.nets.cache import KVCache
 from nearstep.nets.codec import VideoCodec
@@ -286,6 +288,12 @@ def test_two_processes_hold_half_of_what_is_sharded():
     assert two["codec"] == one["codec"] > 0
     whole, half = (sum(part.all for part in operations(run, SHALLOW, count).values()) for count in (1, 2))
     assert half == whole / 2
+
+
+def test_an_adversary_on_pictures_is_not_counted():
+    pictures = AdversaryConfig(backbone="pictures", vgg=Path("vgg.whl"))
+    with pytest.raises(NearstepError, match="does not count an adversary on pictures"):
+        estimate(config(adversary=pictures), SMALL)
 
 
 def test_options_are_turned_until_it_fits():

@@ -14,7 +14,8 @@ from vgg_files import heads_of_lpips, write_vgg
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import looks_of
 from nearstep.evaluate.frechet import frechet
-from nearstep.evaluate.vgg import PictureDistance, Vgg16
+from nearstep.evaluate.vgg import PictureDistance
+from nearstep.models.vgg import Vgg16
 from nearstep.things import THINGS_WORLD
 
 
@@ -42,7 +43,7 @@ def test_layers_are_the_file_s_convolutions_on_blue_green_red(weights: Path) -> 
         )
     blue_first = 255 * picture[:, [2, 1, 0]] - torch.tensor([104.01, 116.67, 122.68]).view(3, 1, 1)
     expected = F.conv2d(F.conv2d(blue_first, first, padding=1).relu(), second, padding=1).relu()
-    layers = network.layers(picture)
+    layers = network(picture)
     torch.testing.assert_close(layers[0], expected, rtol=1e-3, atol=0.05)
     assert [tuple(layer.shape[1:]) for layer in layers] == [
         (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512, 1, 1)

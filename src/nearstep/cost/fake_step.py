@@ -37,7 +37,7 @@ from nearstep.nets.rope import forget_tables
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.protocols import CausalDenoiser
 from nearstep.rollout.rollout import generate
-from nearstep.train.distill.adversary import Adversary, AdversaryConfig, Metrics, Pair
+from nearstep.train.distill.adversary import Adversary, AdversaryConfig, Backbone, Metrics, Pair
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.distill.networks import Networks, Role, assembled
 from nearstep.train.distill.steps import StepPlan
@@ -175,9 +175,7 @@ class _Clips:
 class _PhasedAdversary(Adversary):
     """Says when the student listens to it: that peak grows with other networks' depth than the rest of the update's."""
 
-    def __init__(
-        self, config: AdversaryConfig, heads: Discriminator, backbone: VideoTransformer, live: LiveBytes
-    ) -> None:
+    def __init__(self, config: AdversaryConfig, heads: Discriminator, backbone: Backbone, live: LiveBytes) -> None:
         super().__init__(config, heads, backbone)
         self.live = live
 

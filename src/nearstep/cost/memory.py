@@ -24,6 +24,7 @@ from nearstep.cost.sizes import (
     count_network,
     parameters,
 )
+from nearstep.errors import NearstepError
 from nearstep.models.empty import empty_codec, empty_network
 from nearstep.nets.transformer import linear_layers
 from nearstep.train.distill.config import DistillFields
@@ -79,7 +80,13 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
 
 
 def resident(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, float]:
-    """Component -> bytes that each of ``processes`` holds from the first step to the last."""
+    """Component -> bytes that each of ``processes`` holds from the first step to the last.
+
+    Raises:
+        NearstepError: for an adversary on pictures, whose decoded frames nobody has counted.
+    """
+    if isinstance(config, DistillFields) and config.adversary and config.adversary.of_pictures:
+        raise NearstepError("the planner does not count an adversary on pictures; plan with adversary.backbone=teacher")
     slices = fake_step.slices_of(config, processes)
     held = _causal(config, sizes, slices) if isinstance(config, CausalConfig) else _distillation(config, sizes, slices)
     held |= {"codec": SINGLE * parameters(empty_codec(sizes.codec)), "text encoder": _encoder(config, sizes)}

@@ -24,9 +24,9 @@ def looks_of(world: World, vgg: Path | None = None) -> Looks:
     """The world's own features, and VGG16's where their file is given (evaluate/vgg.py)."""
     if vgg is None:
         return {"frechet": world.features}
-    from nearstep.evaluate.vgg import Vgg16
+    from nearstep.evaluate.vgg import PictureFeatures
 
-    return {"frechet": world.features, "perceptual": Vgg16.open(vgg).features}
+    return {"frechet": world.features, "perceptual": PictureFeatures.open(vgg)}
 
 
 class Distances:

@@ -112,14 +112,14 @@ class _Look:
             if real.shape != three.shape:
                 raise NearstepError(f"{path} and the reference of its name are of two sizes; make them alike")
             values[PERCEPTUAL] = float(self._distance(three, real).mean())
-        return _Seen(values=values, features=self._network.features(three[None])[0])
+        return _Seen(values=values, features=self._features(three[None])[0])
 
     @cached_property
-    def _network(self):  # noqa: ANN202 - the class is loaded here
-        from nearstep.evaluate.vgg import Vgg16
+    def _features(self):  # noqa: ANN202 - the class is loaded here
+        from nearstep.evaluate.vgg import PictureFeatures
 
         assert self.reference is not None
-        return Vgg16.open(self.reference.vgg)
+        return PictureFeatures.open(self.reference.vgg)
 
     @cached_property
     def _distance(self):  # noqa: ANN202

@@ -42,10 +42,10 @@ class Tap(nn.Module):
     The MLP comes first because flaws are local, and a mean over tokens that were not yet looked at hides them.
     """
 
-    def __init__(self, dim: int, heads: int, pool: Pool) -> None:
+    def __init__(self, width: int, dim: int, heads: int, pool: Pool) -> None:
         super().__init__()
-        self.norm = WideLayerNorm(dim, _EPS, elementwise_affine=False)
-        self.hidden = nn.Linear(dim, dim)
+        self.norm = WideLayerNorm(width, _EPS, elementwise_affine=False)
+        self.hidden = nn.Linear(width, dim)
         self.pool = pool
         if pool == "attention":
             self.query = nn.Parameter(torch.zeros(1, 1, dim))
@@ -53,7 +53,7 @@ class Tap(nn.Module):
             nn.init.normal_(self.query, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, S, D] -> [B, 1, D], or [B, S, D] where tokens stay by themselves."""
+        """[B, S, width] -> [B, 1, D], or [B, S, D] where tokens stay by themselves."""
         tokens = gelu(self.hidden(self.norm(features)), approximate="tanh")
         if self.pool == "mean":
             return tokens
@@ -65,12 +65,13 @@ class Discriminator(nn.Module):
     """Features of a denoiser at some blocks, and the time they were taken at -> one logit per step count.
 
     Args:
-        dim: width of the features.
+        dim: width of the heads, and of the features unless ``widths`` says otherwise.
         heads: attention heads of a tap.
         blocks: indices of the blocks that are read (``tap_blocks``).
         pairs: N, the number of logits.
         pool: how one logit is made of the tokens.
         timed: whether the logits depend on the time beyond what the features tell of it.
+        widths: of each block's features.
     """
 
     def __init__(
@@ -82,23 +83,26 @@ class Discriminator(nn.Module):
         *,
         pool: Pool = "attention",
         timed: bool = True,
+        widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if pairs < 1 or not blocks:
             raise NearstepError(f"pairs={pairs}, blocks={tuple(blocks)}; a discriminator needs at least one of each")
         self.blocks, self.pairs = tuple(blocks), pairs
-        self.taps = nn.ModuleList(Tap(dim, heads, pool) for _ in self.blocks)
+        widths = (dim,) * len(self.blocks) if widths is None else widths
+        self.taps = nn.ModuleList(Tap(width, dim, heads, pool) for width in widths)
         self.time = nn.Linear(_TIME_WIDTH, dim) if timed else None
         self.mix = nn.Linear(dim * (len(self.blocks) + timed), dim)
         self.logits = nn.Linear(dim, pairs)
 
     def forward(
-        self, features: Mapping[int, Float[Tensor, "B S D"]], t: Float[Tensor, " B"]
+        self, features: Mapping[int, Float[Tensor, "B _ _"]], t: Float[Tensor, " B"]
     ) -> Float[Tensor, "B {self.pairs}"]:
         """Logits [B, N] in float32; column n - 1 is D_n, large where the clip looks like n + 1 steps.
 
         Args:
-            features: block index -> [B, S, D], as VideoTransformer gives them.
+            features: block index -> [B, S, width], as VideoTransformer gives them; where tokens stay by themselves,
+                all blocks have as many.
             t: time of each clip's noise.
         """
         weight = self.logits.weight

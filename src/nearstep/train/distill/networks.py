@@ -10,12 +10,14 @@ import torch
 
 from nearstep import rng
 from nearstep.flow.plan import GRID
+from nearstep.nets.codec import VideoCodec
 from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.discriminator import Discriminator, tap_blocks
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.train.adapters import adapt, base, start_from
-from nearstep.train.distill.adversary import Adversary, AdversaryConfig
+from nearstep.train.distill.adversary import Adversary, AdversaryConfig, Backbone
 from nearstep.train.distill.config import DistillFields
+from nearstep.train.distill.pictures import BLOCKS, PICTURE_WIDTHS, PictureBackbone
 from nearstep.train.ema import Ema
 from nearstep.train.frozen import Trained, twin
 from nearstep.train.parallel import Place, Ranks
@@ -49,16 +51,27 @@ class Networks:
         return parts
 
 
-def load_networks(config: DistillFields, here: Ranks) -> Networks:
-    """Load and place the networks of a run, those that share weights together and the others one by one."""
+def load_networks(config: DistillFields, here: Ranks, codec: VideoCodec) -> Networks:
+    """Load and place the networks of a run, those that share weights together and the others one by one.
+
+    Args:
+        config: the run's.
+        here: this process among those that train together.
+        codec: decodes what an adversary on pictures sees.
+    """
 
     def load(role: Role, dtype: torch.dtype) -> VideoTransformer:
         return load_network(config.model / (config.network if role == "student" else config.teacher), dtype)
 
-    return assembled(config, load, here.place, cut=here.mesh is not None)
+    pictures = None
+    if config.adversary and config.adversary.vgg:
+        pictures = PictureBackbone.open(codec, config.adversary.vgg, config.adversary.frames).to(here.device)
+    return assembled(config, load, here.place, cut=here.mesh is not None, pictures=pictures)
 
 
-def assembled(config: DistillFields, load: Load, place: Place, *, cut: bool) -> Networks:
+def assembled(
+    config: DistillFields, load: Load, place: Place, *, cut: bool, pictures: PictureBackbone | None = None
+) -> Networks:
     """The networks of a run, wherever their numbers come from (cost/fake_step.py has none).
 
     Args:
@@ -66,6 +79,7 @@ def assembled(config: DistillFields, load: Load, place: Place, *, cut: bool) -> 
         load: a role's network, frozen or not.
         place: puts a network in its place, its blocks gathered in a type.
         cut: placing cuts networks into slices of their own.
+        pictures: what an adversary on pictures reads.
     """
     # The discriminator's penalty may read its backbone in float32, so that one is then gathered in float32.
     narrow, read = torch.bfloat16 if config.autocast else None, config.adversary.wide_role if config.adversary else ""
@@ -84,26 +98,34 @@ def assembled(config: DistillFields, load: Load, place: Place, *, cut: bool) -> 
 
     adversary = None
     if config.adversary:
-        adversary = make_adversary(config.adversary, teacher=teacher, assistant=assistant, seed=config.seed)
+        read_from = pictures or (teacher if config.adversary.backbone == "teacher" else assistant)
+        adversary = make_adversary(config.adversary, read_from, shape=teacher, seed=config.seed)
         place(adversary.heads, None)
     return Networks(student=student, teacher=teacher, assistant=assistant, ema=ema, adversary=adversary)
 
 
-def make_adversary(
-    config: AdversaryConfig, *, teacher: VideoTransformer, assistant: VideoTransformer, seed: int
-) -> Adversary:
-    """An adversary with fresh heads that fit its backbone."""
-    backbone = teacher if config.backbone == "teacher" else assistant
-    return Adversary(config, make_heads(config, teacher, seed), backbone)
+def make_adversary(config: AdversaryConfig, backbone: Backbone, *, shape: VideoTransformer, seed: int) -> Adversary:
+    """An adversary with fresh heads that fit its backbone.
+
+    Args:
+        config: the adversarial part of the run.
+        backbone: what the heads read the features of.
+        shape: a network as wide and as deep as a denoiser among the backbones; the heads are as wide, too.
+        seed: names the heads' first weights.
+    """
+    return Adversary(config, make_heads(config, shape, seed), backbone)
 
 
-def make_heads(config: AdversaryConfig, teacher: VideoTransformer, seed: int) -> Discriminator:
-    """Fresh heads that fit the teacher, and the assistant, which has its shape."""
-    shape = teacher.config
-    heads, width, taps = shape["num_attention_heads"], shape["attention_head_dim"], tap_blocks(shape["num_layers"])
+def make_heads(config: AdversaryConfig, shape: VideoTransformer, seed: int) -> Discriminator:
+    """Fresh heads that fit networks of this shape, or pictures."""
+    sizes = shape.config
+    heads, width = sizes["num_attention_heads"], sizes["attention_head_dim"]
+    taps, widths = (BLOCKS, PICTURE_WIDTHS) if config.of_pictures else (tap_blocks(sizes["num_layers"]), None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.key("discriminator weights", seed))
-        return Discriminator(heads * width, heads, taps, config.pairs(GRID), pool=config.pool, timed=config.timed)
+        return Discriminator(
+            heads * width, heads, taps, config.pairs(GRID), pool=config.pool, timed=config.timed, widths=widths
+        )
 
 
 def _teacher(config: DistillFields, load: Load) -> VideoTransformer:

@@ -51,7 +51,7 @@ class DistillStage:
         here = ranks().holding(slices=config.slices)
         own_rows(config.batch, config.micro, here)  # refused before anything is read
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
-        networks = load_networks(config, here)
+        networks = load_networks(config, here, self.codec)
         self.config, self.here, self.text, self.clips = config, here, text, clips
         make = partial(DistillUpdate, config, networks, text=text, codec=self.codec, here=here)
         self.update = make(clips=clips)
