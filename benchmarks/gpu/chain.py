@@ -32,6 +32,7 @@ from nearstep.recipes import playground, things
 from nearstep.things.things import Things
 from nearstep.things.world import WorldConfig
 from nearstep.train.distill.stage import DistillConfig, DistillStage
+from nearstep.train.lessons import Lesson
 from nearstep.train.loop import MODEL, Stage
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
@@ -82,6 +83,11 @@ def placed(config: Config, task: Task, name: str, before: Path | None) -> Config
         changes |= {"pictures": config.pictures and _here(config.pictures, task), "words": before}
     elif before is not None:
         changes["model"] = before
+    if isinstance(
+        config, CausalConfig
+    ):  # the teacher's pictures, which are there; other lessons would be encoded first
+        kept = (lesson for lesson in config.lessons if lesson.latents.frames == 1)
+        changes["lessons"] = tuple(replace(lesson, latents=_here(lesson.latents, task)) for lesson in kept)
     return replace(config, **changes)
 
 
@@ -89,7 +95,10 @@ def wider(config: Config, times: int) -> Config:
     """With so many times the clips a step."""
     if isinstance(config, TeacherConfig):
         return replace(config, phases=tuple(replace(each, clips=times * each.clips) for each in config.phases))
-    return replace(config, batch=times * config.batch)
+    changes: dict[str, Any] = {"batch": times * config.batch}
+    if isinstance(config, CausalConfig):
+        changes["lessons"] = tuple(replace(each, batch=each.batch and times * each.batch) for each in config.lessons)
+    return replace(config, **changes)
 
 
 def shrunk(config: Config, task: Task) -> Config:
@@ -99,7 +108,9 @@ def shrunk(config: Config, task: Task) -> Config:
         return replace(config, world=_TINY, text=text, batch=4, loop=replace(config.loop, steps=2))
     latents = replace(config.latents, clips=8, world=_TINY, seed=0)
     if not isinstance(config, TeacherConfig):
-        return replace(config, latents=latents, batch=2, loop=replace(config.loop, steps=2), chunk_frames=1)
+        pictures = [replace(lesson.latents, clips=8, world=_TINY) for lesson in config.lessons]
+        lessons = tuple(Lesson(latents=each, batch=4) for each in pictures)
+        return replace(config, latents=latents, lessons=lessons, batch=2, loop=replace(config.loop, steps=2))
     network = replace(config.network, num_attention_heads=2, attention_head_dim=12, ffn_dim=16, num_layers=1)
     phases = (Phase(1, 1, 2, draws=2), Phase(1, 9, 2))
     settings = playground.settings_of(_TINY)

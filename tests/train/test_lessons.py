@@ -9,7 +9,7 @@ import pytest
 import torch
 from untrained import NETWORK, TEXT, write_untrained
 
-from nearstep.data.latents import LatentsConfig, load_latents
+from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import chunk_lengths, make_plan
 from nearstep.nets.codec import VideoCodec
@@ -50,6 +50,7 @@ def kinds(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, L
         "usual": LatentsConfig(folder=place / "usual", clips=8, world=WORLD),
         "stories": LatentsConfig(folder=place / "stories", clips=8, world=WORLD, changes=(3, 6)),
         "pictures": LatentsConfig(folder=place / "pictures", clips=8, world=WORLD, frames=37),
+        "single": LatentsConfig(folder=place / "single", clips=8, world=WORLD, frames=1),
     }
     codec = VideoCodec.from_pretrained(folder / "vae")
     for config in made.values():
@@ -92,6 +93,46 @@ def test_lessons_take_turns_at_the_end_of_every_few_steps():
     assert [taught(index, 0, (1, 2), 3) for index in range(12)] == [0, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 2]
     assert [taught(index, 0, (), 3) for index in range(6)] == [0] * 6
     assert [taught(index, 0, (1,), 2) for index in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_lesson_of_pictures_takes_more_of_them_at_once(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+):
+    pictures = Lesson(latents=kinds["single"], first_chunk=1, batch=6)
+    config = replace(
+        causal("forcing", folder, kinds, tmp_path / "run"), lessons=(pictures,), chunk_frames=chunk, micro=2
+    )
+    taken: list[tuple[int, int, int]] = []
+    batch = LatentClips.batch
+
+    def noted(self: LatentClips, first: int, size: int):
+        found = batch(self, first, size)
+        assert found[0] is not None
+        taken.append((found[0].shape[1], first, size))
+        return found
+
+    monkeypatch.setattr(LatentClips, "batch", noted)
+    config.run()
+    usual, single = ([part for part in taken if part[0] == frames] for frames in (9, 1))
+    assert usual[:2] == [(9, 0, 2), (9, 4, 2)]  # steps 0 and 2
+    assert single[:6] == [(1, first, 2) for first in (6, 8, 10, 18, 20, 22)]  # steps 1 and 3
+    with pytest.raises(NearstepError, match="micro=4 does not divide"):
+        replace(config, micro=4, batch=4)
+
+
+def test_lessons_of_other_runs_have_the_batch_of_all_steps(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path
+):
+    wide = replace(lessons(kinds)[0], batch=4)
+    with pytest.raises(NearstepError, match="batch=4: lessons of causal runs alone"):
+        replace(distillation(folder, kinds, tmp_path / "run"), lessons=(wide,))
+
+
+def test_a_distillation_makes_something_of_every_lesson(folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path):
+    given = Lesson(latents=kinds["single"], first_chunk=1)
+    with pytest.raises(NearstepError, match="first_chunk=1 is all of the lesson's clips"):
+        DistillStage(replace(distillation(folder, kinds, tmp_path / "run"), lessons=(given,)))
 
 
 def test_a_clip_of_a_story_is_encoded_with_its_captions(folder: Path, kinds: dict[str, LatentsConfig]):
@@ -142,7 +183,7 @@ def test_causal_runs_learn_scripts_and_clips_that_begin_with_a_picture(objective
     if objective == "trajectory":
         config = replace(config, teacher="teacher", network="teacher", ode_steps=8)
     stage = CausalStage(config)
-    seen = [taught(index, stage.update, [update for _, update in stage.lessons], 2) for index in range(4)]
+    seen = [taught(index, stage.update, [course.update for course in stage.lessons], 2) for index in range(4)]
     assert [update.lengths for update in seen] == [(3, 3, 3), (3, 3, 3), (3, 3, 3), (1, 3, 3, 3)]
     assert [update.starts for update in seen] == [(), (3, 6), (), ()]
     for index in range(4):

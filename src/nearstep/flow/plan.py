@@ -210,7 +210,7 @@ def chunk_lengths(frames: int, chunk_frames: int | None, first: int | None = Non
     Args:
         frames: of the clip.
         chunk_frames: of a chunk.
-        first: frames of the first chunk, where it has another length.
+        first: frames of the first chunk, where it has another length; it may be the only one.
 
     Raises:
         NearstepError: unless the frames divide into whole chunks.
@@ -218,7 +218,7 @@ def chunk_lengths(frames: int, chunk_frames: int | None, first: int | None = Non
     check_count("frames", frames, least=0, most=MOST_FRAMES)
     check_count("chunk_frames", chunk_frames)
     if first is not None:
-        return (first, *chunk_lengths(frames - first, chunk_frames))
+        return (first,) if first == frames else (first, *chunk_lengths(frames - first, chunk_frames))
     if chunk_frames is None:
         return (frames,)
     if frames < 1 or frames % chunk_frames:

@@ -5,6 +5,7 @@ nearstep train things.decoder
 nearstep train things.text
 nearstep train things.teacher
 nearstep train things.forcing
+nearstep train things.stream_forcing
 nearstep train things.self_forcing
 
 The last is distribution matching alone, from which a student's margin over one step is seen before anything longer.
@@ -48,6 +49,8 @@ _STREAMS = (
     Lesson(latents=replace(_LONG, folder=_RUNS / "long_stories", changes=(_WINDOW,))),
 )
 """What a stream is asked for beside clips: to change, to go on from a picture, and to go on."""
+_PICTURES = replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1)
+_MANY_PICTURES = Lesson(latents=_PICTURES, batch=96)
 TEXT = TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32)
 _SETTINGS = playground.settings_of(THINGS_WORLD)
 
@@ -119,7 +122,7 @@ def teacher() -> TeacherConfig:
         text_learns=False,
         given=0.5,
         latents=_LATENTS,
-        pictures=replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1),
+        pictures=_PICTURES,
         lessons=_STORIES,
         compile=True,
         settings=_SETTINGS,
@@ -127,16 +130,36 @@ def teacher() -> TeacherConfig:
 
 
 def forcing() -> CausalConfig:
-    """Stage 3: the causal many-step network, by teacher forcing from the teacher's weights, for clips and streams."""
+    """Stage 3: the causal many-step network, by teacher forcing from the teacher's weights, a frame at a time.
+
+    What a frame shows follows from those before it but for little, and that little is what the caption says of motion:
+    this is learnt in minutes where a clip as a whole takes hours (docs/training.md). The first frame is a picture, so
+    every second step learns from many of those.
+    """
     return replace(
         playground.forcing(),
+        loop=LoopConfig(folder=_RUNS / "forcing", steps=1_500),
+        optim=OptimConfig(lr=1e-3, warmup=30, decay=0.7, muon=True, weight_decay=0.01),
         latents=_LATENTS,
-        lessons=_STREAMS,
+        lessons=(_MANY_PICTURES,),
         lesson_every=2,
+        chunk_frames=1,
         window_frames=_WINDOW,
-        batch=8,
+        batch=12,
+        ema=0.98,
         compile=True,
         settings=_SETTINGS,
+    )
+
+
+def stream_forcing() -> CausalConfig:
+    """For streams: the causal many-step network goes on with all that a stream is asked for."""
+    return replace(
+        forcing(),
+        loop=LoopConfig(folder=_RUNS / "stream_forcing", steps=1_500),
+        model=_RUNS / "forcing" / "model",
+        network="transformer",
+        lessons=(_MANY_PICTURES, *_STREAMS),
     )
 
 
@@ -147,5 +170,6 @@ def self_forcing() -> DistillConfig:
         model=_RUNS / "forcing" / "model",
         network="transformer",
         latents=replace(_LATENTS, clips=4_096),
+        chunk_frames=1,
         settings=_SETTINGS,
     )

@@ -24,10 +24,12 @@ class Lesson:
     latents: LatentsConfig
     first_chunk: int | None = None
     """Latent frames of their first chunk; 1 makes it a picture, from which the clip goes on. None: as all others."""
+    batch: int | None = None
+    """Clips of an update: more of short ones, such as pictures, cost no more. None: as all others."""
 
 
-def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True) -> None:
-    """Refuse lessons that no step would take, and chunks where there are none.
+def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True, batches: bool = False) -> None:
+    """Refuse lessons that no step would take, chunks where there are none, and batches where all steps have one.
 
     Raises:
         NearstepError: naming the option.
@@ -39,6 +41,9 @@ def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True)
             raise NearstepError(
                 f"first_chunk={lesson.first_chunk}: a bidirectional network has no chunks; leave it out"
             )
+        check_count("batch", lesson.batch)
+        if lesson.batch is not None and not batches:
+            raise NearstepError(f"batch={lesson.batch}: lessons of causal runs alone have a batch; leave it out")
 
 
 def taught(index: int, usual: L, lessons: Sequence[L], every: int) -> L:

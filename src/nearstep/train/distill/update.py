@@ -118,6 +118,11 @@ class DistillUpdate:
         self.codec = codec
         self.rows, self.first_chunk = here.share(config.batch), first_chunk
         self.lengths = chunk_lengths(clips.shape[0], config.chunk_frames, first_chunk)
+        if first_chunk == clips.shape[0]:
+            raise NearstepError(
+                f"first_chunk={first_chunk} is all of the lesson's clips, so nothing of them would be made; give it "
+                "longer clips, or leave first_chunk out"
+            )
 
     def plan(self, index: int) -> StepPlan:
         """What step ``index`` does, by its number alone."""

@@ -38,6 +38,7 @@ from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Place, ranks
 from nearstep.train.recipe import recipe_of
 from nearstep.train.stages.shared import (
+    Clips,
     check_batch,
     check_schedule,
     dropped,
@@ -122,7 +123,9 @@ class CausalConfig(LoraFields):
         )
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
-        check_lessons(self.lessons, self.lesson_every)
+        check_lessons(self.lessons, self.lesson_every, batches=True)
+        for lesson in self.lessons:
+            check_batch(lesson.batch or self.batch, self.micro)
 
     @property
     def slices(self) -> bool:
@@ -159,12 +162,24 @@ class CausalConfig(LoraFields):
         return run(lambda: CausalStage(self), self.loop, recipe_of(self))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """What some of the steps learn from, and how much of it at once."""
+
+    clips: Clips
+    update: CausalUpdate
+    batch: int
+    rows: range
+    """Those of this process."""
+
+
 class CausalStage:
     """Step, preview and export of a causal run, whatever its objective."""
 
     def __init__(self, config: CausalConfig) -> None:
-        here = ranks().holding(slices=config.slices)
-        self.rows = own_rows(config.batch, config.micro, here)  # refused before anything is read
+        here, batches = ranks().holding(slices=config.slices), [part.batch or config.batch for part in config.lessons]
+        # Refused before anything is read.
+        rows = [own_rows(batch, config.micro, here) for batch in (config.batch, *batches)]
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         loaded, cut = load_network(config.model / config.network), here.mesh is not None
         network, self.ema, many_step = in_place(config, loaded, here.place, cut=cut)
@@ -177,9 +192,17 @@ class CausalStage:
             frames=self.clips.shape[0],
             starts=self.clips.starts,
         )
+        self.usual = _Course(clips=self.clips, update=self.update, batch=config.batch, rows=rows[0])
         self.lessons = [
-            (clips, replace(self.update, lengths=lengths, starts=clips.starts))
-            for lesson, clips in zip(config.lessons, open_lessons(config.lessons, self.codec), strict=True)
+            _Course(
+                clips=clips,
+                update=replace(self.update, lengths=lengths, starts=clips.starts),
+                batch=batch,
+                rows=own,
+            )
+            for lesson, clips, batch, own in zip(
+                config.lessons, open_lessons(config.lessons, self.codec), batches, rows[1:], strict=True
+            )
             for lengths in [chunk_lengths(clips.shape[0], config.chunk_frames, lesson.first_chunk)]
         ]
         self.optimizer = Optimizer([network], config.optim, config.loop.steps)
@@ -188,26 +211,27 @@ class CausalStage:
     def step(self, index: int) -> dict[str, Tensor]:
         """One update."""
         config, here = self.config, self.here
-        clips, update = taught(index, (self.clips, self.update), self.lessons, config.lesson_every)
+        course = taught(index, self.usual, self.lessons, config.lesson_every)
+        update, batch, rows = course.update, course.batch, course.rows
         draw = rng.generator(config.objective, config.seed, index)
         # Small draws are made for the whole batch, so that every rank and micro-batch sees the same ones.
-        u = stratified(config.batch * len(update.lengths), draw).view(config.batch, -1)
-        silent = torch.rand(config.batch, generator=draw) < config.caption_dropout
-        size = config.micro or len(self.rows)
+        u = stratified(batch * len(update.lengths), draw).view(batch, -1)
+        silent = torch.rand(batch, generator=draw) < config.caption_dropout
+        size = config.micro or len(rows)
         loss = torch.zeros((), device=here.device)
-        for first in range(self.rows.start, self.rows.stop, size):
-            rows, place = slice(first, first + size), index * config.batch + first
-            x0, captions = clips.batch(place, size)
+        for first in range(rows.start, rows.stop, size):
+            part, place = slice(first, first + size), index * batch + first
+            x0, captions = course.clips.batch(place, size)
             if x0 is None:
                 raise NearstepError("a causal run learns from clips, and these are prompts alone; give latents")
             if update.objective.drops_captions:
-                captions = dropped(captions, silent[rows])
+                captions = dropped(captions, silent[part])
             eps = self._noise(x0.shape[1:], range(place, place + size))
             with narrowed(here.device.type, config.autocast):
-                losses = update.losses(x0.to(here.device), eps, captions, u[rows].to(here.device))
-            part = losses.sum() / len(self.rows)
-            part.backward()
-            loss += part.detach()
+                losses = update.losses(x0.to(here.device), eps, captions, u[part].to(here.device))
+            share = losses.sum() / len(rows)
+            share.backward()
+            loss += share.detach()
         rates = self.optimizer.apply(loss, index)
         self.ema.update(update.network)
         return {"loss": loss, **rates}
