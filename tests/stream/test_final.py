@@ -97,8 +97,11 @@ def test_the_preview_does_not_wait_for_the_codec(previewed: CausalVideoPipeline,
     monkeypatch.setattr(stream, "decode", slow)
     with previewed.open(RED, "1", seed=3, final=True) as session:
         chunks = take(session, 3)  # while the codec has not made one
-        assert not chunks[0].later.done
-        may_go.set()
+        with ThreadPoolExecutor(1) as another:
+            waited = another.submit(chunks[0].final)
+            assert not chunks[0].later.done  # at once, though somebody waits
+            may_go.set()
+            assert waited.result() is chunks[0].final()
         assert [chunk.final().shape for chunk in chunks] == [chunk.video.shape for chunk in chunks]
         assert chunks[0].later.done
 

@@ -121,6 +121,14 @@ def test_a_lesson_of_pictures_takes_more_of_them_at_once(
         replace(config, micro=4, batch=4)
 
 
+def test_a_folder_without_a_teacher_is_refused_before_a_step(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path
+):
+    config = replace(causal("forcing", folder, kinds, tmp_path / "run"), teacher="tutor")
+    with pytest.raises(NearstepError, match=r"holds no tutor/.*\(teacher=\)"):
+        config.run()
+
+
 def test_lessons_of_other_runs_have_the_batch_of_all_steps(
     folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path
 ):

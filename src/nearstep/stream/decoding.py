@@ -40,8 +40,8 @@ class Deferred(Generic[T]):
     @property
     def done(self) -> bool:
         """Whether nobody has to wait for it."""
-        with self._lock:
-            return bool(self._value) or (self._started is not None and self._started.done())
+        started = self._started  # and no lock: whoever waits in ``result`` holds it
+        return bool(self._value) or (started is not None and started.done())
 
     def result(self) -> T:
         """The value, once it is there."""

@@ -179,6 +179,11 @@ class CausalStage:
     def __init__(self, config: CausalConfig) -> None:
         here, batches = ranks().holding(slices=config.slices), [part.batch or config.batch for part in config.lessons]
         # Refused before anything is read.
+        if not (config.model / config.teacher).is_dir():
+            raise NearstepError(
+                f"{config.model} holds no {config.teacher}/, which the new model would hold as its teacher/; name its "
+                "bidirectional network (teacher=)"
+            )
         rows = [own_rows(batch, config.micro, here) for batch in (config.batch, *batches)]
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         loaded, cut = load_network(config.model / config.network), here.mesh is not None
