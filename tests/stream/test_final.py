@@ -10,24 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from streams import equal, take
 from torch import Tensor
 
 from nearstep import CausalVideoPipeline, NearstepError
-from nearstep.nets.tiny_decoder import TinyDecoder
 from nearstep.stream.decoding import Deferred
 from nearstep.stream.results import ChunkVideo
 
 RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
-
-
-@pytest.fixture(scope="module")
-def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("tiny") / "taew2_1.safetensors"
-    save_file(TinyDecoder(channels=4, widths=(8, 8, 8, 8)).state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")

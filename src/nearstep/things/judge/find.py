@@ -7,6 +7,7 @@ fitted in turn, each given the other, and the backdrop is taken anew from what n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,13 @@ class Sight:
     bare: Float[Tensor, "B T 1 H W"]
     """Part of each pixel that no thing covers."""
 
+    @cached_property
+    def near(self) -> Float[Tensor, "B T 1 H W"]:
+        """1 within two pixels (of a frame of 64) of what a thing covers, else 0."""
+        width = 4 * max(1, round(self.bare.shape[-1] / 64)) + 1
+        wide = F.max_pool2d(1 - self.bare.flatten(0, 1), width, stride=1, padding=width // 2)
+        return (wide > _COVERED).float().view_as(self.bare)
+
 
 def look(video: Float[Tensor, "B T 3 H W"], config: WorldConfig) -> Sight:
     """Find the things of each clip."""
@@ -84,13 +92,6 @@ def look(video: Float[Tensor, "B T 3 H W"], config: WorldConfig) -> Sight:
         redrawn=redrawn,
         bare=bare,
     )
-
-
-def near(sight: Sight) -> Float[Tensor, "B T 1 H W"]:
-    """1 within two pixels (of a frame of 64) of what a thing covers, else 0."""
-    width = 4 * max(1, round(sight.bare.shape[-1] / 64)) + 1
-    wide = F.max_pool2d(1 - sight.bare.flatten(0, 1), width, stride=1, padding=width // 2)
-    return (wide > _COVERED).float().view_as(sight.bare)
 
 
 def _find(view: View, bank: Bank) -> Fit:

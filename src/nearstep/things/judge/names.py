@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nearstep.things.judge.find import Sight, near
+from nearstep.things.judge.find import Sight
 from nearstep.things.judge.fit import Fit
 from nearstep.things.judge.motion import Motion, fit_motion
 from nearstep.things.judge.scenery import foreign_patch
@@ -107,7 +107,7 @@ def _lasts(fit: Fit, seen: Tensor) -> Tensor:
 def _unexplained(video: Tensor, sight: Sight) -> Tensor:
     # Clips [B] in most frames of which a patch differs from what was redrawn, or whose backdrop holds something; away
     # from the things alone, for one that is drawn badly is no further thing: fidelity and identity tell of that.
-    away = 1 - near(sight)
+    away = 1 - sight.near
     error = ((video - sight.redrawn).square() * away).sum(dim=2)
     patch = max(1, round(_PATCH * video.shape[-1]))
     worst = F.avg_pool2d(error, patch, stride=max(1, patch // 3)).amax(dim=(2, 3))

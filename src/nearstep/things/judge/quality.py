@@ -33,7 +33,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nearstep.things.judge.find import Sight, near
+from nearstep.things.judge.find import Sight
 from nearstep.things.judge.fit import Fit
 
 FIGURES = (
@@ -81,11 +81,10 @@ def measure_quality(
         residual: [B] distance of the tracks from their paths, as a part of the frame's side.
         chunks: frames of each chunk.
     """
-    around = near(sight)
-    there, wanted = edges(video, sight.redrawn, around)
+    there, wanted = edges(video, sight.redrawn, sight.near)
     sharp = (_sums(there, chunks) / _sums(wanted, chunks).clamp(min=_TINY)).clamp(0.0, 1.0)
     first = (there[:, 0] / wanted[:, 0].clamp(min=_TINY)).clamp(0.0, 1.0)
-    true = half_at(_means(_error(video, sight.redrawn, around), chunks), _ERROR)
+    true = half_at(_means(_error(video, sight.redrawn, sight.near), chunks), _ERROR)
     course = 0.5 * (sharp + true)
     kept = course[:, -1] / course[:, 0].clamp(min=_TINY)
     figures = {
