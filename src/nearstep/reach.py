@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,11 @@ class Reach:
     relative_sink: bool = False
     """The sink is seen as if it lay just before the window, however far that has moved on. Then no distance in an
     endless stream is longer than those a network was trained on."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Reach:
+        """As a network's configuration says, which may be silent."""
+        return cls(window=config.get("window_frames"), sink=config.get("sink_frames") or 0)
 
     def covers(self, position: int, end: int) -> bool:
         """Whether a chunk that ends before frame `end` may look back at frame `position`."""

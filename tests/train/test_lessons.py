@@ -95,28 +95,55 @@ def test_lessons_take_turns_at_the_end_of_every_few_steps():
     assert [taught(index, 0, (1,), 2) for index in range(4)] == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_a_lesson_of_pictures_takes_more_of_them_at_once(
-    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-):
-    pictures = Lesson(latents=kinds["single"], first_chunk=1, batch=6)
-    config = replace(
-        causal("forcing", folder, kinds, tmp_path / "run"), lessons=(pictures,), chunk_frames=chunk, micro=2
-    )
-    taken: list[tuple[int, int, int]] = []
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """(frames of a clip, first clip, clips) of every read."""
+    reads: list[tuple[int, int, int]] = []
     batch = LatentClips.batch
 
     def noted(self: LatentClips, first: int, size: int):
         found = batch(self, first, size)
         assert found[0] is not None
-        taken.append((found[0].shape[1], first, size))
+        reads.append((found[0].shape[1], first, size))
         return found
 
     monkeypatch.setattr(LatentClips, "batch", noted)
+    return reads
+
+
+def read_of(taken: list[tuple[int, int, int]], frames: int) -> list[tuple[int, int, int]]:
+    return [part for part in taken if part[0] == frames]
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_lesson_of_pictures_takes_more_of_them_at_once(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path, taken: list[tuple[int, int, int]], chunk: int
+):
+    pictures = Lesson(latents=kinds["single"], first_chunk=1, batch=6)
+    config = replace(
+        causal("forcing", folder, kinds, tmp_path / "run"), lessons=(pictures,), chunk_frames=chunk, micro=2
+    )
     config.run()
-    usual, single = ([part for part in taken if part[0] == frames] for frames in (9, 1))
-    assert usual[:2] == [(9, 0, 2), (9, 4, 2)]  # steps 0 and 2
-    assert single[:6] == [(1, first, 2) for first in (6, 8, 10, 18, 20, 22)]  # steps 1 and 3
+    assert read_of(taken, 9)[:2] == [(9, 0, 2), (9, 4, 2)]  # steps 0 and 2
+    assert read_of(taken, 1)[:6] == [(1, first, 2) for first in (6, 8, 10, 18, 20, 22)]  # steps 1 and 3
+    with pytest.raises(NearstepError, match="micro=4 does not divide"):
+        replace(config, micro=4, batch=4)
+
+
+def test_a_distillation_makes_more_pictures_at_once(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path, taken: list[tuple[int, int, int]]
+):
+    config = replace(
+        distillation(folder, kinds, tmp_path / "run"),
+        lessons=(Lesson(latents=kinds["single"], batch=6),), chunk_frames=1, micro=2, step_counts=(1,),
+    )  # fmt: skip
+    stage = DistillStage(config)
+    taken.clear()  # what the stage shows of the clips
+    logged = [stage.step(index) for index in range(4)]
+    assert read_of(taken, 9) == [(9, 0, 2), (9, 4, 2)]
+    assert read_of(taken, 1) == [(1, first, 2) for first in (6, 8, 10, 18, 20, 22)]
+    assert all(bool(torch.isfinite(value).all()) for metrics in logged for value in metrics.values())
+    assert ["motion_1" in metrics for metrics in logged] == [True, False, True, False]
     with pytest.raises(NearstepError, match="micro=4 does not divide"):
         replace(config, micro=4, batch=4)
 
@@ -127,14 +154,6 @@ def test_a_folder_without_a_teacher_is_refused_before_a_step(
     config = replace(causal("forcing", folder, kinds, tmp_path / "run"), teacher="tutor")
     with pytest.raises(NearstepError, match=r"holds no tutor/.*\(teacher=\)"):
         config.run()
-
-
-def test_lessons_of_other_runs_have_the_batch_of_all_steps(
-    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path
-):
-    wide = replace(lessons(kinds)[0], batch=4)
-    with pytest.raises(NearstepError, match="batch=4: lessons of causal runs alone"):
-        replace(distillation(folder, kinds, tmp_path / "run"), lessons=(wide,))
 
 
 def test_a_distillation_makes_something_of_every_lesson(folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path):
@@ -183,6 +202,8 @@ def test_a_teacher_reads_each_scenes_own_caption(folder: Path, kinds: dict[str, 
     assert [text.starts for text in read] == [()] * 5 + [(3, 6), (), (3, 6)]
     with pytest.raises(NearstepError, match="has no chunks"):
         replace(config, lessons=lessons(kinds))
+    with pytest.raises(NearstepError, match="batch=4: a teacher's phases say"):
+        replace(config, lessons=(Lesson(latents=kinds["stories"], batch=4),))
 
 
 @pytest.mark.parametrize("objective", ["forcing", "consistency", "trajectory"])

@@ -19,12 +19,13 @@ from nearstep.cost.flops import CallFlops, masked_flops, text_keys_flops
 from nearstep.cost.sizes import Sizes
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.nets.discriminator import tap_blocks
-from nearstep.nets.masks import Visibility, block_causal, full
+from nearstep.nets.masks import Visibility, block_causal
 from nearstep.precision import Products
 from nearstep.reach import Reach
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.distill.excerpt import seen_frames
+from nearstep.train.distill.scores import reading, scoring
 from nearstep.train.objectives.table import objective_called
 from nearstep.train.stages.causal import CausalConfig
 
@@ -81,7 +82,7 @@ class Network:
     @property
     def reach(self) -> Reach:
         """How far back chunks look."""
-        return Reach(window=self.config.get("window_frames"), sink=self.config.get("sink_frames") or 0)
+        return Reach.of(self.config)
 
     def call(self, visibility: Visibility, *, commit: int = 0) -> Flops:
         """One forward pass, the prompt's keys not included."""
@@ -136,23 +137,24 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     teacher = make(config=sizes.teacher)
     # What teacher, assistant and discriminator see of a sample; they see all of that.
     seen = replace(sizes, clip=(seen_frames(sizes.clip[0], config.excerpt_frames), *sizes.clip[1:]))
-    every = full(seen.clip[0])
+    frames = seen.clip[0]
+    scored, read = scoring(sizes.teacher, frames), reading(sizes.teacher, frames)
     judge = teacher if config.adversary and config.adversary.backbone == "teacher" else assistant
-    whole = judge.whole(every)
+    whole = judge.whole(read)
     forward, backward = rollout(student, sizes.clip[0], config, steps)
     draws = 1 + config.ratio * config.fresh
     parts = {"rollout": draws * forward, "student backward": backward}
     if config.dmd_on == "every" or steps == max(config.step_counts):
-        parts["scores of teacher and assistant"] = 2 * teacher.whole(every) + assistant.whole(every)
-    parts["assistant"] = config.ratio * (assistant.back(every) + assistant.whole(every))
+        parts["scores of teacher and assistant"] = 2 * teacher.whole(scored) + assistant.whole(scored)
+    parts["assistant"] = config.ratio * (assistant.back(scored) + assistant.whole(scored))
     adversary = config.adversary
     if adversary is None or adversary.logit(steps, GRID) is None:
         return parts
     if not adversary.against_data(steps, GRID):
         parts["rollout of the reference"] = draws * rollout(student, sizes.clip[0], config, steps + 1)[0]
     heads = _heads(seen, adversary)
-    parts["adversary of the student"] = 2 * whole + judge.back(every, weights=False, keys=False) + 4 * heads
-    joint = 2 * judge.back(every) if adversary.backbone == "joint" else Flops()
+    parts["adversary of the student"] = 2 * whole + judge.back(read, weights=False, keys=False) + 4 * heads
+    joint = 2 * judge.back(read) if adversary.backbone == "joint" else Flops()
     parts["discriminator"] = config.ratio * (2 * whole + joint + 6 * heads)
     if adversary.gamma:
         calls = 4 if adversary.penalty == "finite difference" else 8

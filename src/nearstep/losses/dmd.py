@@ -7,6 +7,8 @@ and 8; Self-Forcing ``model/dmd.py:55-121``; method.md section 5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,22 +19,28 @@ _SMALLEST_SCALE = 1e-6
 
 
 @torch.no_grad()
-def dmd_gradient(x: Tensor, teacher: Denoiser, assistant: Denoiser, eps: Tensor, t: Tensor) -> Tensor:
-    """(fake - real) / mean |x - real|, per sample, like ``x`` in float32; nothing is detached for it, nothing trained.
+def dmd_gradient(
+    x: Tensor, teacher: Denoiser, assistant: Denoiser, eps: Tensor, t: Tensor, lengths: Sequence[int] | None = None
+) -> Tensor:
+    """(fake - real) / mean |x - real|, per chunk, like ``x`` in float32; nothing is detached for it, nothing trained.
 
     Args:
         x: the student's samples [B, F, C, H, W].
         teacher: the real score, its guidance included.
         assistant: the fake score, conditional alone.
         eps: noise like ``x``.
-        t: times [B, F], the same for all frames of a sample.
+        t: times [B, F], the same for all frames of a chunk.
+        lengths: frames of each chunk; None: a sample is one.
     """
     x = x.float()
     x_t = noised(x, eps, t)
     real = x0_from_velocity(x_t, teacher(x_t, t).float(), t)
     fake = x0_from_velocity(x_t, assistant(x_t, t).float(), t)
-    scale = (x - real).abs().flatten(1).mean(1) + _SMALLEST_SCALE
-    return (fake - real) / scale[:, None, None, None, None]
+    lengths = lengths or (x.shape[1],)
+    errors = torch.split((x - real).abs(), list(lengths), dim=1)
+    scale = torch.stack([error.flatten(1).mean(1) for error in errors], 1) + _SMALLEST_SCALE  # [B, chunks]
+    scale = scale.repeat_interleave(torch.tensor(lengths, device=x.device), dim=1, output_size=x.shape[1])
+    return (fake - real) / scale[..., None, None, None]
 
 
 def distribution_matching(x: Tensor, gradient: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class VideoTransformer(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @property
     def reach(self) -> Reach:
         """How far back its chunks look, as configured."""
-        return Reach(window=self.config["window_frames"], sink=self.config["sink_frames"])
+        return Reach.of(self.config)
 
     def new_cache(
         self,

@@ -164,12 +164,18 @@ def stream_forcing() -> CausalConfig:
 
 
 def self_forcing() -> DistillConfig:
-    """Distribution matching alone, n drawn from 1 to 4 (Self Forcing)."""
+    """Distribution matching alone, n drawn from 1 to 4 (Self Forcing), with the causal many-step network as teacher.
+
+    That one is far better than the bidirectional one (docs/training.md).
+    """
     return replace(
         playground.self_forcing(),
         model=_RUNS / "forcing" / "model",
         network="transformer",
+        teacher="transformer",
         latents=replace(_LATENTS, clips=4_096),
+        lessons=(_MANY_PICTURES,),
+        lesson_every=2,
         chunk_frames=1,
         settings=_SETTINGS,
     )

@@ -28,8 +28,8 @@ class Lesson:
     """Clips of an update: more of short ones, such as pictures, cost no more. None: as all others."""
 
 
-def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True, batches: bool = False) -> None:
-    """Refuse lessons that no step would take, chunks where there are none, and batches where all steps have one.
+def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True, batches: bool = True) -> None:
+    """Refuse lessons that no step would take, chunks where there are none, and batches where phases say them.
 
     Raises:
         NearstepError: naming the option.
@@ -43,7 +43,9 @@ def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True,
             )
         check_count("batch", lesson.batch)
         if lesson.batch is not None and not batches:
-            raise NearstepError(f"batch={lesson.batch}: lessons of causal runs alone have a batch; leave it out")
+            raise NearstepError(
+                f"batch={lesson.batch}: a teacher's phases say how many clips an update has; leave it out"
+            )
 
 
 def taught(index: int, usual: L, lessons: Sequence[L], every: int) -> L:

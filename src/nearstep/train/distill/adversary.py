@@ -31,6 +31,7 @@ from nearstep.precision import Products, products_in
 from nearstep.ranges import check_count, check_number
 from nearstep.train.distill.noise import Noise
 from nearstep.train.distill.pictures import PictureBackbone
+from nearstep.train.distill.scores import reading
 
 _MOMENTUM = 0.9
 
@@ -196,7 +197,8 @@ class Adversary:
         """
 
         def d_n(x_t: Tensor) -> Tensor:
-            _, features = self.backbone(x_t, t, text, features=self.heads.blocks)
+            sees = reading(self.backbone.config, x_t.shape[1])
+            _, features = self.backbone(x_t, t, text, visibility=sees, features=self.heads.blocks)
             return step_logit(self.heads(features, t), torch.full_like(t, n, dtype=torch.long))
 
         return d_n

@@ -32,7 +32,8 @@ class DistillFields(LoraFields):
     network: str = "transformer"
     """Sub-folder of the network that the student starts as."""
     teacher: str = "teacher"
-    """Sub-folder of the teacher, which is also what the assistant starts as."""
+    """Sub-folder of the teacher, which is also what the assistant starts as. A causal one scores each chunk of a sample
+    given the sample's own earlier chunks (distill/scores.py)."""
     latents: LatentsConfig | PromptsConfig
     """Captions, with clips or without; clips serve the data references alone."""
     lessons: tuple[Lesson, ...] = ()
@@ -106,7 +107,8 @@ class DistillFields(LoraFields):
             raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
         if self.lora_start and "student" not in self.adapted:
             raise NearstepError("lora_start is where the student's adapter starts; lora_only=assistant gives it none")
-        check_batch(self.batch, self.micro)
+        for batch in (self.batch, *(lesson.batch or self.batch for lesson in self.lessons)):
+            check_batch(batch, self.micro)
         check_schedule(
             chunk_frames=self.chunk_frames,
             shift=self.shift,

@@ -92,6 +92,7 @@ def assembled(
     place(_ready(assistant, config), None if read in ("assistant", "joint") else narrow)
 
     student = shared.get("student") or _student(config, load)
+    student.register_to_config(chunk_frames=config.chunk_frames)  # whatever it was made for that it starts from
     ema = Ema(student, config.ema, cut=cut)
     place(_ready(student, config), narrow)
     place(ema.module, None)
@@ -147,8 +148,6 @@ def _adapted(network: VideoTransformer, config: DistillFields, role: str) -> Vid
     adapt(network, config, role, config.seed)
     if role == "student":
         start_from(network, config)
-        if network.config["chunk_frames"] is None:  # on the teacher's weights
-            network.register_to_config(chunk_frames=config.chunk_frames)
     return network
 
 

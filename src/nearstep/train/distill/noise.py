@@ -41,5 +41,13 @@ class Noise:
 
     def t(self, purpose: Purpose, shift: float) -> Tensor:
         """Times [B] under the training law of method.md section 5."""
-        u = [torch.rand((), generator=rng.generator("time", purpose, *self.names, row)) for row in self.rows]
+        return self._times(purpose, shift, 1)[:, 0]
+
+    def chunk_t(self, purpose: Purpose, shift: float, lengths: Sequence[int]) -> Tensor:
+        """Such times [B, F], one for each chunk of so many frames; of a single chunk it is that of ``t``."""
+        times = self._times(purpose, shift, len(lengths))
+        return times.repeat_interleave(torch.tensor(lengths, device=times.device), dim=1, output_size=sum(lengths))
+
+    def _times(self, purpose: Purpose, shift: float, count: int) -> Tensor:
+        u = [torch.rand(count, generator=rng.generator("time", purpose, *self.names, row)) for row in self.rows]
         return training_times(torch.stack(u), shift=shift, low=self.t_min, high=self.t_max).to(self.device)

@@ -6,8 +6,10 @@ they are (Psi adds no noise), and the student's gradient comes through the decod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -32,6 +34,9 @@ class PictureBackbone(nn.Module):
         frames: how many, evenly spread from the first to the last.
     """
 
+    config: Mapping[str, Any] = MappingProxyType({})
+    """Of a transformer that sees whole clips: nothing is said of chunks."""
+
     def __init__(self, codec: VideoCodec, network: Vgg16, frames: int) -> None:
         super().__init__()
         self.decoder, self.network, self.frames = codec.vae, network, frames
@@ -47,8 +52,10 @@ class PictureBackbone(nn.Module):
         """
         return cls(codec, Vgg16.open(weights), frames)
 
-    def forward(self, x: Tensor, t: Tensor, text: object, *, features: Sequence[int]) -> tuple[None, dict[int, Tensor]]:
-        """Clips [B, F, C, h, w] -> (None, block -> [B, frames * cells, WIDTHS[block]]); ``t`` and ``text`` say nothing.
+    def forward(
+        self, x: Tensor, t: Tensor, text: object, *, visibility: object = None, features: Sequence[int]
+    ) -> tuple[None, dict[int, Tensor]]:
+        """Clips [B, F, C, h, w] -> (None, block -> [B, frames * cells, WIDTHS[block]]); all else says nothing.
 
         All blocks are brought to the cells of the second one, so that tokens of one place stand beside each other.
         """

@@ -49,14 +49,15 @@ class DistillStage:
 
     def __init__(self, config: DistillConfig) -> None:
         here = ranks().holding(slices=config.slices)
-        own_rows(config.batch, config.micro, here)  # refused before anything is read
+        for batch in (config.batch, *(lesson.batch or config.batch for lesson in config.lessons)):
+            own_rows(batch, config.micro, here)  # refused before anything is read
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         networks = load_networks(config, here, self.codec)
         self.config, self.here, self.text, self.clips = config, here, text, clips
         make = partial(DistillUpdate, config, networks, text=text, codec=self.codec, here=here)
         self.update = make(clips=clips)
         self.lessons = [
-            make(clips=own, first_chunk=lesson.first_chunk)
+            make(clips=own, first_chunk=lesson.first_chunk, batch=lesson.batch)
             for lesson, own in zip(config.lessons, open_lessons(config.lessons, self.codec), strict=True)
         ]
         self.optimizers = _optimizers(config, networks)

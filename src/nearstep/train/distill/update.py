@@ -20,7 +20,6 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.flow.guidance import guided
 from nearstep.flow.path import noised, x0_from_velocity
 from nearstep.flow.plan import GRID, chunk_lengths
 from nearstep.losses.denoising import flow_matching
@@ -37,6 +36,7 @@ from nearstep.train.distill.excerpt import draw_excerpt, seen_frames
 from nearstep.train.distill.networks import Networks
 from nearstep.train.distill.noise import Noise
 from nearstep.train.distill.replay import NotedDenoiser, Replay
+from nearstep.train.distill.scores import denoiser_of, own_chunks
 from nearstep.train.distill.steps import StepPlan, step_plan, training_plan
 from nearstep.train.parallel import Ranks
 from nearstep.train.stages.shared import Clips
@@ -101,6 +101,7 @@ class DistillUpdate:
         codec: makes the picture that an excerpt of a long sample begins with.
         here: this process among those that train together.
         first_chunk: latent frames of the first chunk, which is then taken from the clips and not generated.
+        batch: clips of an update, over all processes; None: the run's.
     """
 
     def __init__(
@@ -113,10 +114,11 @@ class DistillUpdate:
         codec: VideoCodec,
         here: Ranks,
         first_chunk: int | None = None,
+        batch: int | None = None,
     ) -> None:
         self.config, self.networks, self.text, self.clips, self.here = config, networks, text, clips, here
-        self.codec = codec
-        self.rows, self.first_chunk = here.share(config.batch), first_chunk
+        self.codec, self.batch = codec, batch or config.batch
+        self.rows, self.first_chunk = here.share(self.batch), first_chunk
         self.lengths = chunk_lengths(clips.shape[0], config.chunk_frames, first_chunk)
         if first_chunk == clips.shape[0]:
             raise NearstepError(
@@ -158,7 +160,7 @@ class DistillUpdate:
 
     def sample(self, plan: StepPlan, index: int, rows: range, *, graph: bool = False) -> Batch:
         """The n-step samples of some rows of draw ``index``, with a graph if asked to, and references without one."""
-        data, captions = self.clips.batch(index * self.config.batch + rows.start, len(rows))
+        data, captions = self.clips.batch(index * self.batch + rows.start, len(rows))
         data = None if data is None else data.to(self.here.device)
         text = encoded(self.text, captions, self.clips.starts, self.clips.shape[0])
         conditions = Conditions(text=text, data=data, rows=rows)
@@ -200,7 +202,7 @@ class DistillUpdate:
             size, (frames, *shape) = len(conditions.rows), self.clips.shape
             # Append-only: the backward pass may read earlier chunks again.
             cache = denoiser.new_cache(size, frames, *shape[1:], append_only=True)
-            first = index * config.batch
+            first = index * self.batch
             samples = range(first + conditions.rows.start, first + conditions.rows.stop)
             seed = rng.key("distill", draw, config.seed)
             given = None if self.first_chunk is None else conditions.clips[:, : self.first_chunk]
@@ -245,13 +247,15 @@ class DistillUpdate:
         x = batch.x_n.detach().requires_grad_()
         total, metrics = torch.zeros_like(x), {}
 
-        # 1. Distribution matching: x noised at one time for all frames, scored by the guided teacher (real) and by the
-        # assistant (fake). Neither learns; the gradient's numbers are float32.
+        # 1. Distribution matching: x noised, at one time for all that the networks see as one chunk, and scored by the
+        # guided teacher (real) and by the assistant (fake). Neither learns; the gradient's numbers are float32.
         if config.dmd_on == "every" or plan.steps == max(config.step_counts):
-            both = partial(networks.teacher, text=with_negative(batch.text, self.text, config.negative))
-            assistant = partial(networks.assistant, text=batch.text)
-            t = _per_frame(noise.t("match", config.shift), x)
-            direction = dmd_gradient(x, guided(both, config.guidance), assistant, noise.eps("match"), t)
+            both = with_negative(batch.text, self.text, config.negative)
+            real = denoiser_of(networks.teacher, both, x, guidance=config.guidance)
+            fake = denoiser_of(networks.assistant, batch.text, x)
+            lengths = own_chunks(networks.teacher.config, x.shape[1])
+            t = noise.chunk_t("match", config.shift, lengths)
+            direction = dmd_gradient(x, real, fake, noise.eps("match"), t, lengths)
             loss = distribution_matching(x, direction)
             (dmd,) = torch.autograd.grad(loss.sum(), x)
             total = total + dmd
@@ -270,7 +274,9 @@ class DistillUpdate:
         batch.backward(total / len(self.rows))
         for name, clips in ((str(plan.steps), x.detach()), ("data", batch.data)):
             if clips is not None:
-                metrics |= {f"std_{name}": clips.std(), f"motion_{name}": clips.diff(dim=1).abs().mean()}
+                metrics[f"std_{name}"] = clips.std()
+                if clips.shape[1] > 1:
+                    metrics[f"motion_{name}"] = clips.diff(dim=1).abs().mean()
         return metrics
 
     def assistant(self, batch: Batch, noise: Noise) -> Metrics:
@@ -279,9 +285,9 @@ class DistillUpdate:
         Flow matching on the student's samples, as the teacher once learnt from clips: so it knows how dense the
         student's samples are, now.
         """
-        x = batch.x_n  # [B, F, C, H, W], without a graph by now; one time [B] for all frames
-        t = _per_frame(noise.t("assistant", self.config.shift), x)
-        losses = flow_matching(partial(self.networks.assistant, text=batch.text), x, noise.eps("assistant"), t)
+        assistant, x = self.networks.assistant, batch.x_n  # [B, F, C, H, W], without a graph by now
+        t = noise.chunk_t("assistant", self.config.shift, own_chunks(assistant.config, x.shape[1]))
+        losses = flow_matching(denoiser_of(assistant, batch.text, x), x, noise.eps("assistant"), t)
         (losses.sum() / len(self.rows)).backward()
         return {"assistant": losses.mean()}
 
@@ -304,8 +310,3 @@ class DistillUpdate:
         (adversary.loss_weight * losses.sum() / len(self.rows)).backward()
         by_steps = {f"{name}_{plan.steps}": metrics[name] for name in ("d_n", "d_next", "gap", "accuracy")}
         return {**metrics, **by_steps}
-
-
-def _per_frame(t: Tensor, like: Tensor) -> Tensor:
-    """Times [B] of samples as those of their frames [B, F]."""
-    return t[:, None].expand(-1, like.shape[1])

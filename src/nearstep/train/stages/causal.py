@@ -123,7 +123,7 @@ class CausalConfig(LoraFields):
         )
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
-        check_lessons(self.lessons, self.lesson_every, batches=True)
+        check_lessons(self.lessons, self.lesson_every)
         for lesson in self.lessons:
             check_batch(lesson.batch or self.batch, self.micro)
 

@@ -123,7 +123,7 @@ class TeacherConfig:
             raise NearstepError(
                 "text_learns=False keeps a text encoder that knows nothing; give words=DIR or start=DIR"
             )
-        check_lessons(self.lessons, self.lesson_every, chunks=False)
+        check_lessons(self.lessons, self.lesson_every, chunks=False, batches=False)
         if self.pictures and (self.pictures.world, self.pictures.frames) != (self.latents.world, 1):
             raise NearstepError(
                 f"pictures of {self.pictures.frames} frames of {self.pictures.world}; give them frames=1 and the world "
