@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.protocols import World
-from nearstep.recipes import ablation, playground
+from nearstep.recipes import ablation, playground, things
 from nearstep.recipes.ablation import AblationConfig
 from nearstep.train.distill import stage as distill
 
@@ -42,7 +42,7 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return replace(base, latents=model.latents, network="transformer", batch=2, ratio=1, adversary_delay=0)
 
     monkeypatch.setattr(ablation, "CELLS", {"asd": recipe})
-    monkeypatch.setattr(ablation, "NETWORKS", {})
+    monkeypatch.setattr(ablation, "NETWORKS", {"playground": {}, "things": {}})
     monkeypatch.setattr(ablation, "evaluate", evaluate)
     monkeypatch.setattr(AblationConfig, "_similarity", lambda _: None)
     return seen
@@ -89,11 +89,49 @@ def test_a_run_that_was_stopped_is_not_measured_and_goes_on(config, measured: li
         (dict(seeds=()), "seeds is empty"),
         (dict(seeds=(-1,)), "seeds=-1; give at least 0"),
         (dict(cells=("adsd",)), "there is no cell adsd: did you mean asd"),
+        (dict(world="things"), "model=playground knows another world than things; give --model FOLDER"),
+        (dict(world="things", model=Path("m"), cells=("asd_consistency",)), "there is no cell asd_consistency"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is(options: dict, said: str) -> None:
     with pytest.raises(NearstepError, match=said):
         AblationConfig(**options)
+
+
+def test_a_cell_is_what_sets_it_apart_in_every_world() -> None:
+    for cell in ablation.cells_of("playground"):
+        if cell in ablation.CELLS:
+            assert ablation.recipe_of_cell(cell, "playground") == ablation.CELLS[cell]()
+    base, moved = things.self_forcing(), ablation.recipe_of_cell("asd_late", "things")
+    apart = {each.name for each in fields(base) if getattr(base, each.name) != getattr(moved, each.name)}
+    assert apart == {"adversary", "warmup", "adversary_delay", "loop"}
+    assert (moved.teacher, moved.chunk_frames, moved.lessons) == ("transformer", 1, base.lessons)
+
+
+def test_results_of_another_world_have_folders_of_their_own() -> None:
+    other = AblationConfig(world="things", model=Path("runs/forcing/model"))
+    assert (other.out, other.runs) == (Path("docs/results/ablation-things"), Path("runs/ablation-things"))
+    assert {"teacher", "causal", "asd"} <= {*other.cells} and "consistency" not in other.cells
+    assert AblationConfig(world="things", model=Path("m"), out=Path("there")).out == Path("there")
+
+
+def test_the_cells_of_another_world_are_run_and_measured_in_it(
+    model, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def base():
+        return replace(playground.self_forcing(), latents=model.latents, network="transformer", batch=2, ratio=1)
+
+    worlds: list[str] = []
+    evaluate = ablation.evaluate
+    monkeypatch.setitem(ablation.BASES, "things", base)
+    monkeypatch.setattr(
+        ablation, "evaluate", lambda world, *a, **b: (worlds.append(world.name), evaluate(world, *a, **b))
+    )
+    folders = {"runs": tmp_path / "runs", "out": tmp_path / "out"}
+    AblationConfig(
+        world="things", cells=("asd",), seeds=(0,), model=model.folder, steps=1, captions=8, plans=PLANS, **folders
+    ).run()
+    assert worlds == ["things"] and [Path(model).parent.name for model in measured] == ["asd-0"]
 
 
 def test_what_is_missing_is_known_before_it_is_run(config: AblationConfig) -> None:

