@@ -38,10 +38,9 @@ def own_chunks(config: Mapping[str, Any], frames: int) -> tuple[int, ...]:
 
 
 def scoring(config: Mapping[str, Any], frames: int) -> Visibility:
-    """Who sees whom in the call that scores a sample of ``frames`` frames; [clean | noised] for a causal network."""
-    if config.get("chunk_frames") is None:
-        return full(frames)
-    return teacher_forcing(own_chunks(config, frames), Reach.of(config))
+    """Who sees whom in the call that scores a sample of ``frames`` frames; [clean | noised] where it has a past."""
+    lengths = own_chunks(config, frames)
+    return full(frames) if len(lengths) == 1 else teacher_forcing(lengths, Reach.of(config))
 
 
 def reading(config: Mapping[str, Any], frames: int) -> Visibility:
@@ -60,9 +59,8 @@ def denoiser_of(
         x: the samples, which a causal network sees as each chunk's past; no gradient goes there.
         guidance: w of v = u + w (c - u); None: the conditional prediction.
     """
-    denoiser: Denoiser = partial(network, text=text, visibility=scoring(network.config, x.shape[1]))
+    visibility = scoring(network.config, x.shape[1])
+    denoiser: Denoiser = partial(network, text=text, visibility=visibility)
     if guidance is not None:
         denoiser = guided(denoiser, guidance)
-    if network.config["chunk_frames"] is None:
-        return denoiser
-    return partial(denoise_given_clean, denoiser, x.detach())
+    return partial(denoise_given_clean, denoiser, x.detach()) if any(visibility.noisy) else denoiser
