@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nearstep.train.frozen import Module, Trained, frozen_names, twin, view
+from nearstep.train.parallel import resharded
 
 
 class Ema(Generic[Module]):
@@ -32,6 +33,7 @@ class Ema(Generic[Module]):
     def update(self, module: Module) -> None:
         """Move towards ``module`` by one update."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        resharded(self.module, module)
         slow, fast = (dict(each.named_parameters()) for each in (self.module, module))
         torch._foreach_lerp_([slow[name] for name in self.names], [fast[name] for name in self.names], 1 - decay)
         self.updates += 1

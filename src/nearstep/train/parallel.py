@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from nearstep.errors import NearstepError
@@ -165,6 +165,13 @@ def ranks() -> Ranks:
     dist.init_process_group("nccl" if gpu else "gloo")
     atexit.register(_leave)
     return Ranks(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
+
+
+def resharded(*networks: nn.Module) -> None:
+    """Every weight as a slice again: calls that no backward pass followed leave some of them gathered."""
+    for network in networks:
+        if isinstance(network, FSDPModule):
+            network.reshard()
 
 
 def _leave() -> None:
