@@ -168,14 +168,19 @@ def self_forcing() -> DistillConfig:
 
     That one is far better than the bidirectional one (docs/training.md).
     """
+    base = playground.self_forcing()
     return replace(
-        playground.self_forcing(),
+        base,
+        loop=replace(base.loop, steps=400, preview_every=100),
+        student=replace(base.student, lr=3e-4),
+        assistant=replace(base.assistant, lr=4.5e-4),
         model=_RUNS / "forcing" / "model",
         network="transformer",
         teacher="transformer",
         latents=replace(_LATENTS, clips=4_096),
-        lessons=(_MANY_PICTURES,),
+        lessons=(replace(_MANY_PICTURES, batch=48),),
         lesson_every=2,
+        batch=8,
         chunk_frames=1,
         settings=_SETTINGS,
     )
