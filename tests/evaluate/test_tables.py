@@ -14,7 +14,7 @@ from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.results import SUMS
 from nearstep.evaluate.statistics import difference, pooled
 from nearstep.evaluate.tables import clips, difference_table, pooled_table
-from nearstep.recipes.ablation import CELLS, NETWORKS, AblationConfig
+from nearstep.recipes.ablation import CELLS, EVERY_CELL, NETWORKS, AblationConfig, cells_of
 from nearstep.recipes.tables import ABLATION, LADDER, PAPER_ABLATION, SYSTEMS, read_cells, write_tables
 from nearstep.rng import generator
 
@@ -63,7 +63,7 @@ def test_tables_hold_every_plan_and_what_is_sure(tmp_path: Path):
         for seed in range(2):
             (tmp_path / f"{cell}-{seed}.json").write_text(json.dumps(result(mean)))
     (tmp_path / "teacher-0.json").write_text(json.dumps(result(0.7, plans=("20",))))
-    cells = read_cells(tmp_path, (*NETWORKS, *CELLS))
+    cells = read_cells(tmp_path, EVERY_CELL)
     assert list(cells) == ["teacher", "self_forcing", "asd"]
     text = write_tables(cells, tmp_path / "tables.md").read_text()
     assert text.count("\n| asd | 2 |") == 5
@@ -92,11 +92,12 @@ def test_a_seed_that_is_still_being_measured_takes_part_with_the_plans_it_has(tm
 def test_tables_name_cells_and_plans_that_are_run():
     config = AblationConfig()
     run = {(cell, plan) for cell in CELLS for plan in config.plans}
-    run |= {(cell, plan) for cell, wishes in NETWORKS.items() for plan in wishes["plans"]}
+    run |= {(cell, plan) for cell, wishes in NETWORKS["playground"].items() for plan in wishes["plans"]}
     assert {place for _, *places in LADDER for place in places} <= run
     assert {place for places in ABLATION.values() for place in places} <= run
     assert {place for _, place in SYSTEMS} <= run
     assert PAPER_ABLATION.keys() == ABLATION.keys()
+    assert all({*cells_of(world)} <= {*EVERY_CELL} for world in NETWORKS)
     assert all(recipe().loop.steps > 0 for recipe in CELLS.values())
 
 

@@ -141,10 +141,10 @@ def _of_evaluations(places: Mapping[str, Path], part: str) -> Table:
 
 def _of_an_ablation(folder: Path, part: str) -> Table:
     from nearstep.evaluate.tables import pooled_table
-    from nearstep.recipes.ablation import CELLS, NETWORKS
+    from nearstep.recipes.ablation import EVERY_CELL
     from nearstep.recipes.tables import ablation_table, read_cells, sure_table, systems_table
 
-    cells = read_cells(folder, (*NETWORKS, *CELLS))
+    cells = read_cells(folder, EVERY_CELL)
     kinds = {
         "sums": pooled_table,
         "recipes": pooled_table,

@@ -161,6 +161,10 @@ def cells_of(world: str) -> tuple[str, ...]:
     return (*NETWORKS[world], *(cell for cell in CELLS if cell not in ELSEWHERE[world]))
 
 
+EVERY_CELL = cells_of("playground")
+"""Other worlds have some of these."""
+
+
 def recipe_of_cell(cell: str, world: str) -> DistillConfig:
     """The run of a cell: what sets it apart in the playground, put on the base of a world."""
     recipe, base = CELLS[cell](), BASES["playground"]()
@@ -178,7 +182,7 @@ class AblationConfig:
 
     world: Literal["playground", "things"] = "playground"
     """In which cells are run and measured."""
-    cells: tuple[str, ...] = cells_of("playground")
+    cells: tuple[str, ...] = EVERY_CELL
     seeds: tuple[int, ...] = (0, 1, 2)
     model: Path = Path(EMBEDDED)
     """Model folder of teacher and initialisation, or "playground", the embedded one. The world of things needs one
@@ -226,7 +230,7 @@ class AblationConfig:
         for name, place in (("runs", RUNS), ("out", OUT)):
             if getattr(self, name) == place:
                 object.__setattr__(self, name, place.with_name(f"{place.name}-{self.world}"))
-        if self.cells == cells_of("playground"):
+        if self.cells == EVERY_CELL:
             object.__setattr__(self, "cells", cells_of(self.world))
 
     def run(self) -> Path:
