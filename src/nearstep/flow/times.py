@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T", float, Tensor)
@@ -25,3 +27,9 @@ def training_times(u: Tensor, *, shift: float, low: float = 0.0, high: float = 1
     The distribution-matching losses clamp to [.02, .98] (method.md section 5).
     """
     return shifted(u, shift).clamp(low, high)
+
+
+def of_frames(per_chunk: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Numbers of chunks [B, chunks] as those of their frames [B, F]; ``lengths`` are the frames of each chunk."""
+    repeats = torch.tensor(lengths, device=per_chunk.device)
+    return per_chunk.repeat_interleave(repeats, dim=1, output_size=sum(lengths))

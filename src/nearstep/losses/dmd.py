@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nearstep.flow.path import noised, x0_from_velocity
+from nearstep.flow.times import of_frames
 from nearstep.protocols import Denoiser
 
 _SMALLEST_SCALE = 1e-6
@@ -39,8 +40,7 @@ def dmd_gradient(
     lengths = lengths or (x.shape[1],)
     errors = torch.split((x - real).abs(), list(lengths), dim=1)
     scale = torch.stack([error.flatten(1).mean(1) for error in errors], 1) + _SMALLEST_SCALE  # [B, chunks]
-    scale = scale.repeat_interleave(torch.tensor(lengths, device=x.device), dim=1, output_size=x.shape[1])
-    return (fake - real) / scale[..., None, None, None]
+    return (fake - real) / of_frames(scale, lengths)[..., None, None, None]
 
 
 def distribution_matching(x: Tensor, gradient: Tensor) -> Tensor:

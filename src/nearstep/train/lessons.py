@@ -48,6 +48,11 @@ def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True,
             )
 
 
+def batches(batch: int, lessons: Sequence[Lesson]) -> list[int]:
+    """Clips of an update of each lesson, where ``batch`` is the run's."""
+    return [lesson.batch or batch for lesson in lessons]
+
+
 def taught(index: int, usual: L, lessons: Sequence[L], every: int) -> L:
     """What step ``index`` learns: a lesson at the end of every ``every`` steps, each in its turn."""
     number, place = divmod(index, every)

@@ -16,7 +16,7 @@ from nearstep.train.adapters import LoraFields
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.steps import ScheduleKind
 from nearstep.train.export import check_settings
-from nearstep.train.lessons import Lesson, check_lessons
+from nearstep.train.lessons import Lesson, batches, check_lessons
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.stages.shared import check_batch, check_schedule, located
@@ -107,7 +107,7 @@ class DistillFields(LoraFields):
             raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
         if self.lora_start and "student" not in self.adapted:
             raise NearstepError("lora_start is where the student's adapter starts; lora_only=assistant gives it none")
-        for batch in (self.batch, *(lesson.batch or self.batch for lesson in self.lessons)):
+        for batch in (self.batch, *batches(self.batch, self.lessons)):
             check_batch(batch, self.micro)
         check_schedule(
             chunk_frames=self.chunk_frames,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nearstep import rng
-from nearstep.flow.times import training_times
+from nearstep.flow.times import of_frames, training_times
 
 Purpose = Literal["match", "assistant", "psi", "psi of the reference", "direction", "data"]
 """Distribution matching; the assistant's loss; Psi, and where it is not the same for both samples the reference's own;
@@ -45,8 +45,7 @@ class Noise:
 
     def chunk_t(self, purpose: Purpose, shift: float, lengths: Sequence[int]) -> Tensor:
         """Such times [B, F], one for each chunk of so many frames; of a single chunk it is that of ``t``."""
-        times = self._times(purpose, shift, len(lengths))
-        return times.repeat_interleave(torch.tensor(lengths, device=times.device), dim=1, output_size=sum(lengths))
+        return of_frames(self._times(purpose, shift, len(lengths)), lengths)
 
     def _times(self, purpose: Purpose, shift: float, count: int) -> Tensor:
         u = [torch.rand(count, generator=rng.generator("time", purpose, *self.names, row)) for row in self.rows]

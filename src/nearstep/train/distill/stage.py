@@ -25,7 +25,7 @@ from nearstep.train.distill.networks import Networks, load_networks
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import Batch, DistillUpdate
 from nearstep.train.export import export_student
-from nearstep.train.lessons import taught
+from nearstep.train.lessons import batches, taught
 from nearstep.train.loop import run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import ranks
@@ -49,7 +49,7 @@ class DistillStage:
 
     def __init__(self, config: DistillConfig) -> None:
         here = ranks().holding(slices=config.slices)
-        for batch in (config.batch, *(lesson.batch or config.batch for lesson in config.lessons)):
+        for batch in (config.batch, *batches(config.batch, config.lessons)):
             own_rows(batch, config.micro, here)  # refused before anything is read
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         networks = load_networks(config, here, self.codec)

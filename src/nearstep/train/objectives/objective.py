@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from nearstep.flow.times import of_frames
 from nearstep.nets.masks import Visibility, teacher_forcing
 from nearstep.nets.script import Text, encoded, with_negative
 from nearstep.nets.transformer import VideoTransformer
@@ -97,8 +97,7 @@ class CausalUpdate:
 
     def per_frame(self, per_chunk: Tensor) -> Tensor:
         """[B, chunks] as [B, F]: a chunk's frames share its number."""
-        lengths = torch.tensor(self.lengths, device=per_chunk.device)
-        return per_chunk.repeat_interleave(lengths, dim=1, output_size=sum(self.lengths))
+        return of_frames(per_chunk, self.lengths)
 
     def encoded(self, captions: Sequence[Caption]) -> Text:
         """The captions as the networks read them."""

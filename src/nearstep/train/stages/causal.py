@@ -30,7 +30,7 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_student
 from nearstep.train.frozen import Trained, twin, view
-from nearstep.train.lessons import Lesson, check_lessons, taught
+from nearstep.train.lessons import Lesson, batches, check_lessons, taught
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.objectives.objective import CausalUpdate
 from nearstep.train.objectives.table import objective_called
@@ -124,8 +124,8 @@ class CausalConfig(LoraFields):
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
         check_lessons(self.lessons, self.lesson_every)
-        for lesson in self.lessons:
-            check_batch(lesson.batch or self.batch, self.micro)
+        for batch in batches(self.batch, self.lessons):
+            check_batch(batch, self.micro)
 
     @property
     def slices(self) -> bool:
@@ -177,14 +177,14 @@ class CausalStage:
     """Step, preview and export of a causal run, whatever its objective."""
 
     def __init__(self, config: CausalConfig) -> None:
-        here, batches = ranks().holding(slices=config.slices), [part.batch or config.batch for part in config.lessons]
+        here, sizes = ranks().holding(slices=config.slices), batches(config.batch, config.lessons)
         # Refused before anything is read.
         if not (config.model / config.teacher).is_dir():
             raise NearstepError(
                 f"{config.model} holds no {config.teacher}/, which the new model would hold as its teacher/; name its "
                 "bidirectional network (teacher=)"
             )
-        rows = [own_rows(batch, config.micro, here) for batch in (config.batch, *batches)]
+        rows = [own_rows(batch, config.micro, here) for batch in (config.batch, *sizes)]
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         loaded, cut = load_network(config.model / config.network), here.mesh is not None
         network, self.ema, many_step = in_place(config, loaded, here.place, cut=cut)
@@ -206,7 +206,7 @@ class CausalStage:
                 rows=own,
             )
             for lesson, clips, batch, own in zip(
-                config.lessons, open_lessons(config.lessons, self.codec), batches, rows[1:], strict=True
+                config.lessons, open_lessons(config.lessons, self.codec), sizes, rows[1:], strict=True
             )
             for lengths in [chunk_lengths(clips.shape[0], config.chunk_frames, lesson.first_chunk)]
         ]
