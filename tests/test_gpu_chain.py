@@ -14,6 +14,7 @@ from benchmarks.gpu.chain import run as run_chain
 from benchmarks.gpu.task import Record, Task
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.recipes import things
+from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 
 
@@ -53,3 +54,10 @@ def test_phases_keep_their_proportions_in_the_time_there_is() -> None:
     assert [phase.clips for phase in recipe.phases] == [8 * phase.clips for phase in things.teacher().phases]
     student = fitted(things.self_forcing(), [0.5], 60.0)
     assert student.loop.steps == 120 and student.loop.minutes is not None
+
+
+def test_a_wider_step_has_wider_lessons() -> None:
+    recipe = things.self_forcing()
+    wide = wider(recipe, 2)
+    assert isinstance(wide, DistillConfig) and isinstance(recipe.lessons[0].batch, int)
+    assert (wide.batch, wide.lessons[0].batch) == (2 * recipe.batch, 2 * recipe.lessons[0].batch)

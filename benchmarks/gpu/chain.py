@@ -11,6 +11,7 @@ the model folder differs from the stage before.
 from __future__ import annotations
 
 import filecmp
+import math
 import os
 import shutil
 import statistics
@@ -49,7 +50,7 @@ STAGES: dict[str, tuple[Callable[[], Config], float, int]] = {
 }
 """Name -> recipe, its part of the time, and how many times the recipe's clips a step takes."""
 _TIMED = 4
-"""Steps of a kind that are timed; the first one warms up and is not counted."""
+"""Steps of a kind that are timed, at least; the first one of each course warms up and is not counted."""
 _LATE = 1.1
 """Of its time a stage may take so much; then it stops where it is."""
 _TINY = Things(WorldConfig(size=16, frames=9, things=2))
@@ -83,7 +84,7 @@ def placed(config: Config, task: Task, name: str, before: Path | None) -> Config
         changes |= {"pictures": config.pictures and _here(config.pictures, task), "words": before}
     elif before is not None:
         changes["model"] = before
-    if isinstance(config, CausalConfig):
+    if not isinstance(config, TeacherConfig):
         # The teacher's pictures are there; clips of other lessons would have to be encoded first.
         kept = (lesson for lesson in config.lessons if lesson.latents.frames == 1)
         changes["lessons"] = tuple(replace(lesson, latents=_here(lesson.latents, task)) for lesson in kept)
@@ -94,10 +95,10 @@ def wider(config: Config, times: int) -> Config:
     """With so many times the clips a step."""
     if isinstance(config, TeacherConfig):
         return replace(config, phases=tuple(replace(each, clips=times * each.clips) for each in config.phases))
-    changes: dict[str, Any] = {"batch": times * config.batch}
-    if isinstance(config, CausalConfig):
-        changes["lessons"] = tuple(replace(each, batch=each.batch and times * each.batch) for each in config.lessons)
-    return replace(config, **changes)
+    if isinstance(config, TextConfig):
+        return replace(config, batch=times * config.batch)
+    lessons = tuple(replace(each, batch=each.batch and times * each.batch) for each in config.lessons)
+    return replace(config, batch=times * config.batch, lessons=lessons)
 
 
 def shrunk(config: Config, task: Task) -> Config:
@@ -154,19 +155,21 @@ def _trained(task: Task, name: str, config: Config, seconds: float, before: Path
 def _step_seconds(config: Config, device: torch.device) -> Iterator[float]:
     """Seconds of a step of each phase; what a stage lacks is made on the way."""
     phases = config.phases if isinstance(config, TeacherConfig) else ()
-    steps = _TIMED * max(1, len(phases))
+    cycle = 1 if isinstance(config, TextConfig) or not config.lessons else config.lesson_every
+    timed = cycle * math.ceil(_TIMED / cycle)  # whole cycles: a lesson's steps cost more or less than others
+    steps = timed * max(1, len(phases))
     changes: dict[str, Any] = {"loop": replace(config.loop, steps=steps)}
     if phases:
-        changes["phases"] = tuple(replace(each, steps=_TIMED) for each in phases)
+        changes["phases"] = tuple(replace(each, steps=timed) for each in phases)
     stage = _stage(replace(config, **changes))
-    for first in range(0, steps, _TIMED):
+    for first in range(0, steps, timed):
         taken = []
-        for index in range(first, first + _TIMED):
+        for index in range(first, first + timed):
             began = time.perf_counter()
             stage.step(index)
             synchronise(device)
             taken.append(time.perf_counter() - began)
-        yield statistics.median(taken[1:])
+        yield statistics.mean(taken[cycle:])
 
 
 def _stage(config: Config) -> Stage:

@@ -15,6 +15,7 @@ from nearstep.errors import NearstepError
 from nearstep.protocols import World
 from nearstep.recipes import ablation, playground, things
 from nearstep.recipes.ablation import AblationConfig
+from nearstep.recipes.rivals import RIVALS, rival
 from nearstep.train.distill import stage as distill
 
 PLANS = ("1", "4")
@@ -37,11 +38,11 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         out.write_text(json.dumps({"settings": {"captions": captions}, "plans": dict.fromkeys(plans, found)}))
         return ""
 
-    def recipe():
-        base = playground.distill()
-        return replace(base, latents=model.latents, network="transformer", batch=2, ratio=1, adversary_delay=0)
+    def change(base):
+        small = replace(base, latents=model.latents, network="transformer", batch=2, ratio=1)
+        return replace(rival(small, "distill"), adversary_delay=0)
 
-    monkeypatch.setattr(ablation, "CELLS", {"asd": recipe})
+    monkeypatch.setattr(ablation, "CELLS", {"asd": change})
     monkeypatch.setattr(ablation, "NETWORKS", {"playground": {}, "things": {}})
     monkeypatch.setattr(ablation, "evaluate", evaluate)
     monkeypatch.setattr(AblationConfig, "_similarity", lambda _: None)
@@ -98,14 +99,25 @@ def test_what_cannot_be_run_is_refused_before_anything_is(options: dict, said: s
         AblationConfig(**options)
 
 
-def test_a_cell_is_what_sets_it_apart_in_every_world() -> None:
-    for cell in ablation.cells_of("playground"):
+@pytest.mark.parametrize("world", ablation.NETWORKS)
+def test_every_cell_of_a_world_is_a_run(world: str) -> None:
+    base = ablation.BASES[world]()
+    for cell in ablation.cells_of(world):
         if cell in ablation.CELLS:
-            assert ablation.recipe_of_cell(cell, "playground") == ablation.CELLS[cell]()
+            run = ablation.recipe_of_cell(cell, world)
+            assert (run.loop.steps, run.teacher, run.latents) == (base.loop.steps, base.teacher, base.latents)
+            assert run.student.lr == base.student.lr / (4 if cell.endswith("slow") else 1)
+            assert (run == base) == (cell == "self_forcing")
+
+
+def test_a_cell_is_what_sets_it_apart_in_every_world() -> None:
     base, moved = things.self_forcing(), ablation.recipe_of_cell("asd_late", "things")
     apart = {each.name for each in fields(base) if getattr(base, each.name) != getattr(moved, each.name)}
     assert apart == {"adversary", "warmup", "adversary_delay", "loop"}
-    assert (moved.teacher, moved.chunk_frames, moved.lessons) == ("transformer", 1, base.lessons)
+
+
+def test_rivals_of_the_playground_are_its_recipes() -> None:
+    assert all(getattr(playground, name)() == rival(playground.self_forcing(), name) for name in RIVALS)
 
 
 def test_results_of_another_world_have_folders_of_their_own() -> None:

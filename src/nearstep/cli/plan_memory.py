@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nearstep.cost.fake_step import Config
     from nearstep.cost.sizes import Sizes
     from nearstep.precision import Products
+    from nearstep.train.lessons import Lesson
 
 _TERA = 1e12
 _WAN = "wan."
@@ -89,13 +90,15 @@ def run(arguments: Sequence[str]) -> None:
 def _check(config: Config, gpus: int) -> None:
     import torch
 
+    from nearstep.train.lessons import batches
     from nearstep.train.parallel import Ranks
 
     if gpus < 1:
         raise NearstepError(f"--gpus {gpus}: give at least 1")
-    share = len(Ranks(0, gpus, torch.device("cpu")).share(config.batch))
-    if config.micro and share % config.micro:
-        raise NearstepError(f"micro={config.micro} does not divide the {share} clips of a process")
+    for batch in (config.batch, *batches(config.batch, config.lessons)):
+        share = len(Ranks(0, gpus, torch.device("cpu")).share(batch))
+        if config.micro and share % config.micro:
+            raise NearstepError(f"micro={config.micro} does not divide the {share} clips of a process")
 
 
 def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, str]:
@@ -117,10 +120,12 @@ def sizes_of(config: Config, options: PlanMemory, *, wan: bool) -> tuple[Sizes, 
     if here and options.teacher_size is None and path.exists():
         teacher = _network(path)
     codec = _config(model / "vae")
+    clip = _clip(config, codec)
     sizes = Sizes(
         student=student,
         teacher=teacher,
-        clip=_clip(config, codec),
+        clip=clip,
+        lessons=tuple(_lesson(lesson, clip) for lesson in config.lessons),
         text_length=text_length_of(model / "tokenizer" / "tokenizer_config.json"),
         codec=codec,
         encoder=_config(model / "text_encoder") or UMT5_XXL,
@@ -158,6 +163,18 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
     return frames, codec.get("z_dim", 16), settings.height // stride, settings.width // stride
 
 
+def _lesson(lesson: Lesson, clip: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """[F, C, H, W]: the prepared latents', or as many frames of the usual size as will be made."""
+    from nearstep.data.shards import read_index
+    from nearstep.shapes import latent_frames
+
+    latents = lesson.latents
+    if index := read_index(latents.folder):
+        return index.shape
+    pixel_frames = latents.frames or (latents.world.frames if latents.world else None)
+    return (latent_frames(pixel_frames), *clip[1:]) if pixel_frames else clip
+
+
 def _header(name: str, config: Config, options: PlanMemory, sizes: Sizes, origin: str) -> str:
     from nearstep.cost.sizes import count_network
 
@@ -178,15 +195,20 @@ def _first(trial: Trial, options: PlanMemory) -> str:
     phases += [(name, gib(size)) for name, size in estimate.phases.items()]
     seconds = _seconds(trial, options)
     times = [("an update of a process", "TFLOP", "seconds")]
-    times += [(name, f"{estimate.flops[name].all / _TERA:.0f}", f"{spent:.1f}") for name, spent in seconds.items()]
+    times += [(name, _short(estimate.flops[name].all / _TERA), _short(spent)) for name, spent in seconds.items()]
     total = sum(flops.all for flops in estimate.flops.values()) / _TERA
-    times.append(("together", f"{total:.0f}", f"{sum(seconds.values()):.1f}"))
+    times.append(("together", _short(total), _short(sum(seconds.values()))))
     assumed = (
         f"seconds at {options.rate:g} TFLOP/s in bfloat16, {options.rate_tf32:g} in TF32 and {options.rate_float32:g} "
         "in float32, all assumed (--rate, --rate-tf32, --rate-float32): matrix products and attention alone, a floor "
         "and not a promise"
     )
     return "\n".join(["", *table(resident), "", *table(phases), "", *table(times), assumed, "", _next(trial)])
+
+
+def _short(value: float) -> str:
+    """To a tenth, or to two digits where that would leave nothing of a small network's."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _next(trial: Trial) -> str:

@@ -11,6 +11,7 @@ from nearstep.cost.fake_step import Config, preview
 from nearstep.cost.memory import Estimate, estimate
 from nearstep.cost.sizes import Sizes
 from nearstep.train.distill.config import DistillFields
+from nearstep.train.lessons import batches
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,7 @@ def trials(config: Config, sizes: Sizes, processes: int, room: float) -> Iterato
 
 
 def _divides(config: Config, processes: int) -> bool:
-    return config.batch % processes == 0 and (config.batch // processes) % (config.micro or 1) == 0
+    return all(
+        batch % processes == 0 and (batch // processes) % (config.micro or 1) == 0
+        for batch in (config.batch, *batches(config.batch, config.lessons))
+    )

@@ -195,7 +195,9 @@ def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int,
         fake.give(placed)
         clips = _Clips(sizes.clip, real=not isinstance(config.latents, PromptsConfig))
         codec = VideoCodec(without_numbers(empty_codec(sizes.codec))).eval().requires_grad_(False)
-        update = DistillUpdate(config, networks, text=fake.text, clips=clips, codec=codec, here=here)
+        update = DistillUpdate(
+            config, networks, text=fake.text, clips=clips, codec=codec, here=here, first_chunk=sizes.first_chunk
+        )
         with live, torch.autocast("cpu", torch.bfloat16, enabled=config.autocast):
             _learn(update, fake)
     return live.peaks
@@ -270,7 +272,12 @@ def _causal(config: CausalConfig, sizes: Sizes, count: int, layers: int) -> Peak
     with no_numbers():
         fake.give(placed)
         update = config.update(
-            network=network, average=average.module, many_step=many_step, text=fake.text, frames=sizes.clip[0]
+            network=network,
+            average=average.module,
+            many_step=many_step,
+            text=fake.text,
+            frames=sizes.clip[0],
+            first_chunk=sizes.first_chunk,
         )
         share = len(here.share(config.batch))
         size = config.micro or share

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nearstep.cost import fake_step, update_flops
+from nearstep.cost.courses import Course, courses
 from nearstep.cost.fake_step import Config
 from nearstep.cost.sizes import (
     SINGLE,
@@ -74,7 +75,11 @@ def estimate(config: Config, sizes: Sizes, processes: int = 1, preview: fake_ste
     """
     held = resident(config, sizes, processes)
     base = sum(held.values())
-    peaks = fake_step.peaks(config, sizes, processes) | (preview or fake_step.preview(config, sizes))
+    peaks: dict[str, float] = {}
+    for course in courses(config, sizes):
+        for name, size in fake_step.peaks(course.config, course.sizes, processes).items():
+            peaks[name] = max(size, peaks.get(name, 0.0))
+    peaks |= preview or fake_step.preview(config, sizes)
     phases = {name: base + size for name, size in peaks.items()}
     return Estimate(resident=held, phases=phases, flops=operations(config, sizes, processes))
 
@@ -93,16 +98,20 @@ def resident(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, floa
     if slices > 1:
         held["gathered by FSDP"] = _gathered(config, sizes)
     if isinstance(config, DistillFields):
-        held["other micro-batches"] = _waiting(config, sizes, processes)
+        held["other micro-batches"] = max(_waiting(each, processes) for each in courses(config, sizes))
     return held
 
 
 def operations(config: Config, sizes: Sizes, processes: int = 1) -> dict[str, update_flops.Flops]:
-    """Part of an update -> operations of each of ``processes``."""
-    causal = isinstance(config, CausalConfig)
-    parts = update_flops.causal(config, sizes) if causal else update_flops.distillation(config, sizes)
-    clips = config.batch / processes
-    return {name: clips * part for name, part in parts.items()}
+    """Part of an update -> operations of each of ``processes``, on average over updates of all kinds."""
+    total: dict[str, update_flops.Flops] = {}
+    for course in courses(config, sizes):
+        own, clips = course.config, course.share * course.config.batch / processes
+        causal = isinstance(own, CausalConfig)
+        parts = update_flops.causal(own, course.sizes) if causal else update_flops.distillation(own, course.sizes)
+        for name, part in parts.items():
+            total[name] = total.get(name, update_flops.Flops()) + clips * part
+    return total
 
 
 def _distillation(config: DistillFields, sizes: Sizes, slices: int) -> dict[str, float]:
@@ -198,10 +207,10 @@ def _encoder(config: Config, sizes: Sizes) -> float:
     return 0 if config.text_cache else SINGLE * count_encoder(sizes.encoder)
 
 
-def _waiting(config: DistillFields, sizes: Sizes, processes: int) -> float:
+def _waiting(course: Course, processes: int) -> float:
     """Text and both samples of the micro-batches that wait for the learners, while another is at work."""
-    share = config.batch // processes
-    return (share - (config.micro or share)) * (sizes.text_bytes + 2 * sizes.clip_bytes)
+    share = course.config.batch // processes
+    return (share - (course.config.micro or share)) * (course.sizes.text_bytes + 2 * course.sizes.clip_bytes)
 
 
 def _gathered(config: Config, sizes: Sizes) -> float:

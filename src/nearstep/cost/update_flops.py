@@ -141,7 +141,7 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     scored, read = scoring(sizes.teacher, frames), reading(sizes.teacher, frames)
     judge = teacher if config.adversary and config.adversary.backbone == "teacher" else assistant
     whole = judge.whole(read)
-    forward, backward = rollout(student, sizes.clip[0], config, steps)
+    forward, backward = rollout(student, sizes, config, steps)
     draws = 1 + config.ratio * config.fresh
     parts = {"rollout": draws * forward, "student backward": backward}
     if config.dmd_on == "every" or steps == max(config.step_counts):
@@ -151,7 +151,7 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     if adversary is None or adversary.logit(steps, GRID) is None:
         return parts
     if not adversary.against_data(steps, GRID):
-        parts["rollout of the reference"] = draws * rollout(student, sizes.clip[0], config, steps + 1)[0]
+        parts["rollout of the reference"] = draws * rollout(student, sizes, config, steps + 1)[0]
     heads = _heads(seen, adversary)
     parts["adversary of the student"] = 2 * whole + judge.back(read, weights=False, keys=False) + 4 * heads
     joint = 2 * judge.back(read) if adversary.backbone == "joint" else Flops()
@@ -164,9 +164,9 @@ def _update(config: DistillFields, sizes: Sizes, steps: int) -> dict[str, Flops]
     return parts
 
 
-def rollout(student: Network, frames: int, config: DistillFields, steps: int) -> tuple[Flops, Flops]:
+def rollout(student: Network, sizes: Sizes, config: DistillFields, steps: int) -> tuple[Flops, Flops]:
     """Samples of ``steps`` steps with their commits, and the backward pass through each chunk's last step."""
-    lengths = chunk_lengths(frames, config.chunk_frames)
+    lengths = chunk_lengths(sizes.clip[0], config.chunk_frames, sizes.first_chunk)
     if config.sampling == "data":
         at_once = block_causal(lengths)
         return student.whole(at_once), student.back(at_once)
@@ -175,11 +175,13 @@ def rollout(student: Network, frames: int, config: DistillFields, steps: int) ->
     for index, length in enumerate(lengths):
         chunk = block_causal((length,), student.reach).shifted(start)
         own = config.first_steps if index == 0 else None
-        forward += (own or steps) * student.call(chunk)
+        given = index == 0 and sizes.first_chunk is not None  # it is read, and not made
+        forward += (0 if given else own or steps) * student.call(chunk)
         if index + 1 < len(lengths):  # nothing reads the last chunk
             forward += student.call(chunk, commit=length)
-        backward += student.back(chunk, keys=False)
-        if config.replay:
+        if not given:
+            backward += student.back(chunk, keys=False)
+        if config.replay and not given:
             backward += student.call(chunk)
         start += length
     return forward, backward
@@ -205,7 +207,7 @@ def causal(config: CausalConfig, sizes: Sizes) -> dict[str, Flops]:
         recomputes=config.checkpointing,
         rank=config.lora_rank or 0,
     )
-    lengths = chunk_lengths(sizes.clip[0], config.chunk_frames)
+    lengths = chunk_lengths(sizes.clip[0], config.chunk_frames, sizes.first_chunk)
     parts: dict[str, Flops] = {}
     for calls in objective_called(config.objective).calls(lengths, network.reach, config.ode_steps):
         parts[calls.part] = calls.times * network.whole(calls.visibility)

@@ -12,7 +12,7 @@ different cells or seeds may share the folders; on a cluster each cell of each s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +28,15 @@ from nearstep.flow.plan import GRID, parse_steps
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.nets.devices import AUTO, find_device
 from nearstep.ranges import check_count
-from nearstep.recipes import playground as recipes
 from nearstep.recipes import things
+from nearstep.recipes.playground import self_forcing
+from nearstep.recipes.rivals import FAVOUR_ONE, rival
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
 from nearstep.recipes.worlds import WORLDS
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
+from nearstep.train.loop import MODEL
 
 PLANS = ("1", "4,1x", "2", "4,2x", "4")
 RUNS, OUT = Path("runs/ablation"), Path("docs/results/ablation")
@@ -61,11 +63,20 @@ UNIFORM = (1, 2, 3, 4)
 """n as the paper draws it."""
 
 
-def _asd(**changes: Any) -> Callable[[], DistillConfig]:
-    def recipe() -> DistillConfig:
-        return replace(recipes.distill(), step_counts=UNIFORM, adversary=AdversaryConfig(**changes))
+Change = Callable[[DistillConfig], DistillConfig]
+"""Of a world's ``self_forcing``, which is distribution matching alone."""
 
-    return recipe
+
+def _changed(**changes: Any) -> Change:
+    return lambda base: replace(base, **changes)
+
+
+def _rival(name: str) -> Change:
+    return lambda base: rival(base, name)
+
+
+def _asd(**changes: Any) -> Change:
+    return lambda base: replace(rival(base, "distill"), step_counts=UNIFORM, adversary=AdversaryConfig(**changes))
 
 
 _TOKENS: dict[str, Any] = {"pool": "mean", "gamma": 0.1}
@@ -78,43 +89,43 @@ _PAPER: dict[str, Any] = {**_APART, "timed": False, "gamma": 3.0, "gamma_left": 
 scale of a loss over a hundred times as many numbers, so the share is swept instead."""
 
 
-def _fresh(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+def _fresh(change: Change) -> Change:
     """Samples of their own for every update of assistant and discriminator."""
-    return lambda: replace(recipe(), fresh=True)
+    return lambda base: replace(change(base), fresh=True)
 
 
-def _slow(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+def _slow(change: Change) -> Change:
     """The student at a quarter of its rate; assistant and discriminator at theirs."""
-    return lambda: replace(recipe(), student=replace(recipe().student, lr=5e-5))
+    return lambda base: replace(change(base), student=replace(base.student, lr=base.student.lr / 4))
 
 
-def _largest(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+def _largest(change: Change) -> Change:
     """Distribution matching on n = 4 alone: fewer steps learn from the adversary, or not at all."""
-    return lambda: replace(recipe(), dmd_on="largest")
+    return lambda base: replace(change(base), dmd_on="largest")
 
 
-def _first(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+def _first(change: Change) -> Change:
     """First chunks on a list of their own, four steps, in training too (Causal-rCM's ``4,1x``)."""
-    return lambda: replace(recipe(), first_steps=GRID)
+    return lambda base: replace(change(base), first_steps=GRID)
 
 
-def _late(recipe: Callable[[], DistillConfig]) -> Callable[[], DistillConfig]:
+def _late(change: Change) -> Change:
     """Distribution matching by itself for the first half of 200 updates; then the adversary joins (AAD-1's order)."""
-    return lambda: replace(recipe(), warmup=85, adversary_delay=15)
+    return lambda base: replace(change(base), warmup=85, adversary_delay=15)
 
 
-CELLS: dict[str, Callable[[], DistillConfig]] = {
-    "self_forcing": recipes.self_forcing,
+CELLS: dict[str, Change] = {
+    "self_forcing": _changed(),
     "asd": _asd(),
-    "self_forcing_1": recipes.self_forcing_1,
-    "asd_1": recipes.distill_1,
-    "self_forcing_2": recipes.self_forcing_2,
-    "one_forcing": recipes.one_forcing,
-    "causvid": recipes.causvid,
-    "self_forcing_favour_1": lambda: replace(recipes.self_forcing(), step_counts=recipes.FAVOUR_ONE),
-    "asd_favour_1": recipes.distill,
-    "self_forcing_consistency": lambda: replace(recipes.self_forcing(), network="consistency"),
-    "asd_consistency": lambda: replace(_asd()(), network="consistency"),
+    "self_forcing_1": _rival("self_forcing_1"),
+    "asd_1": _rival("distill_1"),
+    "self_forcing_2": _rival("self_forcing_2"),
+    "one_forcing": _rival("one_forcing"),
+    "causvid": _rival("causvid"),
+    "self_forcing_favour_1": _changed(step_counts=FAVOUR_ONE),
+    "asd_favour_1": _rival("distill"),
+    "self_forcing_consistency": _changed(network="consistency"),
+    "asd_consistency": lambda base: replace(_asd()(base), network="consistency"),
     "asd_share_0.1": _asd(weight=0.1),
     "asd_share_0.5": _asd(weight=0.5),
     "asd_alpha_0.05": _asd(weight=0.05, balance=False),
@@ -131,27 +142,26 @@ CELLS: dict[str, Callable[[], DistillConfig]] = {
     "asd_apart": _asd(**_APART),
     "asd_untimed": _asd(timed=False),
     "asd_gamma_3_kept": _asd(gamma=3.0, gamma_left=1.0, penalty_every=1),
-    "self_forcing_first_4": _first(recipes.self_forcing),
+    "self_forcing_first_4": _first(_changed()),
     "asd_first_4": _first(_asd()),
     "asd_late": _late(_asd()),
-    "self_forcing_fresh": _fresh(recipes.self_forcing),
+    "self_forcing_fresh": _fresh(_changed()),
     "asd_fresh": _fresh(_asd()),
     "asd_paper": _fresh(_asd(**_PAPER)),
     "asd_paper_share_1": _fresh(_asd(**_PAPER, weight=1.0)),
     "asd_paper_share_3": _fresh(_asd(**_PAPER, weight=3.0)),
-    "self_forcing_slow": _slow(recipes.self_forcing),
+    "self_forcing_slow": _slow(_changed()),
     "asd_slow": _slow(_asd(**_TOKENS, weight=0.1, balance=False)),
-    "self_forcing_largest": _largest(recipes.self_forcing),
+    "self_forcing_largest": _largest(_changed()),
     "asd_largest": _largest(_asd(weight=0.1, balance=False)),
     "asd_largest_tokens": _largest(_asd(**_TOKENS, weight=0.1, balance=False)),
-    "self_forcing_largest_slow": _slow(_largest(recipes.self_forcing)),
+    "self_forcing_largest_slow": _slow(_largest(_changed())),
     "asd_largest_slow": _slow(_largest(_asd(**_TOKENS, weight=0.1, balance=False))),
 }
-"""Cell -> the recipe of its runs."""
+"""Cell -> what it changes of a world's distribution matching alone."""
 
-BASES: dict[str, Callable[[], DistillConfig]] = {"playground": recipes.self_forcing, "things": things.self_forcing}
-"""World -> the run that cells change. They are written for the playground: what sets one apart there, in another world
-does so as well."""
+BASES: dict[str, Callable[[], DistillConfig]] = {"playground": self_forcing, "things": things.self_forcing}
+"""World -> the run that cells change."""
 ELSEWHERE = {"playground": frozenset[str](), "things": frozenset({"self_forcing_consistency", "asd_consistency"})}
 """World -> cells that start from what none of its recipes makes."""
 
@@ -166,10 +176,8 @@ EVERY_CELL = cells_of("playground")
 
 
 def recipe_of_cell(cell: str, world: str) -> DistillConfig:
-    """The run of a cell: what sets it apart in the playground, put on the base of a world."""
-    recipe, base = CELLS[cell](), BASES["playground"]()
-    own = {option.name: getattr(recipe, option.name) for option in fields(recipe)}
-    return replace(BASES[world](), **{name: value for name, value in own.items() if value != getattr(base, name)})
+    """The run of a cell in a world."""
+    return CELLS[cell](BASES[world]())
 
 
 PLOTTED = frozenset({cell for _, (cell, _) in SYSTEMS} | {"self_forcing_slow", "asd_slow"})
@@ -259,16 +267,23 @@ class AblationConfig:
         return {} if self.device == AUTO else {"device": self.device}  # evaluate's own is auto
 
     def _similarity(self) -> None:
-        """The paper's evidence for first-frame enhancement, on the model's own student."""
+        """The paper's evidence for first-frame enhancement, on a student: the model's own, or the first that is run."""
         from nearstep.stream.pipeline import CausalVideoPipeline
 
-        target = self.out / "similarity.json"
-        if not target.exists():
+        target, student = self.out / "similarity.json", self._student
+        if student is not None and not target.exists():
             prompts = WORLDS[self.world].prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
-            pipe = CausalVideoPipeline.from_pretrained(self.model, device=self.device)
+            pipe = CausalVideoPipeline.from_pretrained(student, device=self.device)
             matrices = step_similarity(pipe, prompts)
             draw_similarity(matrices, self.out / "similarity.png")
             write_json(target, matrices.tolist(), indent=None)
+
+    @property
+    def _student(self) -> Path | None:
+        if "consistency" in NETWORKS[self.world]:  # its model folder's ``transformer`` is made of that one
+            return self.model
+        runs = (self.runs / f"{cell}-{seed}" / MODEL for seed in self.seeds for cell in self.cells if cell in CELLS)
+        return next((folder for folder in runs if folder.is_dir()), None)
 
     def measure(self, item: tuple[str, int]) -> None:
         """Make the file of a cell and a seed, unless it holds everything; a run that stopped goes on."""

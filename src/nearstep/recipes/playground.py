@@ -22,7 +22,7 @@ from nearstep.models.folder import EMBEDDED, ModelFolder, Settings
 from nearstep.playground import PLAYGROUND
 from nearstep.playground.train_features import FeaturesConfig
 from nearstep.protocols import World
-from nearstep.train.distill.adversary import AdversaryConfig
+from nearstep.recipes.rivals import rival
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
@@ -39,8 +39,6 @@ _FEW_LATENTS = replace(_LATENTS, clips=4_096)
 _WINDOW = 9
 """Latent frames of a clip of the world."""
 _LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, world=PLAYGROUND, frames=69)
-FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
-"""Step counts to draw from, in which one step comes up in half of all draws."""
 _SHIFT = 3.0
 
 
@@ -164,34 +162,32 @@ def self_forcing() -> DistillConfig:
 
 def distill() -> DistillConfig:
     """Adversarial self-distillation: one student for 1 to 4 steps, half of its updates at one step."""
-    # The paper draws n uniformly; one step is the hardest, and its updates help the others (docs/results.md).
-    return replace(_rival("distill"), step_counts=FAVOUR_ONE, adversary=AdversaryConfig(), adversary_delay=15)
+    return rival(self_forcing(), "distill")
 
 
 def distill_1() -> DistillConfig:
     """Adversarial self-distillation with every update at one step, against the student's own two steps."""
-    return replace(distill(), loop=_rival("distill_1").loop, step_counts=(1,))
+    return rival(self_forcing(), "distill_1")
 
 
 def self_forcing_1() -> DistillConfig:
     """Self Forcing retrained for exactly one step."""
-    return replace(_rival("self_forcing_1"), step_counts=(1,))
+    return rival(self_forcing(), "self_forcing_1")
 
 
 def self_forcing_2() -> DistillConfig:
     """Self Forcing retrained for exactly two steps: on their own list, whose two times are trained in turn."""
-    return replace(_rival("self_forcing_2"), step_counts=(1, 2), schedule="respaced")
+    return rival(self_forcing(), "self_forcing_2")
 
 
 def causvid() -> DistillConfig:
     """Distribution matching without rollouts: samples are made from noised clips (CausVid)."""
-    return replace(_rival("causvid"), sampling="data")
+    return rival(self_forcing(), "causvid")
 
 
 def one_forcing() -> DistillConfig:
     """An adversary against clips in place of adjacent steps (One-Forcing, DMD2)."""
-    adversary = AdversaryConfig(reference="data", backbone="joint")
-    return replace(_rival("one_forcing"), adversary=adversary, adversary_delay=15)
+    return rival(self_forcing(), "one_forcing")
 
 
 def stream_forcing() -> CausalConfig:
@@ -220,8 +216,3 @@ def stream_student() -> GraftConfig:
         shift=_SHIFT,
         settings=_SETTINGS,
     )
-
-
-def _rival(name: str) -> DistillConfig:
-    recipe = self_forcing()
-    return replace(recipe, loop=replace(recipe.loop, folder=_RUNS / name))

@@ -7,8 +7,10 @@ nearstep train things.teacher
 nearstep train things.forcing
 nearstep train things.stream_forcing
 nearstep train things.self_forcing
+nearstep train things.distill
 
-The last is distribution matching alone, from which a student's margin over one step is seen before anything longer.
+The last but one is distribution matching alone, from which a student's margin over one step is seen before anything
+longer; the last starts where that one does.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from nearstep.data.latents import LatentsConfig
 from nearstep.recipes import playground
+from nearstep.recipes.rivals import rival
 from nearstep.things import THINGS_WORLD
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.lessons import Lesson
@@ -184,3 +187,8 @@ def self_forcing() -> DistillConfig:
         chunk_frames=1,
         settings=_SETTINGS,
     )
+
+
+def distill() -> DistillConfig:
+    """Adversarial self-distillation: one student for 1 to 4 steps, half of its updates at one step."""
+    return rival(self_forcing(), "distill")

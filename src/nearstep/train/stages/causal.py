@@ -140,6 +140,7 @@ class CausalConfig(LoraFields):
         many_step: VideoTransformer,
         text: TextEncoder,
         frames: int,
+        first_chunk: int | None = None,
         starts: tuple[int, ...] = (),
     ) -> CausalUpdate:
         """The updates of this run on clips of ``frames`` latent frames, with these networks in their places."""
@@ -149,7 +150,7 @@ class CausalConfig(LoraFields):
             average=average,
             many_step=many_step,
             text=text,
-            lengths=chunk_lengths(frames, self.chunk_frames),
+            lengths=chunk_lengths(frames, self.chunk_frames, first_chunk),
             starts=starts,
             shift=self.shift,
             guidance=self.guidance,
