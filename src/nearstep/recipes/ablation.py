@@ -27,6 +27,7 @@ from nearstep.files import write_json
 from nearstep.flow.plan import GRID, parse_steps
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.nets.devices import AUTO, find_device
+from nearstep.plots import new_figure
 from nearstep.ranges import check_count
 from nearstep.recipes import things
 from nearstep.recipes.playground import self_forcing
@@ -244,6 +245,7 @@ class AblationConfig:
     def run(self) -> Path:
         """Run what is missing, seed by seed over all cells, and write tables and plots; returns the tables' file."""
         find_device(self.device)
+        new_figure(1, 1)  # refused before hours of runs
         cluster = None if self.cluster is None else Cluster(address=self.cluster, cpus=self.cpus)
         items = [(cell, 0) for cell in self.cells if cell in NETWORKS[self.world]]
         items += [(cell, seed) for seed in self.seeds for cell in self.cells if cell in CELLS]
