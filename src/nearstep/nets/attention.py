@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,12 @@ class Attention(nn.Module):
         """
         q, k = queries.to(values.dtype), keys.to(values.dtype)
         if groups:
-            parts = [attention(q[:, g.first : g.end], visible(k, g, g.sink_shift), visible(values, g)) for g in groups]
+            own = q.split([group.end - group.first for group in groups], dim=1)
+            key_runs, value_runs = runs_of(k, groups), runs_of(values, groups)
+            parts = [
+                attention(part, visible(key_runs, group, group.sink_shift), visible(value_runs, group))
+                for part, group in zip(own, groups, strict=True)
+            ]
             return self.to_out[0](torch.cat(parts, dim=1).flatten(2))
         return self.to_out[0](attention(q, k, values).flatten(2))
 
@@ -105,14 +111,30 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def visible(x: Tensor, group: Group, sink_shift: int = 0) -> Tensor:
-    """The tokens of x [B, K, heads, head_dim] that the group sees; a view where they lie side by side.
+def runs_of(x: Tensor, groups: Sequence[Group]) -> dict[tuple[int, int], list[Tensor]]:
+    """The tokens of x [B, K, heads, head_dim] in each run that a group sees, as parts that follow each other.
+
+    A slice's gradient is as large as x, zeros but for the slice, and what groups see overlaps: where gradients are
+    asked for, x is cut once wherever a run begins or ends, and a part's gradient is no larger than the part.
+    """
+    runs = [run for group in groups for run in group.keys]
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return {(first, end): [x[:, first:end]] for first, end in runs}
+    edges = sorted({0, x.shape[1], *(edge for run in runs for edge in run)})
+    parts = x.split([end - first for first, end in pairwise(edges)], dim=1)
+    places = {edge: place for place, edge in enumerate(edges)}
+    return {(first, end): [*parts[places[first] : places[end]]] for first, end in runs}
+
+
+def visible(runs: Mapping[tuple[int, int], list[Tensor]], group: Group, sink_shift: int = 0) -> Tensor:
+    """The tokens that the group sees; a view where they are one part.
 
     sink_shift: frames by which those of the first run, if they are keys, are rotated forward.
     """
-    parts = [x[:, first:end] for first, end in group.keys]
+    seen = [runs[run] for run in group.keys]
     if sink_shift:
-        parts[0] = advance(parts[0], sink_shift)
+        seen[0] = [advance(part, sink_shift) for part in seen[0]]
+    parts = [part for run in seen for part in run]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

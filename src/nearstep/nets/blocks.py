@@ -96,11 +96,14 @@ class TransformerBlock(nn.Module):
         dtype = x.dtype
         rows = wide(self.scale_shift_table + modulation).unsqueeze(-2)
         shift_a, scale_a, *_ = rows.unbind(2)
-        *_, gate_a, shift_f, scale_f, gate_f = (rows[:, keys_only:] if rows.shape[1] > 1 else rows).unbind(2)
+        if keys_only and rows.shape[1] > 1:
+            rows = rows[:, keys_only:]
+        *_, gate_a, shift_f, scale_f, gate_f = rows.unbind(2)
 
         normed = (self.norm1(x) * (1 + scale_a) + shift_a).to(dtype)
         attended, own = self.attn1(normed.flatten(1, 2), rope, groups, past, keys_only * x.shape[2])
-        x = x[:, keys_only:]
+        if keys_only:
+            x = x[:, keys_only:]
         if not (frames := x.shape[1]):
             return x, own
         x = (x + attended.unflatten(1, (frames, -1)) * gate_a).to(dtype)
@@ -115,10 +118,9 @@ class TransformerBlock(nn.Module):
         """Cross-attention of frames [B, F, N, D], each to the prompt that holds at it."""
         if not turns:
             return self.attn2(x.flatten(1, 2), text).unflatten(1, (x.shape[1], -1))
+        own = x.split([turn.end - turn.first for turn in turns], dim=1)
         parts = [
-            self.attn2(x[:, turn.first : turn.end].flatten(1, 2), turn_of(text, turn, len(x))).unflatten(
-                1, (turn.end - turn.first, -1)
-            )
-            for turn in turns
+            self.attn2(part.flatten(1, 2), turn_of(text, turn, len(x))).unflatten(1, part.shape[1:3])
+            for part, turn in zip(own, turns, strict=True)
         ]
         return torch.cat(parts, dim=1)
