@@ -83,6 +83,10 @@ CONFIGS = {
     "no adversary": config(adversary=None, micro=1, checkpointing=True),
 }
 
+_LATER = {"checkpointing", "excerpts", "penalty in bfloat16", "an adapter for the student", "against data"}
+PARAMETERS = [pytest.param(name, marks=pytest.mark.slow if name in _LATER else ()) for name in CONFIGS]
+"""A quarter of a minute each: those that others stand for are made by ``make test-slow``."""
+
 
 def text(captions: list[str]) -> torch.Tensor:
     return torch.randn(len(captions), SMALL.text_length, NETWORK["text_dim"])
@@ -162,7 +166,7 @@ def test_a_first_chunk_that_is_given_is_not_made() -> None:
         estimate(run, replace(SHALLOW, lessons=(SMALL.clip,)))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_a_phase_takes_what_is_predicted(name: str):
     config = CONFIGS[name]
     found = fake_step.peaks_of(config, SMALL, 1, LAYERS, LAYERS)
@@ -175,7 +179,10 @@ def test_a_phase_takes_what_is_predicted(name: str):
         assert found[phase] == pytest.approx(size, rel=0.06), phase  # some 130 kB of 2.6 MB in the rollout are not seen
 
 
-@pytest.mark.parametrize(("name", "layers"), [("checkpointing", (5, 5)), ("no adversary", (5, 6))])
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [pytest.param("checkpointing", (5, 5), marks=pytest.mark.slow), ("no adversary", (5, 6))],
+)
 def test_the_line_through_shallow_networks_meets_deep_ones(name: str, layers: tuple[int, int]):
     measure = partial(fake_step.peaks_of, CONFIGS[name], SMALL, 1)
     # A rollout's peak is the larger of a step's and a commit's, and in networks this small which one depends on depth.

@@ -240,13 +240,17 @@ def test_a_thousand_hostile_messages_leave_a_server_that_works(tiny, tmp_path: P
                         while True:
                             look.step(timeout=0.05)
                 except ConnectionClosed as closed:
-                    assert closed.rcvd.code in (Close.FAULTS, 1007)
+                    assert closed.rcvd is None or closed.rcvd.code in (Close.FAULTS, 1007)
                 except TimeoutError:
                     pass
-            with pytest.raises(ConnectionClosed) as closed, site.look(f"takes/{take['id']}") as look:
-                look.socket.send("x" * (LONGEST_MESSAGE + 1))
-                look.of("never")
-            assert closed.value.rcvd.code == 1009
+            codes = []
+            for _ in range(3):
+                with pytest.raises(ConnectionClosed) as closed, site.look(f"takes/{take['id']}") as look:
+                    look.socket.send("x" * (LONGEST_MESSAGE + 1))
+                    look.of("never")
+                # What the server left unread resets the connection, and that may outrun the frame with its reason.
+                codes.append(closed.value.rcvd and closed.value.rcvd.code)
+            assert 1009 in codes and {*codes} <= {1009, None}
             calm.say("play")
             newest = len(site.studio.find(take["id"]).chunks) - 1
             calm.until(lambda event: event["type"] == "chunk" and event["index"] > newest)
