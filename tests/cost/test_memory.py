@@ -18,10 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nearstep.cli.main import main
 from nearstep.cost import fake_step, update_flops
 from nearstep.cost.advice import trials
-from nearstep.cost.fake_step import Config
 from nearstep.cost.flops import counter
 from nearstep.cost.live_bytes import LiveBytes
-from nearstep.cost.memory import Estimate, estimate, operations, resident
+from nearstep.cost.memory import estimate, operations, resident
 from nearstep.cost.sizes import Sizes, count_network
 from nearstep.errors import NearstepError
 from nearstep.models.wan import SIZES
@@ -38,7 +37,6 @@ from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import DistillUpdate
 from nearstep.train.ema import Ema
-from nearstep.train.lessons import Lesson
 from nearstep.train.objectives.table import OBJECTIVES
 from nearstep.train.parallel import Ranks
 
@@ -133,37 +131,6 @@ def measured(config: DistillConfig) -> dict[str, int]:
                     update.discriminator(plan, batch, noise.of(rows), gamma)
     del meter.peaks["between"]
     return meter.peaks
-
-
-def whole(found: Estimate) -> float:
-    """Operations of an update."""
-    return sum(part.all for part in found.flops.values())
-
-
-@pytest.mark.parametrize("base", [config(adversary=None, replay=True), replace(playground.forcing(), batch=2)])
-def test_a_lesson_takes_what_a_run_of_its_clips_would(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fake_step, "peaks", lambda run, sizes, _: {"a step": 1.0 * run.batch * sizes.clip[0]})
-    monkeypatch.setattr(fake_step, "preview", lambda _, sizes: {"preview": 1.0 * sizes.clip[0]})
-    long, pictures = (24, *SMALL.clip[1:]), (3, *SMALL.clip[1:])
-    latents = playground.distill().latents
-    lessons = tuple(Lesson(latents=latents, batch=batch) for batch in (None, 40))
-    found = estimate(replace(base, lessons=lessons, lesson_every=4), replace(SHALLOW, lessons=(long, pictures)))
-    usual = estimate(base, SHALLOW)
-    each = [usual, estimate(base, replace(SHALLOW, clip=long))]
-    each.append(estimate(replace(base, batch=40), replace(SHALLOW, clip=pictures)))
-    held = sum(usual.resident.values())
-    assert found.resident == usual.resident and found.phases == {"a step": held + 40 * 3, "preview": held + 6}
-    assert whole(found) == pytest.approx(3 / 4 * whole(each[0]) + 1 / 8 * whole(each[1]) + 1 / 8 * whole(each[2]))
-
-
-def test_a_first_chunk_that_is_given_is_not_made() -> None:
-    run = config(adversary=None, step_counts=(4,))
-    made, given = (operations(run, replace(SHALLOW, first_chunk=first)) for first in (None, 3))
-    assert given["student backward"].all < 0.6 * made["student backward"].all
-    # Of 4 steps and a commit, and 4 steps, the first 4 are not made.
-    assert given["rollout"].all == pytest.approx(5 / 9 * made["rollout"].all, rel=0.1)
-    with pytest.raises(NearstepError, match="the run has 0 lessons, and 1 have sizes"):
-        estimate(run, replace(SHALLOW, lessons=(SMALL.clip,)))
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
