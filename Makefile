@@ -10,10 +10,10 @@ STAMP := $(VENV)/.installed
 SMALL := $(VENV)/.installed-to-run
 WORKERS ?= 2
 
-DEMO := "a large red ball slides right slowly on snow" \
-	"a small yellow star bounces sideways at night" \
-	"a medium purple ring drifts up quickly in the forest" \
-	"a big orange cross rests on slate"
+DEMO := "a large red apple slides right slowly on snow" \
+	"a small yellow banana bounces sideways at night" \
+	"a medium orange basketball drifts up quickly in the sky" \
+	"a large orange cat sits in front of a small house on a meadow"
 
 .PHONY: install demo test test-slow test-gpu test-browser check lint types clean
 

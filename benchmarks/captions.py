@@ -1,4 +1,4 @@
-"""What a teacher of the world of things owes to its captions: its loss with the right ones, with others, without any.
+"""What a teacher of the playground owes to its captions: its loss with the right ones, with others, without any.
 
 python benchmarks/captions.py runs/teacher/model --network teacher
 
@@ -24,10 +24,10 @@ from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.text import PromptEncoder
 from nearstep.nets.transformer import VideoTransformer
+from nearstep.playground import PLAYGROUND
+from nearstep.playground.captions import caption
+from nearstep.playground.world import Actor, Scene, sample_scenes
 from nearstep.shapes import latent_frames
-from nearstep.things import THINGS_WORLD
-from nearstep.things.captions import caption
-from nearstep.things.world import Actor, Scene, sample_scenes
 
 TIMES = (0.5, 0.7, 0.85, 0.95)
 _SEED = 3
@@ -81,19 +81,19 @@ def losses(options: Options) -> dict[float, dict[str, tuple[float, float]]]:
     """
     codec = VideoCodec.from_pretrained(options.codec or options.model / "vae").float().eval()
     text = PromptEncoder.from_pretrained(options.model, dtype=torch.float32).eval()
-    if set(THINGS_WORLD.vocabulary()) - set(text.vocabulary()):
-        raise NearstepError(f"{options.model} does not read the captions of the world of things; name a model of it")
+    if set(PLAYGROUND.vocabulary()) - set(text.vocabulary()):
+        raise NearstepError(f"{options.model} does not read the captions of the playground; name a model of it")
     network = VideoTransformer.from_pretrained(options.model / options.network, torch_dtype=torch.float32).eval()
     rows = range(options.clips)
-    scenes = sample_scenes(THINGS_WORLD.config, _SEED, rows)
-    right = THINGS_WORLD.prompts(_SEED, rows)
+    scenes = sample_scenes(PLAYGROUND.config, _SEED, rows)
+    right = PLAYGROUND.prompts(_SEED, rows)
     kinds = {"right": right, "others'": [right[row] for row in others(scenes)], "none": [""] * len(right)}
     if options.frames > 1:
         kinds["others' motions"] = [
             caption(scene, seed=_SEED, index=row) for row, scene in zip(rows, moved(scenes), strict=True)
         ]
     parts = [rows[first : first + _TOGETHER] for first in rows[::_TOGETHER]]
-    x0 = torch.cat([codec.encode(THINGS_WORLD.clips(_SEED, part, frames=options.frames)) for part in parts])
+    x0 = torch.cat([codec.encode(PLAYGROUND.clips(_SEED, part, frames=options.frames)) for part in parts])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
 
     def each(captions: Sequence[str], time: float) -> Tensor:

@@ -1,7 +1,7 @@
 """What the codec alone costs: real clips through encoder and decoder, judged like generated ones.
 
     python benchmarks/codec.py --captions 512 --out docs/results/playground-codec.json
-    python benchmarks/codec.py runs/codec/model/vae --world things --out things-codec.json
+    python benchmarks/codec.py runs/codec/model/vae --out codec.json
 
 No generated clip can be expected to score higher than these.
 """

@@ -1,17 +1,19 @@
-"""How a long stream holds: every three chunks of it judged as a clip, for several ways to look back.
+"""How a long stream holds: window after window of it judged as a clip, for several ways to look back.
 
     python benchmarks/drift.py --out docs/results/drift.json --picture docs/long.png
 
-Only captions whose object stays in the picture for ever, at rest or bouncing. Each window of three chunks (33 pixel
-frames, as long as the clips of training) is held against the caption: colour, shape, size and background, which a
-stream must keep; its look, (sharpness + fidelity) / 2; and whether a bouncing object still moves. A window need not
-see a bounce turn, so the kind of motion is not asked for. The renderer's own frames, judged alike, are the ceiling.
+Only captions whose things stay in the picture for ever: at rest, bouncing, orbiting, swinging. Each window of nine
+latent frames (33 pixel frames, as long as the clips of training) is held against the caption: things, their sizes and
+the place, which a stream must keep; its look, (sharpness + fidelity) / 2; and whether what is to move still does. A
+window need not see a bounce turn, so the kind of motion is not asked for. The renderer's own frames, judged alike, are
+the ceiling.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,23 +28,26 @@ from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.statistics import difference, pooled
 from nearstep.files import replacing
 from nearstep.playground import PLAYGROUND
-from nearstep.playground.judge.judge import Verdict, judge
-from nearstep.playground.world import FRAMES, Scene, render, sample_scenes
+from nearstep.playground.judge.judge import Verdict
+from nearstep.playground.world import Scene, render, sample_scenes
 from nearstep.plots import new_figure
-from nearstep.shapes import TEMPORAL_STRIDE
+from nearstep.shapes import TEMPORAL_STRIDE, pixel_frames
 from nearstep.stream.output import contact_sheet
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "fixed sink": {"relative_sink": False},
-    "window 9, no sink": {"window": 9, "sink": 0},
-    "window 6, no sink": {"window": 6, "sink": 0},
+    "window 6": {"window": 6, "sink": 0},
+    "window 8, relative sink": {"window": 8, "sink": 1, "relative_sink": True},
+    "window 8, sink where it is": {"window": 8, "sink": 1, "relative_sink": False},
 }
 """Name -> how far back a stream looks; the first is what the others are compared with."""
 DEFAULT = next(iter(SETTINGS))
-KEPT = ("shape", "colour", "size", "background")
+KEPT = ("thing", "category", "size", "place")
+"""Of these a caption states what it states."""
 CEILING = "renderer"
-WINDOW = 3  # chunks
+WINDOW = 9
+"""Latent frames."""
+FRAMES = PLAYGROUND.frames
 SHEET_FRAMES = 8  # from one frame kept for a sheet to the next
 SHEET_COLUMNS = 25
 SHEET_ROWS = 10
@@ -52,18 +57,20 @@ Scores = dict[str, Tensor]
 
 
 def scenes_that_stay(count: int) -> list[tuple[Scene, str]]:
-    """The first held-out scenes whose object never leaves the picture."""
-    indices = range(16 * count)
-    pairs = zip(sample_scenes(CAPTIONS_SEED, indices), PLAYGROUND.prompts(CAPTIONS_SEED, indices), strict=True)
-    return list(itertools.islice((pair for pair in pairs if pair[0].motion != "slide"), count))
+    """The first held-out scenes whose things never leave the picture."""
+    indices = range(32 * count)
+    scenes = sample_scenes(PLAYGROUND.config, CAPTIONS_SEED, indices)
+    pairs = zip(scenes, PLAYGROUND.prompts(CAPTIONS_SEED, indices), strict=True)
+    stay = (pair for pair in pairs if all(actor.motion != "slide" for actor in pair[0].actors))
+    return list(itertools.islice(stay, count))
 
 
-def windows(video: Tensor, chunk: int) -> Tensor:
-    """Consecutive windows [W, FRAMES, 3, H, W] of a stream [T, 3, H, W] with chunks of ``chunk`` latent frames.
+def windows(video: Tensor) -> Tensor:
+    """Consecutive windows [W, FRAMES, 3, H, W] of a stream [T, 3, H, W].
 
-    A later window's first chunk is longer by what the codec's first frame lacks; its newest frames are kept.
+    A later window's first latent frame is longer by what the codec's first frame lacks; its newest frames are kept.
     """
-    step = TEMPORAL_STRIDE * chunk * WINDOW
+    step = TEMPORAL_STRIDE * WINDOW
     ends = range(step - TEMPORAL_STRIDE + 1, len(video) + 1, step)
     return torch.stack([video[end - FRAMES : end] for end in ends])
 
@@ -71,18 +78,21 @@ def windows(video: Tensor, chunk: int) -> Tensor:
 def scored(verdicts: Sequence[Verdict]) -> dict[str, list[float]]:
     """What is asked of each window."""
     return {
-        "kept": [sum(one.agreement[name] for name in KEPT) / len(KEPT) for one in verdicts],
-        **{name: [float(one.agreement[name]) for one in verdicts] for name in KEPT},
-        "one object": [float(one.agreement["count"]) for one in verdicts],
+        "kept": [_kept(one.agreement) for one in verdicts],
+        "count": [float(one.agreement["count"]) for one in verdicts],
         "look": [sum(one.course) / len(one.course) for one in verdicts],
         "moves": [_moves(one) for one in verdicts],
     }
 
 
+def _kept(agreement: Mapping[str, float]) -> float:
+    stated = [agreement[name] for name in KEPT if name in agreement]
+    return sum(stated) / len(stated)
+
+
 def _moves(one: Verdict) -> float:
-    if one.stated["motion"] == "still":
-        return float("nan")
-    return float(one.measured["motion"] in ("slide", "bounce"))
+    rests = all(subject.motion == "rest" for subject in one.stated.subjects)
+    return float("nan") if rests else float(one.dynamic)
 
 
 def collect(rows: Sequence[Mapping[str, list[float]]]) -> Scores:
@@ -90,23 +100,27 @@ def collect(rows: Sequence[Mapping[str, list[float]]]) -> Scores:
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
 
-def drawn(pairs: Sequence[tuple[Scene, str]], chunk: int, chunks: int) -> Scores:
+def judged(video: Tensor, text: str) -> dict[str, list[float]]:
+    """The scores of a stream's windows."""
+    parts = windows(video)
+    return scored(PLAYGROUND.judge(parts, [text] * len(parts)))
+
+
+def drawn(pairs: Sequence[tuple[Scene, str]], latents: int) -> Scores:
     """The renderer's own."""
-    frames = TEMPORAL_STRIDE * (chunk * chunks - 1) + 1
-    clips = [(windows(render([scene], frames)[0], chunk), text) for scene, text in pairs]
-    return collect([scored(judge(parts, [text] * len(parts), chunk=chunk)) for parts, text in clips])
+    frames = pixel_frames(latents)
+    return collect([judged(render(PLAYGROUND.config, [scene], frames=frames)[0], text) for scene, text in pairs])
 
 
 def streamed(
-    pipe: CausalVideoPipeline, pairs: Sequence[tuple[Scene, str]], plan: str, chunks: int, wishes: Mapping[str, Any]
+    pipe: CausalVideoPipeline, pairs: Sequence[tuple[Scene, str]], plan: str, latents: int, wishes: Mapping[str, Any]
 ) -> tuple[Scores, list[Tensor]]:
     """Scores of a stream for each caption, and every so many frames of each."""
-    chunk, rows, glimpses = pipe.transformer.config["chunk_frames"], [], []
+    rows, glimpses, chunks = [], [], latents // pipe.transformer.config["chunk_frames"]
     for sample, (_, text) in enumerate(pairs):
         with pipe.open(text, plan, seed=0, sample=sample, **wishes) as session:
             video = torch.cat([part.video[0] for part in itertools.islice(session, chunks)])
-        parts = windows(video, chunk)
-        rows.append(scored(judge(parts, [text] * len(parts), chunk=chunk)))
+        rows.append(judged(video.float().clamp(0, 1), text))
         glimpses.append(video[::SHEET_FRAMES].clone())
     return collect(rows), glimpses
 
@@ -121,13 +135,13 @@ def loses_from(values: Tensor) -> int | None:
 def summary(scores: Scores, against: Scores | None) -> dict[str, Any]:
     """Means of each window with what is sure about them."""
     means = {name: values.nanmean(dim=0).tolist() for name, values in scores.items()}
-    found: dict[str, Any] = {"means": {name: [round(v, 4) for v in row] for name, row in means.items()}}
+    found: dict[str, Any] = {"means": {name: [_rounded(value) for value in row] for name, row in means.items()}}
     for name in ("kept", "look"):
         intervals = [pooled(column[None]) for column in scores[name].T]
         lost = loses_from(scores[name])
         found[name] = {
             "interval": [[round(one.low, 4), round(one.high, 4)] for one in intervals],
-            "lower_from_chunk": None if lost is None else lost * WINDOW,
+            "lower_from_frame": None if lost is None else lost * WINDOW,
         }
         if against:  # the last third of the stream, where drift has had its time
             late = len(scores[name].T) * 2 // 3
@@ -136,20 +150,26 @@ def summary(scores: Scores, against: Scores | None) -> dict[str, Any]:
     return found
 
 
+def _rounded(value: float) -> float | None:
+    """None where nothing was measured, which JSON has no number for."""
+    return None if math.isnan(value) else round(value, 4)
+
+
 def draw(path: Path, found: Mapping[str, Any]) -> None:
-    """What is kept, the look, and whether anything moves, along the stream."""
+    """What is kept, the look, and whether anything moves, along the stream; frames are latent ones."""
     figure = new_figure(13.0, 3.6)
-    panels = {"kept": "shape, colour, size, background kept", "look": "look", "moves": "bouncing objects that move"}
+    panels = {"kept": "things, sizes, place kept", "look": "look", "moves": "clips that move, of those that should"}
     for axes, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for setting, one in found["settings"].items():
             means = one["means"][name]
-            chunks = [WINDOW * index for index in range(len(means))]
+            frames = [WINDOW * index for index in range(len(means))]
             ceiling = setting == CEILING
-            axes.plot(chunks, means, label=setting, **({"color": "black", "linestyle": ":"} if ceiling else {}))
+            means = [math.nan if value is None else value for value in means]
+            axes.plot(frames, means, label=setting, **({"color": "black", "linestyle": ":"} if ceiling else {}))
             if name in one and not ceiling:
                 low, high = zip(*one[name]["interval"], strict=True)
-                axes.fill_between(chunks, low, high, alpha=0.12)
-        axes.set(xlabel="first chunk of the window", ylabel=label, ylim=(0, 1.03))
+                axes.fill_between(frames, low, high, alpha=0.12)
+        axes.set(xlabel="first latent frame of the window", ylabel=label, ylim=(0, 1.03))
         axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     with replacing(path) as part:
@@ -168,7 +188,7 @@ def main(
     *,
     network: str = "transformer",
     plan: str = "4,1x",
-    chunks: int = 51,
+    frames: int = 153,
     captions: int = 32,
     settings: tuple[str, ...] = tuple(SETTINGS),
     threads: int = 1,
@@ -180,9 +200,9 @@ def main(
 
     Args:
         model: "playground", a folder, or a hub id; of the playground's world.
-        network: sub-folder of the network, such as "stream".
+        network: sub-folder of the network.
         plan: of every stream.
-        chunks: of a stream, a multiple of three.
+        frames: latent frames of a stream, a multiple of nine.
         captions: one stream for each, on the same noise under every setting.
         settings: which ways to look back; a model that was trained with a window needs but the first.
         threads: of the CPU.
@@ -190,23 +210,23 @@ def main(
         picture: a plot of them.
         sheets: a folder for contact sheets, one a setting.
     """
-    if chunks < 2 * WINDOW or chunks % WINDOW:
-        raise NearstepError(f"--chunks {chunks}; give a multiple of {WINDOW}, at least {2 * WINDOW}")
+    if frames < 2 * WINDOW or frames % WINDOW:
+        raise NearstepError(f"--frames {frames}; give a multiple of {WINDOW}, at least {2 * WINDOW}")
     if settings[:1] != (DEFAULT,) or not set(settings) <= set(SETTINGS):
         raise NearstepError(f"--settings {' '.join(settings)}; give {DEFAULT}, and then any of {', '.join(SETTINGS)}")
     torch.set_num_threads(threads)
     pipe, pairs = CausalVideoPipeline.from_pretrained(model, transformer=network), scenes_that_stay(captions)
-    ceiling = drawn(pairs, pipe.transformer.config["chunk_frames"], chunks)
+    ceiling = drawn(pairs, frames)
     measured, results = {}, {}
     for name in settings:
-        measured[name], glimpses = streamed(pipe, pairs, plan, chunks, SETTINGS[name])
+        measured[name], glimpses = streamed(pipe, pairs, plan, frames, SETTINGS[name])
         results[name] = summary(measured[name], None if name == DEFAULT else measured[DEFAULT])
         print(f"{name}: {line(results[name])}", flush=True)
         if sheets:
             show(sheets / f"{name.replace(',', '').replace(' ', '-')}.png", pairs, glimpses)
     results[CEILING] = summary(ceiling, None)
     print(f"{CEILING}: {line(results[CEILING])}")
-    asked = {"model": model, "network": network, "plan": plan, "chunks": chunks, "captions": captions}
+    asked = {"model": model, "network": network, "plan": plan, "frames": frames, "captions": captions}
     found = {**asked, "settings": results}
     with replacing(out) as part:
         part.write_text(json.dumps(found, indent=1) + "\n")
@@ -219,8 +239,9 @@ def line(one: Mapping[str, Any]) -> str:
     """First, middle and last window."""
     told = []
     for name, row in one["means"].items():
-        told.append(f"{name} {row[0]:.3f} {row[len(row) // 2]:.3f} {row[-1]:.3f}")
-    ends = ", ".join(f"{name} lower from chunk {one[name]['lower_from_chunk']}" for name in ("kept", "look"))
+        shown = ["-" if value is None else f"{value:.3f}" for value in (row[0], row[len(row) // 2], row[-1])]
+        told.append(" ".join([name, *shown]))
+    ends = ", ".join(f"{name} lower from frame {one[name]['lower_from_frame']}" for name in ("kept", "look"))
     return "; ".join([*told, ends])
 
 

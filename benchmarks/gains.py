@@ -48,7 +48,7 @@ from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.rollout.rollout import generate
 
-PROMPT = "a large red ball slides left slowly on snow"
+PROMPT = "a large red apple slides left slowly on snow"
 BASE = "as it is"
 
 

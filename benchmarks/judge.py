@@ -1,4 +1,4 @@
-"""What the judge of the world of things sees: real clips of each kind, and real clips broken in one way.
+"""What the judge of the playground sees: real clips of each kind, and real clips broken in one way.
 
     python benchmarks/judge.py --clips 512 --out judge.json
     python benchmarks/judge.py --kinds one --breaks "another size" blurred --clips 64
@@ -20,13 +20,13 @@ import tyro
 from torch import Tensor
 
 from nearstep.files import replacing
-from nearstep.things.breaks import BREAKS, spoiled
-from nearstep.things.captions import LEVELS, caption
-from nearstep.things.judge.agreement import ATTRIBUTES
-from nearstep.things.judge.judge import Verdict, judge
-from nearstep.things.judge.quality import FIGURES
-from nearstep.things.relations import OVERLAPS
-from nearstep.things.world import Scene, WorldConfig, render, sample_scenes
+from nearstep.playground.breaks import BREAKS, spoiled
+from nearstep.playground.captions import LEVELS, caption
+from nearstep.playground.judge.agreement import ATTRIBUTES
+from nearstep.playground.judge.judge import Verdict, judge
+from nearstep.playground.judge.quality import FIGURES
+from nearstep.playground.relations import OVERLAPS
+from nearstep.playground.world import Scene, WorldConfig, render, sample_scenes
 
 KINDS = ("one", "two", "occluded")
 BATCH = 8

@@ -1,6 +1,6 @@
 """Whether a codec makes latents that a denoiser can learn: rough ones hide the same picture behind unlike numbers.
 
-    python benchmarks/latents.py runs/codec/model/vae --world things
+    python benchmarks/latents.py runs/codec/model/vae
 
 Three figures, each beside that of the pictures themselves at the latents' size. *Fine*: the share of energy above half
 the highest frequency; a denoiser makes pictures from coarse to fine, and can only do so where coarse comes first.
@@ -51,7 +51,7 @@ def roughness(here: Tensor, between: Tensor) -> Roughness:
 
 
 @torch.no_grad()
-def main(codec: Annotated[Path, tyro.conf.Positional], *, world: str = "things", pictures: int = 64) -> None:
+def main(codec: Annotated[Path, tyro.conf.Positional], *, world: str = "playground", pictures: int = 64) -> None:
     """Print the figures.
 
     Args:

@@ -18,7 +18,7 @@ import torch
 from nearstep import CausalVideoPipeline
 from nearstep.stream.session import Session
 
-PROMPT = "a large red ball slides left slowly on snow"
+PROMPT = "a large red apple slides left slowly on snow"
 
 
 def first_frame(pipe: CausalVideoPipeline, prompt: str, plan: str) -> float:

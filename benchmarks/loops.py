@@ -67,7 +67,7 @@ SIZES = {
         heads=4, head_dim=64, ffn_dim=1536, layers=6, text=(512, 768), chunk=3, chunks=7, grid=(20, 32), even=(16, 32)
     ),
     "playground": Size(
-        heads=5, head_dim=32, ffn_dim=480, layers=5, text=(24, 96), chunk=3, chunks=7, grid=(6, 6), even=(16, 16)
+        heads=8, head_dim=32, ffn_dim=640, layers=4, text=(32, 128), chunk=1, chunks=9, grid=(12, 12), even=(16, 16)
     ),
     "tiny": Size(
         heads=2, head_dim=24, ffn_dim=40, layers=2, text=(8, 24), chunk=2, chunks=3, grid=(8, 8), even=(16, 16)

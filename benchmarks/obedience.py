@@ -2,7 +2,7 @@
 
     python benchmarks/obedience.py MODEL --plan 4,1x --out docs/results/obedience.json
 
-Stories of the world of things: a scene, and the same with one attribute changed or all of it. The first caption holds
+Stories of the playground: a scene, and the same with one attribute changed or all of it. The first caption holds
 for three chunks, then the second; two clips as long as those of training, from the change on and from one chunk later,
 are judged by the second caption. *Applied*: every statement in which the captions differ is shown. *Kept*: so is every
 statement that they share. The renderer's own stories, judged alike, are the ceiling.
@@ -24,11 +24,11 @@ from nearstep import CausalVideoPipeline
 from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.statistics import pooled
 from nearstep.files import replacing
+from nearstep.playground import PLAYGROUND, Playground
+from nearstep.playground.judge.judge import Verdict
+from nearstep.playground.parsing import Stated, parse
 from nearstep.shapes import pixel_frames
 from nearstep.stream.output import contact_sheet
-from nearstep.things import THINGS_WORLD, Things
-from nearstep.things.judge.judge import Verdict
-from nearstep.things.parsing import Stated, parse
 
 BEFORE = 3
 """Chunks under the first caption."""
@@ -62,7 +62,7 @@ def obeyed(before: str, verdict: Verdict) -> tuple[bool, bool]:
     return applied, all(right for one, right in shown.items() if one in shared)
 
 
-def stories(world: Things, count: int, start: int) -> tuple[list[int], list[tuple[str, str]]]:
+def stories(world: Playground, count: int, start: int) -> tuple[list[int], list[tuple[str, str]]]:
     """The first held-out stories whose captions differ in what they state, and those captions."""
     numbers: list[int] = []
     captions: list[tuple[str, str]] = []
@@ -81,8 +81,8 @@ def summary(videos: Sequence[Tensor], captions: Sequence[tuple[str, str]], start
     """Delay -> shares of the stories that apply and keep, with their intervals."""
     found: dict[str, Any] = {}
     for delay, start in zip(DELAYS, starts, strict=False):
-        clips = torch.stack([video[start : start + THINGS_WORLD.frames] for video in videos])
-        verdicts = THINGS_WORLD.judge(clips, [after for _, after in captions])
+        clips = torch.stack([video[start : start + PLAYGROUND.frames] for video in videos])
+        verdicts = PLAYGROUND.judge(clips, [after for _, after in captions])
         pairs = [obeyed(before, verdict) for (before, _), verdict in zip(captions, verdicts, strict=True)]
         for name, values in zip(("applied", "kept"), zip(*pairs, strict=True), strict=True):
             share = pooled(torch.tensor([values], dtype=torch.float64))
@@ -102,7 +102,7 @@ def main(
     """Measure, write and print.
 
     Args:
-        model: a model folder of the world of things.
+        model: a model folder of the playground's world.
         plan: the streams' plans.
         transformer: which network of the model.
         captions: held-out stories.
@@ -112,9 +112,9 @@ def main(
     pipe = CausalVideoPipeline.from_pretrained(model, transformer=transformer)
     chunk = pipe.transformer.config["chunk_frames"]
     starts = [pixel_frames(chunk * (BEFORE + delay)) for delay in DELAYS]
-    numbers, pairs = stories(THINGS_WORLD, captions, starts[0])
-    frames = starts[-1] + THINGS_WORLD.frames
-    drawn = THINGS_WORLD.stories(CAPTIONS_SEED, numbers, (starts[0],), frames=frames)
+    numbers, pairs = stories(PLAYGROUND, captions, starts[0])
+    frames = starts[-1] + PLAYGROUND.frames
+    drawn = PLAYGROUND.stories(CAPTIONS_SEED, numbers, (starts[0],), frames=frames)
     found = {CEILING: summary([*drawn], pairs, starts)}
     for number, text in enumerate(plan):
         videos = []

@@ -20,7 +20,7 @@ from serve import served
 if TYPE_CHECKING:
     from playwright.sync_api import Page  # pyright: ignore[reportMissingImports]
 
-OTHER = "a small blue ring drifts up quickly in the forest"
+OTHER = "a small green frog drifts up quickly on a meadow"
 
 
 @dataclass(frozen=True, kw_only=True)

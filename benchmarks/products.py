@@ -14,7 +14,7 @@ from nearstep.precision import multiplies_bfloat16
 
 _SECONDS = 1.0
 _TOKENS, _WIDTH, _INNER = 2304, 256, 640
-"""Of a teacher's feed-forward layer in the world of things."""
+"""Of a teacher's feed-forward layer in the playground."""
 
 
 def rate(call: Callable[[], object], operations: float) -> float:

@@ -34,9 +34,9 @@ from nearstep.cli.text import note
 
 HEAD = 16
 PROMPTS = (
-    "a large red ball slides left slowly on snow",
-    "a small blue ring drifts up quickly in the forest",
-    "a small yellow star bounces sideways at night",
+    "a large red apple slides left slowly on snow",
+    "a small green frog drifts up quickly on a meadow",
+    "a small yellow banana bounces sideways at night",
 )
 MIB = 2**20
 

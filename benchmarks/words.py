@@ -1,4 +1,4 @@
-"""What a text encoder of the world of things still says of each attribute of a clip.
+"""What a text encoder of the playground still says of each attribute of a clip.
 
 python benchmarks/words.py runs/text/model
 
@@ -18,8 +18,8 @@ import tyro
 from torch import Tensor
 
 from nearstep.nets.text import PromptEncoder
-from nearstep.things import THINGS_WORLD
-from nearstep.things.world import sample_scenes
+from nearstep.playground import PLAYGROUND
+from nearstep.playground.world import sample_scenes
 from nearstep.train.stages.text import meanings
 
 ATTRIBUTES = ("thing", "category", "size", "motion", "direction", "speed")
@@ -44,8 +44,8 @@ def told(options: Options) -> dict[str, tuple[float, int]]:
     """Attribute -> share of captions whose value the layer tells, and how many values there are."""
     text = PromptEncoder.from_pretrained(options.model, dtype=torch.float32).eval()
     rows = range(options.captions)
-    scenes = sample_scenes(THINGS_WORLD.config, _SEED, rows)
-    captions = THINGS_WORLD.prompts(_SEED, rows)
+    scenes = sample_scenes(PLAYGROUND.config, _SEED, rows)
+    captions = PLAYGROUND.prompts(_SEED, rows)
     alone = [row for row in rows if len(scenes[row].actors) == 1]
     with torch.no_grad():
         parts = [alone[first : first + _TOGETHER] for first in range(0, len(alone), _TOGETHER)]

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 # The tower lets an int stand for a float, as everywhere else in Python's typing.
 install_import_hook("nearstep", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-pytest_plugins = ["clips"]  # real clips of the playground
 
 torch.set_num_threads(1)  # pytest-xdist has one worker per core
 

@@ -17,7 +17,7 @@ from nearstep.server.protocol import unpacked
 from nearstep.server.serving import Serving, assembled
 from nearstep.stream.pipeline import CausalVideoPipeline
 
-RED, BLUE = "a small red ball slides left", "the large blue square bounces"
+RED, BLUE = "a small red ball slides left", "the large blue football bounces"
 
 
 class Site:

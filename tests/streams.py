@@ -9,8 +9,8 @@ import torch
 from nearstep.stream.results import ChunkVideo
 from nearstep.stream.session import Session
 
-RED = "a large red ball slides left slowly on snow"
-BLUE = "a small blue ring drifts up quickly in the forest"
+RED = "a large red apple slides left slowly on snow"
+BLUE = "a small green frog drifts up quickly on a meadow"
 
 
 def take(session: Session, count: int) -> list[ChunkVideo]:

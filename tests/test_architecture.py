@@ -19,7 +19,7 @@ LEAVES = frozenset(
     "cluster errors files json_files pictures plots precision programs protocols ranges reach rng shapes version "
     "words".split()
 )
-WORLDS = frozenset({"playground", "things"})
+WORLDS = frozenset({"playground"})
 LIBRARY = (
     LEAVES | WORLDS | set("flow nets losses rollout models data stream sampling train evaluate cost recipes".split())
 )

@@ -17,8 +17,8 @@ from untrained import write_untrained
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.things import THINGS_WORLD
-from nearstep.things.world import sample_scenes
+from nearstep.playground import PLAYGROUND
+from nearstep.playground.world import sample_scenes
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_checkout_is_refused(peers: ModuleType, tmp_path: Pa
 
 def test_windows_of_a_stream_end_where_its_chunks_do(drift: ModuleType) -> None:
     video = torch.arange(9 + 12 * 8).view(-1, 1, 1, 1)  # nine chunks of three latent frames, numbered pixel frames
-    parts = drift.windows(video, 3).flatten(1)
+    parts = drift.windows(video).flatten(1)
     assert parts.shape == (3, 33)
     assert parts[:, -1].tolist() == [32, 68, 104]
     assert torch.equal(parts.diff(dim=1), torch.ones(3, 32, dtype=torch.long))
@@ -99,12 +99,12 @@ def test_windows_of_a_stream_end_where_its_chunks_do(drift: ModuleType) -> None:
 
 def test_the_renderer_keeps_everything_for_ever(drift: ModuleType) -> None:
     pairs = drift.scenes_that_stay(4)
-    assert all(scene.motion != "slide" for scene, _ in pairs)
-    scores = drift.drawn(pairs, 3, 30)
-    assert all(scores[name].eq(1).all() for name in ("kept", "one object"))
+    assert all(actor.motion != "slide" for scene, _ in pairs for actor in scene.actors)
+    scores = drift.drawn(pairs, 90)
+    assert all(scores[name].eq(1).all() for name in ("kept", "count"))
     moves = scores["moves"]
-    bounces = torch.tensor([scene.motion == "bounce" for scene, _ in pairs])
-    assert moves[bounces].eq(1).all() and moves[~bounces].isnan().all()
+    go = torch.tensor([any(actor.motion != "rest" for actor in scene.actors) for scene, _ in pairs])
+    assert moves[go].eq(1).all() and moves[~go].isnan().all()
 
 
 def test_where_a_stream_is_lost(drift: ModuleType) -> None:
@@ -113,25 +113,25 @@ def test_where_a_stream_is_lost(drift: ModuleType) -> None:
     assert drift.loses_from(level) is None
     assert drift.loses_from(falls) == 3  # a window that recovers is no loss
     found = drift.summary(drift.collect([{"kept": row, "look": row} for row in falls.tolist()]), None)
-    assert found["look"]["lower_from_chunk"] == 3 * drift.WINDOW
+    assert found["look"]["lower_from_frame"] == 3 * drift.WINDOW
 
 
 def test_drift_refuses_settings_without_the_one_to_compare_with(drift: ModuleType) -> None:
     with pytest.raises(NearstepError, match="give default, and then any of"):
-        drift.main(settings=("fixed sink",))
+        drift.main(settings=("window 6",))
 
 
 def test_drift_from_end_to_end(drift: ModuleType, tmp_path: Path, capsys) -> None:
     out, picture = tmp_path / "drift.json", tmp_path / "drift.png"
-    found = drift.main(chunks=6, captions=1, plan="1", out=out, picture=picture, sheets=tmp_path / "sheets")
+    found = drift.main(frames=18, captions=1, plan="1", out=out, picture=picture, sheets=tmp_path / "sheets")
     assert json.loads(out.read_text()) == found
     assert "default: kept" in capsys.readouterr().out
-    first = [found["settings"][name]["means"]["look"][0] for name in ("default", "fixed sink", "window 9, no sink")]
-    assert first[0] == first[1] == first[2]  # the first three chunks see all there is, however they look back
+    first = [found["settings"][name]["means"]["look"][0] for name in drift.SETTINGS]
+    assert first[2] == first[3]  # a sink lies where it is until the window has gone on
     assert len(list((tmp_path / "sheets").glob("*.png"))) == len(drift.SETTINGS)
     assert picture.stat().st_size > 0
-    with pytest.raises(NearstepError, match="multiple of 3"):
-        drift.main(chunks=7)
+    with pytest.raises(NearstepError, match="multiple of 9"):
+        drift.main(frames=19)
 
 
 # --- gains and adaptive plans ---------------------------------------------------------------------------------------
@@ -171,9 +171,9 @@ def test_adaptive_from_end_to_end(tmp_path: Path, capsys) -> None:
     found = adaptive.main(**quick, out=out, picture=picture)
     assert json.loads(out.read_text()) == found and picture.stat().st_size > 0
     fixed, low, high = found["fixed"], found["adaptive"]["0.5"], found["adaptive"]["0.999"]
-    assert [row["steps"] for row in (fixed["1"], fixed["3,1x"], low)] == [3, 5, 3]  # all are close enough at once
+    assert [row["steps"] for row in (fixed["1"], fixed["3,1x"], low)] == [9, 11, 9]  # all are close enough at once
     assert low["clips"] == fixed["1"]["clips"] and low["beside"]["fewer_steps"] == 0
-    assert high["steps"] > 6 and high["by_chunk"][0] == 3
+    assert high["steps"] > 18 and high["by_chunk"][0] == 3
     assert "0.999  steps" in capsys.readouterr().out
 
 
@@ -191,8 +191,8 @@ def test_the_penalty_is_measured_in_every_type(tmp_path: Path, capsys) -> None:
 
 def test_obedience_tells_what_a_change_of_prompt_applied_and_kept() -> None:
     obedience = loaded("obedience")
-    numbers, captions = obedience.stories(THINGS_WORLD, 6, 33)
-    changed = THINGS_WORLD.stories(CAPTIONS_SEED, numbers, (33,), frames=66)
+    numbers, captions = obedience.stories(PLAYGROUND, 6, 33)
+    changed = PLAYGROUND.stories(CAPTIONS_SEED, numbers, (33,), frames=66)
     found = obedience.summary([*changed], captions, (33,))
     assert found["applied after 0"][0] == found["kept after 0"][0] == 1
     ignored = torch.cat([changed[:, :33], changed[:, :33]], dim=1)  # the first scene once more
@@ -201,7 +201,7 @@ def test_obedience_tells_what_a_change_of_prompt_applied_and_kept() -> None:
 
 def test_captions_that_are_not_read_make_no_difference(tmp_path: Path) -> None:
     captions = loaded("captions")
-    world = THINGS_WORLD
+    world = PLAYGROUND
     write_untrained(tmp_path, world)
     options = captions.Options(model=tmp_path, network="transformer", clips=24)
     scenes = sample_scenes(world.config, 3, range(24))
@@ -222,7 +222,7 @@ def test_captions_that_are_not_read_make_no_difference(tmp_path: Path) -> None:
 
 def test_what_a_text_encoder_says_is_told_by_a_linear_layer(tmp_path: Path) -> None:
     words = loaded("words")
-    write_untrained(tmp_path, THINGS_WORLD)
+    write_untrained(tmp_path, PLAYGROUND)
     found = words.told(words.Options(model=tmp_path, captions=300))
     assert found.keys() == set(words.ATTRIBUTES) and found["speed"][1] == 2
     # Features of words that are drawn at random still differ where the words do.

@@ -143,7 +143,7 @@ def test_a_worker_that_is_killed_between_two_clips_loses_none(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("program.py").write_text(PROGRAM)
-    Path("prompts.txt").write_text("a ball\na square\na ring\na star\n")
+    Path("prompts.txt").write_text("a ball\na football\na ring\na star\n")
     marker = tmp_path / "killed"
     command = f"{sys.executable} program.py {{seed}} {{output}} {marker} {{sample}} {{prompt}}"
     asked = ["sample", "prompts.txt", "--samples", "3", "--system", "command", "--command", command]
@@ -163,17 +163,15 @@ def test_a_worker_that_is_killed_between_two_clips_loses_none(
 @pytest.mark.timeout(900)
 @needs_ray
 def test_an_ablation_is_that_of_one_process(two_workers: Cluster, tmp_path: Path, monkeypatch) -> None:
-    """Trained weights and every verdict."""
+    """Every verdict; students train as anywhere, on more clips than a test may encode."""
     monkeypatch.chdir(tmp_path)
     small = ["--seeds", "0", "--steps", "1", "--captions", "4", "--plans", "1", "--device", "cpu"]
     for where in ("here", "there"):
         on = ["--cluster", "auto"] if where == "there" else []
-        asked = ["--cells", "consistency", "self_forcing", *small, "--runs", f"{where}/runs", "--out", where]
+        asked = ["--cells", "causal", "teacher", *small, "--runs", f"{where}/runs", "--out", where]
         assert main(["ablate", *asked, *on]) == 0
-    weights = "runs/self_forcing-0/model/transformer/diffusion_pytorch_model.safetensors"
-    assert Path("here", weights).read_bytes() == Path("there", weights).read_bytes()
     assert Path("here/tables.md").read_bytes() == Path("there/tables.md").read_bytes()
-    for name in ("consistency-0.json", "self_forcing-0.json"):
+    for name in ("causal-0.json", "teacher-0.json"):
         plans = [json.loads(Path(where, name).read_text())["plans"] for where in ("here", "there")]
         assert [{**each, "seconds_per_clip": 0} for each in plans[0].values()] == [
             {**each, "seconds_per_clip": 0} for each in plans[1].values()
@@ -192,7 +190,7 @@ def test_commands_on_a_cluster_write_what_they_write_here(
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt_en": f"a toilet {n}", "dimension": ["temporal_flickering"]} for n in range(3)]
     write_info(tmp_path, rows)
-    Path("longer.txt").write_text("a small red ball\na large blue square\nthe red ball slides left\n")
+    Path("longer.txt").write_text("a small red ball\na large blue football\nthe red ball slides left\n")
     Path("videos").mkdir()
     for number, video in enumerate(sorted(real_videos.glob("*.mp4"))[:2]):
         Path(f"videos/{number}{video.suffix}").symlink_to(video)

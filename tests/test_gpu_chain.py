@@ -13,7 +13,7 @@ from benchmarks.gpu.chain import STAGES, fitted, unpack, wider
 from benchmarks.gpu.chain import run as run_chain
 from benchmarks.gpu.task import Record, Task
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.recipes import things
+from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
 
@@ -45,19 +45,19 @@ def test_the_chain_leaves_runs_that_go_on_elsewhere(tmp_path: Path) -> None:
 
 
 def test_phases_keep_their_proportions_in_the_time_there_is() -> None:
-    recipe = wider(things.teacher(), 8)
+    recipe = wider(playground.teacher(), 8)
     spent = [0.01, 0.02, 0.04][: len(recipe.phases)]
     fits = fitted(recipe, spent, 100.0)
     assert sum(phase.steps * each for phase, each in zip(fits.phases, spent, strict=True)) == pytest.approx(100, 0.01)
     ratios = [fit.steps / phase.steps for fit, phase in zip(fits.phases, recipe.phases, strict=True)]
     assert max(ratios) / min(ratios) < 1.01 and fits.loop.steps == sum(phase.steps for phase in fits.phases)
-    assert [phase.clips for phase in recipe.phases] == [8 * phase.clips for phase in things.teacher().phases]
-    student = fitted(things.self_forcing(), [0.5], 60.0)
+    assert [phase.clips for phase in recipe.phases] == [8 * phase.clips for phase in playground.teacher().phases]
+    student = fitted(playground.self_forcing(), [0.5], 60.0)
     assert student.loop.steps == 120 and student.loop.minutes is not None
 
 
 def test_a_wider_step_has_wider_lessons() -> None:
-    recipe = things.self_forcing()
+    recipe = playground.self_forcing()
     wide = wider(recipe, 2)
     assert isinstance(wide, DistillConfig) and isinstance(recipe.lessons[0].batch, int)
     assert (wide.batch, wide.lessons[0].batch) == (2 * recipe.batch, 2 * recipe.lessons[0].batch)

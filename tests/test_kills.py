@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 from nearstep.stream.recording import Recording
 from nearstep.train.health import read_metrics
 
-RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
-PROMPTS = [RED, BLUE, "a red ball", "the snow", "a small blue square"]
+RED, BLUE = "a small red ball slides left on snow", "the large blue football bounces"
+PROMPTS = [RED, BLUE, "a red ball", "the snow", "a small blue football"]
 KILLS = 30
 
 NURSERY = """

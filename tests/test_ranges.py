@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import usual_runs
 
 from nearstep.data.prompts import PromptsConfig
 from nearstep.errors import NearstepError
 from nearstep.ranges import check_count, check_number
-from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
@@ -20,7 +20,7 @@ from nearstep.train.phases import Phase
 NAN, INF = math.nan, math.inf
 LOOP = LoopConfig(folder=Path("run"), steps=3)
 OPTIM = OptimConfig(lr=1e-3)
-FORCING, DISTILL = playground.forcing(), playground.distill()
+FORCING, DISTILL = usual_runs.forcing(), usual_runs.distill()
 PROMPTS = PromptsConfig(files=(Path("p.txt"),), frames=3, channels=4, height=4, width=4)
 
 WRONG = [

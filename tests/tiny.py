@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-WORDS = "a small large red blue ball square slides bounces left right on the snow"
+WORDS = "a small large red blue ball football slides bounces left right on the snow"
 PROMPT = "a small red ball slides left"
 
 

@@ -1,7 +1,7 @@
 """Makes the sprites of the world of things out of two npm packages, and the contact sheet to look at them.
 
 npm pack @lobehub/fluent-emoji-3d && npm pack emoji-datasource-google
-python tools/sprites.py lobehub-fluent-emoji-3d-*.tgz emoji-datasource-google-*.tgz src/nearstep/things/sprites
+python tools/sprites.py lobehub-fluent-emoji-3d-*.tgz emoji-datasource-google-*.tgz src/nearstep/playground/sprites
 
 The first holds the pictures (MIT, 256 x 256 with alpha), the second the names. Each thing is cut to what is visible,
 brought to ``CELL`` pixels by averaging in premultiplied alpha (so that no colour of invisible pixels bleeds in), and

@@ -1,4 +1,4 @@
-"""The world of things, trained here by its own recipes in the time there is: text, teacher, causal start, student.
+"""The playground, trained here by its own recipes in the time there is: text, teacher, causal start, student.
 
     bash benchmarks/gpu/run.sh --parts chain --budget 240
     python -m benchmarks.gpu.chain gpu-results runs       # afterwards: the runs as if made here
@@ -29,9 +29,9 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.gpu.task import Task
 from nearstep.cost.clock import synchronise
 from nearstep.data.latents import LatentsConfig
-from nearstep.recipes import playground, things
-from nearstep.things.things import Things
-from nearstep.things.world import WorldConfig
+from nearstep.playground.playground import Playground
+from nearstep.playground.world import WorldConfig
+from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.lessons import Lesson
 from nearstep.train.loop import MODEL, Stage
@@ -43,17 +43,17 @@ from nearstep.train.stages.text import TextConfig, TextStage
 Config = TextConfig | TeacherConfig | CausalConfig | DistillConfig
 
 STAGES: dict[str, tuple[Callable[[], Config], float, int]] = {
-    "text": (things.text, 0.04, 2),
-    "teacher": (things.teacher, 0.46, 8),
-    "forcing": (things.forcing, 0.2, 8),
-    "self_forcing": (things.self_forcing, 0.3, 2),
+    "text": (playground.text, 0.04, 2),
+    "teacher": (playground.teacher, 0.46, 8),
+    "forcing": (playground.forcing, 0.2, 8),
+    "self_forcing": (playground.self_forcing, 0.3, 2),
 }
 """Name -> recipe, its part of the time, and how many times the recipe's clips a step takes."""
 _TIMED = 4
 """Steps of a kind that are timed, at least; the first one of each course warms up and is not counted."""
 _LATE = 1.1
 """Of its time a stage may take so much; then it stops where it is."""
-_TINY = Things(WorldConfig(size=16, frames=9, things=2))
+_TINY = Playground(WorldConfig(size=16, frames=9, things=2))
 
 
 def run(task: Task) -> None:
@@ -84,6 +84,8 @@ def placed(config: Config, task: Task, name: str, before: Path | None) -> Config
         changes |= {"pictures": config.pictures and _here(config.pictures, task), "words": before}
     elif before is not None:
         changes["model"] = before
+    if isinstance(config, DistillConfig):
+        changes |= {"network": "transformer", "teacher": "transformer"}  # as the stage before calls it
     if not isinstance(config, TeacherConfig):
         # The teacher's pictures are there; clips of other lessons would have to be encoded first.
         kept = (lesson for lesson in config.lessons if lesson.latents.frames == 1)
@@ -103,7 +105,7 @@ def wider(config: Config, times: int) -> Config:
 
 def shrunk(config: Config, task: Task) -> Config:
     """The smallest of the kind: a world of two things on nine frames, by a codec that knows nothing."""
-    text = replace(things.TEXT, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1)
+    text = replace(playground.TEXT, d_model=16, d_kv=8, d_ff=16, num_heads=2, num_layers=1)
     if isinstance(config, TextConfig):
         return replace(config, world=_TINY, text=text, batch=4, loop=replace(config.loop, steps=2))
     latents = replace(config.latents, clips=8, world=_TINY, seed=0)

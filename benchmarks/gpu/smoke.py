@@ -11,7 +11,7 @@ from benchmarks.gpu.task import Task, named
 from nearstep.stream.output import write_sheet
 from nearstep.stream.pipeline import CausalVideoPipeline
 
-CAPTION = "a large red ball slides left slowly on snow"
+CAPTION = "a large red apple slides left slowly on snow"
 PLANS = ("4,1x", "1")
 ALLOWED = 0.01
 """Of the pixels' range, at the pixel that differs most: float32 rounds in another order there."""

@@ -29,8 +29,8 @@ def chromium():
 
 @pytest.fixture(scope="session")
 def embedded() -> CausalVideoPipeline:
-    pipe = CausalVideoPipeline.from_pretrained("playground", transformer="stream", device="cpu")
-    with pipe.open("a large red ball slides left slowly on snow", seed=0) as session:
+    pipe = CausalVideoPipeline.from_pretrained("playground", device="cpu")
+    with pipe.open("a large red apple slides left slowly on snow", seed=0) as session:
         next(session)
     return pipe
 

@@ -19,7 +19,7 @@ from nearstep.stream.recording import Recording
 
 pytestmark = pytest.mark.browser
 
-BLUE = "a small blue ring drifts up quickly in the forest"
+BLUE = "a small green frog drifts up quickly on a meadow"
 
 
 def frames(content: bytes) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_a_prompt_is_changed_and_the_receipt_names_the_chunk(visit) -> None:
     chunk = int(visit.told("Changed from chunk").split()[3])
     assert chunk <= newest + 3  # two, and one that may have come between the two lines above
     item = f'#timeline li.turn[data-chunk="{chunk}"] button'
-    visit.until(f"document.querySelector('{item}')?.title.includes('blue ring')")
+    visit.until(f"document.querySelector('{item}')?.title.includes('green frog')")
     visit.until("document.querySelector('.latency').textContent.includes('s')")
     assert visit.site.studio.find(visit.take()).chunks[chunk].prompt == BLUE
 
@@ -238,7 +238,7 @@ def test_who_watches_sees_it_and_steers_nothing(visit) -> None:
     take = visit.site.json("POST", "/api/takes", {"prompt": BLUE, "plan": "1"}, 201)
     visit.open(f"watch/{take['watch']}")
     visit.playing()
-    assert "blue ring" in visit.page.inner_text(".what")
+    assert "green frog" in visit.page.inner_text(".what")
     assert not visit.page.is_visible("#direction") and not visit.page.is_visible("#rewind")
     assert not visit.page.is_visible(".play") and take["id"] not in visit.page.content()
 

@@ -34,7 +34,8 @@ WRONG = (
     ("serve --port", "--port needs 1 value"),
     ("generate x --lora", "--lora needs 1 value (nearstep generate --help)"),
     ("stream x -o a.mp4 --lora --seed 3", "--lora needs 1 value"),
-    ("train playground.codec --size.dim-mult --kl 0", "--size.dim-mult needs 1 value"),
+    ("train playground.codec --size.temperal-downsample --kl 0", "--size.temperal-downsample needs 1 value"),
+    ("train playground.codec --size.dim-mult --kl 0", "size: dim_mult is empty; give the factor"),
 )
 
 

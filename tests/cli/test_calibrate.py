@@ -15,7 +15,7 @@ from nearstep.models.folder import INDEX, ModelFolder
 @pytest.fixture
 def prompts(tmp_path: Path) -> str:
     file = tmp_path / "prompts.txt"
-    file.write_text("a small red ball slides left on snow\nthe large blue square bounces\n")
+    file.write_text("a small red ball slides left on snow\nthe large blue football bounces\n")
     return str(file)
 
 

@@ -51,9 +51,9 @@ def test_one_prompt_one_file_that_says_how_it_was_made(generate, capsys, model_f
 
 
 def test_many_clips_are_files_of_a_folder_and_what_exists_is_skipped(generate, capsys) -> None:
-    Path("prompts.txt").write_text(f"{PROMPT}\n\na blue square\n")
+    Path("prompts.txt").write_text(f"{PROMPT}\n\na blue football\n")
     arguments = ("--prompts-file", "prompts.txt", "--samples", "2", "--seed", "1", "--format", "gif", "-o", "clips")
-    expected = [f"clips/{p}-{i}.gif" for p in (PROMPT, "a blue square") for i in (0, 1)]
+    expected = [f"clips/{p}-{i}.gif" for p in (PROMPT, "a blue football") for i in (0, 1)]
     assert generate(*arguments) == 0
     assert capsys.readouterr().out.splitlines() == expected
     assert written() == sorted([*expected, "prompts.txt"])
@@ -93,9 +93,9 @@ def test_a_folder_is_opened_a_plan_parsed_and_a_prompt_encoded_once(generate, mo
 
 
 def test_a_prompt_file_may_be_a_table(generate, capsys) -> None:
-    Path("prompts.csv").write_text(f"id,caption\n1,{PROMPT}\n2,a blue square\n")
+    Path("prompts.csv").write_text(f"id,caption\n1,{PROMPT}\n2,a blue football\n")
     assert generate("--prompts-file", "prompts.csv", "--dry-run", "-o", "clips/") == 0
-    assert capsys.readouterr().out.splitlines() == [f"clips/{PROMPT}-0.mp4", "clips/a blue square-0.mp4"]
+    assert capsys.readouterr().out.splitlines() == [f"clips/{PROMPT}-0.mp4", "clips/a blue football-0.mp4"]
     Path("twice.txt").write_text(f"{PROMPT}\n{PROMPT}\n")
     assert generate("--prompts-file", "twice.txt", "--dry-run", "-o", "clips/") == 0
     out, err = capsys.readouterr()
@@ -110,7 +110,7 @@ def test_a_file_that_shows_something_else_is_refused(generate, capsys) -> None:
     out, err = capsys.readouterr()
     assert out == "a.mp4\n" and err.count("skipped, made by this request already: a.mp4") == 2
     other = {
-        "prompt": ("a blue square", "--plan", "2", "--seed", "7"),
+        "prompt": ("a blue football", "--plan", "2", "--seed", "7"),
         "plan": (PROMPT, "--plan", "1", "--seed", "7"),
         "seed": (PROMPT, "--plan", "2", "--seed", "8"),
         "latents": (PROMPT, "--plan", "2", "--seed", "7", "--frames", "13"),
@@ -205,9 +205,9 @@ def test_a_full_disk_keeps_what_is_finished(generate, capsys, monkeypatch: pytes
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", fill)
-    assert generate("a ball", "a square", "-o", "clips/", "--seed", "1") == 2
+    assert generate("a ball", "a football", "-o", "clips/", "--seed", "1") == 2
     assert written() == ["clips/a ball-0.mp4"]
-    assert "cannot write clips/a square-0.mp4: No space left on device" in capsys.readouterr().err
+    assert "cannot write clips/a football-0.mp4: No space left on device" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +216,12 @@ def test_ctrl_c_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.Mon
     def interrupted(self, request, **options):
         frames = play(self, request, **options)
         yield next(frames)
-        if request.prompts == ("a square",):
+        if request.prompts == ("a football",):
             raise KeyboardInterrupt
         yield from frames
 
     monkeypatch.setattr(pipeline.CausalVideoPipeline, "play", interrupted)
-    assert generate("a ball", "a square", "-o", "clips/", "--seed", "1") == 130
+    assert generate("a ball", "a football", "-o", "clips/", "--seed", "1") == 130
     assert written() == ["clips/a ball-0.mp4"]
     assert "interrupted" in capsys.readouterr().err
 
@@ -229,7 +229,7 @@ def test_ctrl_c_keeps_what_is_finished(generate, capsys, monkeypatch: pytest.Mon
 def test_info_says_what_a_model_is(model_folder: Path, capsys) -> None:
     assert main(["info", str(model_folder)]) == 0
     text = capsys.readouterr().out
-    assert "in chunks of 2, 2, 2 latent frames" in text and "bidirectional" in text and "4,1x" in text
+    assert "in chunks of 3 x 2 latent frames" in text and "bidirectional" in text and "4,1x" in text
     assert main(["info", str(model_folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     pipe = pipeline.CausalVideoPipeline.from_pretrained(model_folder)

@@ -12,10 +12,9 @@ from nearstep.cli import info
 from nearstep.errors import NearstepError
 from nearstep.models.folder import ModelFolder
 from nearstep.nets.text import build_tokenizer
-from nearstep.playground import PLAYGROUND
+from nearstep.playground import PLAYGROUND, Playground
+from nearstep.playground.world import WorldConfig
 from nearstep.recipes.worlds import WORLDS
-from nearstep.things import THINGS_WORLD, Things
-from nearstep.things.world import WorldConfig
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -28,10 +27,10 @@ def test_every_phrase_is_one_that_the_world_reads(world):
 
 
 def test_the_things_are_those_of_the_world_by_category():
-    words = THINGS_WORLD.words()
-    assert sum(len(words[name]) for name in list(words)[:8]) >= len(THINGS_WORLD.config.names)
+    words = PLAYGROUND.words()
+    assert sum(len(words[name]) for name in list(words)[:8]) >= len(PLAYGROUND.config.names)
     assert words["fruit"] == ["apple", "banana"]
-    few = Things(WorldConfig(things=8)).words()
+    few = Playground(WorldConfig(things=8)).words()
     assert all(1 <= len(few[name]) <= 2 for name in list(few)[:8])  # one of each category, by all of its names
 
 

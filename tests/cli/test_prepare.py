@@ -21,7 +21,7 @@ from nearstep.data.videos import ClipSize, read_clips
 from nearstep.nets.codec import VideoCodec
 
 NAMES = ("bigbuckbunny", "carphone_pristine")
-CAPTIONS = {"bigbuckbunny": "a large ball bounces", "carphone_pristine": "the small red square"}
+CAPTIONS = {"bigbuckbunny": "a large ball bounces", "carphone_pristine": "the small red football"}
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_teacher_s_clips_of_prompts(prepare, model_folder: Path, tmp_path: Pat
     from nearstep import CausalVideoPipeline
 
     monkeypatch.chdir(tmp_path)
-    prompts = ["a red ball", "a blue square slides left", "the snow"]
+    prompts = ["a red ball", "a blue football slides left", "the snow"]
     Path("prompts.jsonl").write_text("\n".join(map(json.dumps, [*prompts, prompts[0]])))
     arguments = ("--from-teacher", "prompts.jsonl", "latents", "--plan", "4", "--guidance", "3", "--seed", "5")
     assert prepare(*arguments, "--dry-run") == 0

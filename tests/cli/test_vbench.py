@@ -22,7 +22,7 @@ ROWS = [
     {"prompt_en": "The ball stops.", "dimension": ["color"]},
     {"prompt_en": LONG, "dimension": ["scene", "background_consistency"]},
 ]
-WORDED = ["a small red ball on the snow", "a large blue square bounces right", "the red ball slides left"]
+WORDED = ["a small red ball on the snow", "a large blue football bounces right", "the red ball slides left"]
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_killed_while_sampling_and_scoring_it_goes_on_to_the_same_table(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_info(tmp_path, ROWS)
-    Path("words.txt").write_text("a small red ball\n" * 5 + "a large blue square\n")
+    Path("words.txt").write_text("a small red ball\n" * 5 + "a large blue football\n")
     Path("scorer.py").write_text(SCORER)
     asked = ["vbench", "sample", "--info", ".", "--rewritten", "words.txt", "--model", str(model_folder)]
     asked += ["--plan", "4", "--flickering", "5", "--device", "cpu", "-o"]

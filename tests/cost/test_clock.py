@@ -68,7 +68,7 @@ def test_named_methods_are_timed_and_others_are_not(pipe: CausalVideoPipeline) -
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("fused", [True, False])
 def test_timed_clips_are_the_same_bit_for_bit(pipe: CausalVideoPipeline, fused: bool, guidance: float) -> None:
-    asked = pipe.request([PROMPT, "a blue square"], "4,1x", seed=3, guidance_scale=guidance)
+    asked = pipe.request([PROMPT, "a blue football"], "4,1x", seed=3, guidance_scale=guidance)
     plain = torch.cat([frames.video for frames in pipe.play(asked, fused=fused)], dim=1)
     made, chunks = zip(*play_timed(pipe, asked, Clock(), fused=fused), strict=True)
     assert torch.equal(torch.cat([frames.video for frames in made], dim=1), plain)
@@ -83,7 +83,7 @@ def test_timed_clips_are_the_same_bit_for_bit(pipe: CausalVideoPipeline, fused: 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("plan", ["3,1x", "2"])
 def test_a_clip_costs_what_torch_counts(pipe: CausalVideoPipeline, plan: str, fused: bool, guidance: float) -> None:
-    asked = pipe.request([PROMPT, "a blue square"], plan, seed=3, guidance_scale=guidance)
+    asked = pipe.request([PROMPT, "a blue football"], plan, seed=3, guidance_scale=guidance)
     with counter() as count:
         time_clip(pipe, asked, Clock(), fused=fused)
     assert count.get_total_flops() == sum(sum(chunk.values()) for chunk in flops(pipe, asked, fused=fused))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import usual_runs
 
 from nearstep.cost import fake_step
 from nearstep.cost.fake_step import Config
 from nearstep.cost.memory import Estimate, estimate, operations
 from nearstep.cost.sizes import Sizes
 from nearstep.errors import NearstepError
-from nearstep.recipes import playground
 from nearstep.train.lessons import Lesson
 
 NETWORK = dict(
@@ -24,7 +24,7 @@ SIZES = Sizes(
     student={**NETWORK, "chunk_frames": 3}, teacher=NETWORK, clip=(6, 4, 16, 16), text_length=12, codec=CODEC,
     encoder=ENCODER,
 )  # fmt: skip
-RUN = replace(playground.self_forcing(), batch=2)
+RUN = replace(usual_runs.self_forcing(), batch=2)
 
 
 def whole(found: Estimate) -> float:
@@ -32,12 +32,12 @@ def whole(found: Estimate) -> float:
     return sum(part.all for part in found.flops.values())
 
 
-@pytest.mark.parametrize("base", [replace(RUN, replay=True), replace(playground.forcing(), batch=2)])
+@pytest.mark.parametrize("base", [replace(RUN, replay=True), replace(usual_runs.forcing(), batch=2)])
 def test_a_lesson_takes_what_a_run_of_its_clips_would(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_step, "peaks", lambda run, sizes, _: {"a step": 1.0 * run.batch * sizes.clip[0]})
     monkeypatch.setattr(fake_step, "preview", lambda _, sizes: {"preview": 1.0 * sizes.clip[0]})
     long, pictures = (24, *SIZES.clip[1:]), (3, *SIZES.clip[1:])
-    latents = playground.distill().latents
+    latents = usual_runs.distill().latents
     lessons = tuple(Lesson(latents=latents, batch=batch) for batch in (None, 40))
     found = estimate(replace(base, lessons=lessons, lesson_every=4), replace(SIZES, lessons=(long, pictures)))
     usual = estimate(base, SIZES)

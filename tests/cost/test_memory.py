@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import usual_runs
 from diffusers import AutoencoderKLWan
 from meters import Meter
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -30,7 +31,6 @@ from nearstep.nets.kernels import fused
 from nearstep.nets.masks import block_causal
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.precision import Products
-from nearstep.recipes import playground
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.networks import Role, assembled
 from nearstep.train.distill.stage import DistillConfig
@@ -61,7 +61,7 @@ SHALLOW = replace(SMALL, student={**SMALL.student, "num_layers": 1}, teacher={**
 
 
 def config(**changes: Any) -> DistillConfig:
-    return replace(playground.distill(), **{"batch": 2, "step_counts": (1, 2, 3, 4), **changes})
+    return replace(usual_runs.distill(), **{"batch": 2, "step_counts": (1, 2, 3, 4), **changes})
 
 
 CONFIGS = {
@@ -243,7 +243,7 @@ def test_who_sees_excerpts_computes_as_on_clips_of_their_length():
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_operations_of_a_causal_run_are_those_that_torch_counts(objective: str):
-    causal = replace(playground.forcing(), objective=objective, ode_steps=4, autocast=False)
+    causal = replace(usual_runs.forcing(), objective=objective, ode_steps=4, autocast=False)
     network, many_step = (VideoTransformer(**SMALL.student) for _ in range(2))
     average = Ema(network, 0.9).module
     update = causal.update(network=network, average=average, many_step=many_step.eval(), text=text, frames=6)
@@ -274,7 +274,7 @@ def test_weights_and_moments_are_those_of_the_networks(name: str):
 
 @pytest.mark.parametrize("kind", ["distillation", "causal run"])
 def test_two_processes_hold_whole_what_muon_moves(kind: str):
-    run = replace(playground.forcing(), batch=4, micro=1)
+    run = replace(usual_runs.forcing(), batch=4, micro=1)
     if kind == "distillation":
         run = CONFIGS["micro-batches"]
         run = replace(run, student=replace(run.student, muon=True))
@@ -328,7 +328,7 @@ def test_processes_are_the_last_thing_that_is_tried(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_causal_run_takes_what_is_predicted(objective: str):
-    causal = replace(playground.forcing(), objective=objective, batch=1, ode_steps=4, autocast=False)
+    causal = replace(usual_runs.forcing(), objective=objective, batch=1, ode_steps=4, autocast=False)
     found = fake_step.peaks_of(causal, SMALL, 1, LAYERS, LAYERS)
     network, many_step = (VideoTransformer(**SMALL.student) for _ in range(2))
     many_step.eval().requires_grad_(False)

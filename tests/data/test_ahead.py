@@ -7,7 +7,7 @@ import os
 import torch
 
 from nearstep.data.ahead import Ahead
-from nearstep.things import THINGS_WORLD
+from nearstep.playground import PLAYGROUND
 
 
 def numbered(number: int) -> tuple[torch.Tensor, list[str], int]:
@@ -37,7 +37,7 @@ def test_without_workers_each_is_made_here_when_it_is_asked_for():
 
 def test_clips_drawn_by_others_are_those_drawn_here():
     def clips(number: int) -> torch.Tensor:
-        return THINGS_WORLD.clips(0, range(2 * number, 2 * number + 2), frames=5)
+        return PLAYGROUND.clips(0, range(2 * number, 2 * number + 2), frames=5)
 
     here = [clips(number) for number in range(3)]  # as a parent does that has computed before it starts them
     ahead = Ahead(clips, 2)

@@ -75,7 +75,7 @@ def test_mp4_changes_the_look_and_not_what_is_shown(tmp_path: Path):
     disk, memory = on_disk["plans"]["4"], in_memory(8, tmp_path / "memory.json")["plans"]["clips"]
     assert disk["calls"] == 14
     assert disk["clips"]["semantic"] == memory["clips"]["semantic"]
-    assert 0 < memory["total"]["value"] - disk["total"]["value"] < 0.06
+    assert 0 < memory["total"]["value"] - disk["total"]["value"] < 0.1
 
 
 def test_what_a_model_generates_is_measured_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -89,7 +89,7 @@ def test_what_a_model_generates_is_measured_from_its_folder(tmp_path: Path, caps
     assert main(["evaluate", str(folder), "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert list(found["plans"]) == ["4,1x"] and found["settings"]["captions_seed"] == CAPTIONS_SEED
-    assert found["plans"]["4,1x"]["semantic"]["value"] > 0.8
+    assert found["plans"]["4,1x"]["semantic"]["value"] > 0.4
     calls = found["plans"]["4,1x"]["calls"]
     assert capsys.readouterr().out.splitlines()[2].startswith(f"| 4,1x | {calls} | ")
 

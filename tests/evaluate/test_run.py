@@ -60,7 +60,7 @@ def test_worse_clips_score_worse_with_intervals(measured):
         assert bad[name]["value"] < good[name]["value"]
         assert bad[name]["low"] <= bad[name]["value"] <= bad[name]["high"]
     assert bad["frechet"]["value"] > good["frechet"]["value"]
-    assert bad["agreement"]["shape"]["value"] == 1.0
+    assert bad["agreement"]["place"]["value"] == 1.0
     assert len(bad["course"]) == 3
 
 
@@ -142,7 +142,7 @@ def test_tables(measured):
     lines = str(report.table(results)).splitlines()
     assert lines[0].startswith("| plan | calls | total")
     assert lines[2].startswith("| 4 | 14 | ") and lines[3].startswith("| 1 | 5 | ")
-    assert "| plan | count | shape" in report.details(results)
+    assert "| plan | count | thing" in report.details(results)
     gained = str(report.compare(results, results)).splitlines()[2]
     assert gained.count("+0.00 [+0.00, +0.00]") == 4
 

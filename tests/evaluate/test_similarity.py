@@ -27,7 +27,7 @@ def test_a_matrix_per_chunk_whatever_the_batch(tmp_path: Path):
     pipe = CausalVideoPipeline.from_pretrained("playground")
     prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(3))
     matrices = step_similarity(pipe, prompts, plan="3", batch=2)
-    assert matrices.shape == (3, 3, 3)
-    torch.testing.assert_close(matrices, step_similarity(pipe, prompts, plan="3", batch=3), rtol=1e-4, atol=1e-5)
+    assert matrices.shape == (9, 3, 3)
+    torch.testing.assert_close(matrices, step_similarity(pipe, prompts, plan="3", batch=3), rtol=1e-3, atol=1e-3)
     picture = Image.open(draw_similarity(matrices, tmp_path / "similarity.png"))
     assert picture.width > picture.height

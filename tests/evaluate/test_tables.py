@@ -14,7 +14,8 @@ from nearstep.evaluate.figures import draw_totals
 from nearstep.evaluate.results import SUMS
 from nearstep.evaluate.statistics import difference, pooled
 from nearstep.evaluate.tables import clips, difference_table, pooled_table
-from nearstep.recipes.ablation import CELLS, EVERY_CELL, NETWORKS, AblationConfig, cells_of, recipe_of_cell
+from nearstep.recipes import playground
+from nearstep.recipes.ablation import CELLS, EVERY_CELL, NETWORKS, AblationConfig
 from nearstep.recipes.tables import ABLATION, LADDER, PAPER_ABLATION, SYSTEMS, read_cells, write_tables
 from nearstep.rng import generator
 
@@ -92,16 +93,15 @@ def test_a_seed_that_is_still_being_measured_takes_part_with_the_plans_it_has(tm
 def test_tables_name_cells_and_plans_that_are_run():
     config = AblationConfig()
     run = {(cell, plan) for cell in CELLS for plan in config.plans}
-    run |= {(cell, plan) for cell, wishes in NETWORKS["playground"].items() for plan in wishes["plans"]}
+    run |= {(cell, plan) for cell, wishes in NETWORKS.items() for plan in wishes["plans"]}
     assert {place for _, *places in LADDER for place in places} <= run
     assert {place for places in ABLATION.values() for place in places} <= run
     assert {place for _, place in SYSTEMS} <= run
     assert PAPER_ABLATION.keys() == ABLATION.keys()
-    assert all({*cells_of(world)} <= {*EVERY_CELL} for world in NETWORKS)
 
 
 def test_sensitivities_change_what_they_name_alone():
-    base, changed = (recipe_of_cell(cell, "playground") for cell in ("asd", "asd_share_0.5"))
+    base, changed = (CELLS[cell](playground.self_forcing()) for cell in ("asd", "asd_share_0.5"))
     assert changed.adversary == replace(base.adversary, weight=0.5)
     assert replace(changed, adversary=base.adversary) == base
 

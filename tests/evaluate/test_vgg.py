@@ -16,7 +16,7 @@ from nearstep.evaluate.distances import looks_of
 from nearstep.evaluate.frechet import frechet
 from nearstep.evaluate.vgg import PictureDistance
 from nearstep.models.vgg import Vgg16
-from nearstep.things import THINGS_WORLD
+from nearstep.playground import PLAYGROUND
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def test_a_picture_is_nothing_from_itself_and_ever_further_from_noisier_ones(wei
 
 
 def test_a_second_distance_tells_real_clips_from_blurred_ones(weights: Path) -> None:
-    looks = looks_of(THINGS_WORLD, weights)
+    looks = looks_of(PLAYGROUND, weights)
     assert list(looks) == ["frechet", "perceptual"]
-    real, other = (THINGS_WORLD.clips(seed, range(5)) for seed in (3, 4))
+    real, other = (PLAYGROUND.clips(seed, range(5)) for seed in (3, 4))
     blurred = F.avg_pool2d(other.flatten(0, 1), 5, 1, 2).unflatten(0, other.shape[:2])
     first, second, third = (looks["perceptual"](video) for video in (real, other, blurred))
     assert 0 < frechet(first, second) < frechet(first, third)

@@ -93,7 +93,7 @@ class Kit:
     def take(self) -> Path:
         """The recording of a stream with a change of prompt."""
         video, take = self.own / "take.mp4", self.own / "take.jsonl"
-        change = ("--at", 1, "a large blue square slides right")
+        change = ("--at", 1, "a large blue football slides right")
         size = ("--chunks", CHUNKS, "--seed", 1, "--plan", 1)
         command("stream", PROMPT, "--model", self.model, *size, *change, "-o", video, "--log", take)
         return take
@@ -118,7 +118,7 @@ class Kit:
             *("train", "playground.forcing", "--model", self.model, "--latents.folder", latents or self.latents),
             *("--latents.clips", "None", "--loop.no-tensorboard", "--loop.steps", steps, "--loop.save-every", 1),
             *("--loop.log-every", 1, "--loop.preview-every", 1000, "--loop.folder", folder, "--batch", 2),
-            *("--chunk-frames", 2, "--network", "transformer"),
+            *("--chunk-frames", 2, "--network", "transformer", "--lesson-every", 0),
         ]  # fmt: skip
 
     @cached_property

@@ -71,8 +71,10 @@ def test_a_stage_refuses_settings_that_are_not_checked(settings: dict, message: 
 
 def test_a_run_of_an_unchecked_dict_ends_before_it_begins() -> None:
     """In a process of its own: here every argument's type is checked, and a run's are not."""
-    graft = "GraftConfig(folder=Path('run'), model=Path('model'), after=Path('after'), settings={'fpss': 3})"
-    code = f"from pathlib import Path\nfrom nearstep.train.stages.graft import GraftConfig\n{graft}"
+    code = (
+        "from dataclasses import replace\nfrom nearstep.recipes import playground\n"
+        "replace(playground.forcing(), settings={'fpss': 3})"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "NearstepError: unknown setting 'fpss'" in ended.stderr and "did you mean fps?" in ended.stderr

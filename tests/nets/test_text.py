@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from nearstep.errors import NearstepError
 from nearstep.nets.text import PromptEncoder, build_tokenizer, cleaned
 
-WORDS = "a small large red blue ball square slides bounces left right fast on the sky".split()
+WORDS = "a small large red blue ball football slides bounces left right fast on the sky".split()
 
 
 def tiny_encoder(vocabulary: int) -> UMT5EncoderModel:
@@ -28,7 +28,7 @@ def encoder() -> PromptEncoder:
 
 
 def test_padding_is_zero_and_words_are_not(encoder: PromptEncoder) -> None:
-    features = encoder(["a red ball", "", "a small blue square slides left"])
+    features = encoder(["a red ball", "", "a small blue football slides left"])
     assert features.shape == (3, 12, 16)
     for row, tokens in zip(features, (4, 1, 7), strict=True):  # the words and </s>
         assert (row[:tokens].abs().amax(-1) > 0).all()
@@ -37,7 +37,7 @@ def test_padding_is_zero_and_words_are_not(encoder: PromptEncoder) -> None:
 
 def test_a_prompt_does_not_depend_on_its_batch_or_on_the_length(encoder: PromptEncoder) -> None:
     alone = encoder(["a red ball"])
-    together = encoder(["a small blue square slides left", "a red ball"])[1:]
+    together = encoder(["a small blue football slides left", "a red ball"])[1:]
     torch.testing.assert_close(alone, together)
     longer = PromptEncoder(encoder.tokenizer, encoder.encoder, length=30)(["a red ball"])
     torch.testing.assert_close(alone, longer[:, :12])

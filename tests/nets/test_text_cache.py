@@ -16,8 +16,8 @@ from nearstep.errors import NearstepError
 from nearstep.nets.text import PromptEncoder, build_tokenizer
 from nearstep.nets.text_cache import CachedPromptEncoder, check_cache_folder, encoder_name
 
-WORDS = "a small large red blue ball square slides bounces left right".split()
-PROMPTS = ["a red ball", "", "a small blue square slides left"]
+WORDS = "a small large red blue ball football slides bounces left right".split()
+PROMPTS = ["a red ball", "", "a small blue football slides left"]
 
 
 def tiny_encoder(vocabulary: int, seed: int = 0) -> UMT5EncoderModel:
@@ -56,7 +56,7 @@ def test_what_is_cached_needs_no_encoder_and_is_the_same(model: Path, tmp_path: 
     torch.testing.assert_close(first, plain)
     assert first.shape == plain.shape and not first.requires_grad
     with pytest.raises(AssertionError, match="was loaded"):
-        cached(model, tmp_path, refuse)(["a red square"])
+        cached(model, tmp_path, refuse)(["a red football"])
 
 
 def test_an_entry_does_not_depend_on_who_asked(model: Path, tmp_path: Path) -> None:

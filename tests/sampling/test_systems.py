@@ -32,7 +32,7 @@ OPTIONS = {
 }
 CALLS = {"wan": 2, "skyreels": 4, "anyflow": 5, "ltx": 2}
 """Two steps: at once; one latent frame after the other, each a step behind; of two chunks, one of them committed."""
-SECOND = "a large blue square bounces"
+SECOND = "a large blue football bounces"
 
 
 def grey(frames: np.ndarray) -> np.ndarray:

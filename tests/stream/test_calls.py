@@ -14,7 +14,7 @@ from diffusers.callbacks import PipelineCallback
 
 from nearstep import CausalVideoPipeline, NearstepError, rng
 
-PROMPTS = ["a small red ball slides left", "the large blue square bounces on snow"]
+PROMPTS = ["a small red ball slides left", "the large blue football bounces on snow"]
 Latents = torch.Tensor
 
 
@@ -132,7 +132,7 @@ def test_a_callback_may_change_what_comes_after(pipe: CausalVideoPipeline, teach
     )  # later chunks see it
     assert torch.equal(made(pipe, plan="2", callback_on_step_end=in_place), first)
 
-    other, _ = teacher.encode_prompt(["the large blue square bounces"] * 2)
+    other, _ = teacher.encode_prompt(["the large blue football bounces"] * 2)
 
     def other_text(_, step, __, tensors):
         return {"prompt_embeds": other} if step == 0 else tensors

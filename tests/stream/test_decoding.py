@@ -15,7 +15,7 @@ from nearstep.cli.main import main
 from nearstep.models import loading
 from nearstep.nets.tiny_decoder import TinyDecoder
 
-PROMPTS = ["a small red ball slides left", "the large blue square bounces on snow"]
+PROMPTS = ["a small red ball slides left", "the large blue football bounces on snow"]
 WISHES = dict(plan="1", seed=7, output_type="pt")
 
 

@@ -17,7 +17,7 @@ from nearstep import CausalVideoPipeline, NearstepError
 from nearstep.stream.decoding import Deferred
 from nearstep.stream.results import ChunkVideo
 
-RED, BLUE = "a small red ball slides left on snow", "the large blue square bounces"
+RED, BLUE = "a small red ball slides left on snow", "the large blue football bounces"
 
 
 @pytest.fixture(scope="module")

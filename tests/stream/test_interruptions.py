@@ -138,7 +138,7 @@ def test_a_rewind_that_breaks_off_has_not_happened(playground, undo_depth: int, 
 
 @pytest.mark.parametrize("sink", [0, 1, 3, 6])
 def test_a_window_of_one_chunk_goes_on_under_another_prompt(playground, sink: int) -> None:
-    session = playground.open(RED, "1", seed=1, window=3, sink=sink)
+    session = playground.open(RED, "1", seed=1, window=1, sink=sink)
     take(session, 3)
     session.change(prompt=BLUE)
     made = take(session, 2)

@@ -16,7 +16,7 @@ from accelerate.hooks import CpuOffload
 from nearstep import CausalVideoPipeline
 from nearstep.nets.tiny_decoder import TinyDecoder
 
-PROMPTS = ["a small red ball slides left", "the large blue square bounces on snow"]
+PROMPTS = ["a small red ball slides left", "the large blue football bounces on snow"]
 WISHES = dict(plan="2,1x", seed=7, output_type="pt")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from nearstep import CausalVideoPipeline, NearstepError
 
-PROMPTS = ["a small red ball slides left", "the large blue square bounces on snow"]
+PROMPTS = ["a small red ball slides left", "the large blue football bounces on snow"]
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.stream.recording import Changes, Opening, Recording
 
 FIRST_VERSION = """\
-{"nearstep": 1, "prompt": "a large red ball slides left slowly on snow", "negative_prompt": "", "plan": "4,1x", \
+{"nearstep": 1, "prompt": "a large red apple slides left slowly on snow", "negative_prompt": "", "plan": "4,1x", \
 "seed": 5, "sample": 0, "guidance": 1.0, "height": 48, "width": 48, "window": 6, "sink": 2, "following": false, \
 "given": null, "weights": "e55f9452470d6404", "torch": "2.13.0+cpu"}
 {"chunk": 0, "times": [1.0, 0.9, 0.75, 0.5]}
 {"chunk": 1, "times": [1.0]}
-{"chunk": 2, "times": [1.0, 0.75], "prompt": "a small blue ring drifts up quickly in the forest", "plan": "2,1x"}
+{"chunk": 2, "times": [1.0, 0.75], "prompt": "a small green frog drifts up quickly on a meadow", "plan": "2,1x"}
 {"chunk": 3, "times": [1.0]}
 {"chunk": 4, "times": [1.0], "seed": 6}
 """

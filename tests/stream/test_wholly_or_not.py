@@ -28,7 +28,7 @@ from nearstep.stream.recording import Changes, Recording
 from nearstep.stream.results import ChunkVideo
 from nearstep.stream.session import Session
 
-PROMPTS = (PROMPT, "the large blue square bounces", "a large red square slides right")
+PROMPTS = (PROMPT, "the large blue football bounces", "a large red football slides right")
 MOST_SESSIONS, MOST_CHUNKS = 3, 9
 
 

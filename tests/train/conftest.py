@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import usual_runs
 from untrained import write_untrained
 
 from nearstep.data.latents import LatentsConfig, load_latents
 from nearstep.nets.codec import VideoCodec
 from nearstep.playground import PLAYGROUND
-from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
@@ -30,7 +30,7 @@ class TinyModel:
         """The playground's recipe on it, with a batch of 4."""
         rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
         return replace(
-            playground.distill(),
+            usual_runs.distill(),
             loop=loop, model=self.folder, latents=self.latents, student=rate, assistant=rate, discriminator=rate,
             network="transformer", batch=4, ratio=2, warmup=0, adversary_delay=0,
         )  # fmt: skip

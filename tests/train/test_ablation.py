@@ -13,7 +13,7 @@ import torch
 
 from nearstep.errors import NearstepError
 from nearstep.protocols import World
-from nearstep.recipes import ablation, playground, things
+from nearstep.recipes import ablation, playground
 from nearstep.recipes.ablation import AblationConfig
 from nearstep.recipes.rivals import RIVALS, rival
 from nearstep.train.distill import stage as distill
@@ -39,11 +39,11 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return ""
 
     def change(base):
-        small = replace(base, latents=model.latents, network="transformer", batch=2, ratio=1)
+        small = replace(base, latents=model.latents, lessons=(), batch=2, ratio=1, chunk_frames=3)
         return replace(rival(small, "distill"), adversary_delay=0)
 
     monkeypatch.setattr(ablation, "CELLS", {"asd": change})
-    monkeypatch.setattr(ablation, "NETWORKS", {"playground": {}, "things": {}})
+    monkeypatch.setattr(ablation, "NETWORKS", {})
     monkeypatch.setattr(ablation, "evaluate", evaluate)
     monkeypatch.setattr(AblationConfig, "_similarity", lambda _: None)
     return seen
@@ -52,7 +52,16 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def config(model, measured, tmp_path: Path) -> AblationConfig:
     folders = {"runs": tmp_path / "runs", "out": tmp_path / "out"}
-    return AblationConfig(cells=("asd",), seeds=(0, 1), model=model.folder, steps=2, captions=8, plans=PLANS, **folders)
+    return AblationConfig(
+        cells=("asd",),
+        seeds=(0, 1),
+        model=model.folder,
+        network="transformer",
+        steps=2,
+        captions=8,
+        plans=PLANS,
+        **folders,
+    )
 
 
 def test_every_seed_is_run_and_measured_once(config: AblationConfig, measured: list[str]):
@@ -90,8 +99,6 @@ def test_a_run_that_was_stopped_is_not_measured_and_goes_on(config, measured: li
         (dict(seeds=()), "seeds is empty"),
         (dict(seeds=(-1,)), "seeds=-1; give at least 0"),
         (dict(cells=("adsd",)), "there is no cell adsd: did you mean asd"),
-        (dict(world="things"), "model=playground knows another world than things; give --model FOLDER"),
-        (dict(world="things", model=Path("m"), cells=("asd_consistency",)), "there is no cell asd_consistency"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is(options: dict, said: str) -> None:
@@ -99,51 +106,29 @@ def test_what_cannot_be_run_is_refused_before_anything_is(options: dict, said: s
         AblationConfig(**options)
 
 
-@pytest.mark.parametrize("world", ablation.NETWORKS)
-def test_every_cell_of_a_world_is_a_run(world: str) -> None:
-    base = ablation.BASES[world]()
-    for cell in ablation.cells_of(world):
-        if cell in ablation.CELLS:
-            run = ablation.recipe_of_cell(cell, world)
-            assert (run.loop.steps, run.teacher, run.latents) == (base.loop.steps, base.teacher, base.latents)
-            assert run.student.lr == base.student.lr / (4 if cell.endswith("slow") else 1)
-            assert (run == base) == (cell == "self_forcing")
+@pytest.mark.parametrize("cell", ablation.CELLS)
+def test_every_cell_is_a_run(cell: str) -> None:
+    base = playground.self_forcing()
+    run = ablation.CELLS[cell](base)
+    assert (run.loop.steps, run.teacher, run.latents) == (base.loop.steps, base.teacher, base.latents)
+    assert run.student.lr == base.student.lr / (4 if cell.endswith("slow") else 1)
+    assert (run == base) == (cell == "self_forcing")
 
 
-def test_a_cell_is_what_sets_it_apart_in_every_world() -> None:
-    base, moved = things.self_forcing(), ablation.recipe_of_cell("asd_late", "things")
+def test_a_cell_is_what_sets_it_apart() -> None:
+    base = playground.self_forcing()
+    moved = ablation.CELLS["asd_late"](base)
     apart = {each.name for each in fields(base) if getattr(base, each.name) != getattr(moved, each.name)}
     assert apart == {"adversary", "warmup", "adversary_delay", "loop"}
+    assert moved.warmup + moved.adversary_delay == base.loop.steps // 2
 
 
 def test_rivals_of_the_playground_are_its_recipes() -> None:
-    assert all(getattr(playground, name)() == rival(playground.self_forcing(), name) for name in RIVALS)
-
-
-def test_results_of_another_world_have_folders_of_their_own() -> None:
-    other = AblationConfig(world="things", model=Path("runs/forcing/model"))
-    assert (other.out, other.runs) == (Path("docs/results/ablation-things"), Path("runs/ablation-things"))
-    assert {"teacher", "causal", "asd"} <= {*other.cells} and "consistency" not in other.cells
-    assert AblationConfig(world="things", model=Path("m"), out=Path("there")).out == Path("there")
-
-
-def test_the_cells_of_another_world_are_run_and_measured_in_it(
-    model, measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def base():
-        return replace(playground.self_forcing(), latents=model.latents, network="transformer", batch=2, ratio=1)
-
-    worlds: list[str] = []
-    evaluate = ablation.evaluate
-    monkeypatch.setitem(ablation.BASES, "things", base)
-    monkeypatch.setattr(
-        ablation, "evaluate", lambda world, *a, **b: (worlds.append(world.name), evaluate(world, *a, **b))
-    )
-    folders = {"runs": tmp_path / "runs", "out": tmp_path / "out"}
-    AblationConfig(
-        world="things", cells=("asd",), seeds=(0,), model=model.folder, steps=1, captions=8, plans=PLANS, **folders
-    ).run()
-    assert worlds == ["things"] and [Path(model).parent.name for model in measured] == ["asd-0"]
+    base = playground.self_forcing()
+    made = {name: getattr(playground, name)() for name in RIVALS}
+    streams = made.pop("distill")  # a student for streams, too
+    assert streams == replace(rival(base, "distill"), lessons=streams.lessons, loop=streams.loop)
+    assert all(run == rival(base, name) for name, run in made.items())
 
 
 def test_what_is_missing_is_known_before_it_is_run(config: AblationConfig) -> None:

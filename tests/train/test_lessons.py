@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import usual_runs
 from untrained import NETWORK, TEXT, write_untrained
+from worlds import Shades
 
 from nearstep.data.latents import LatentClips, LatentsConfig, load_latents
 from nearstep.errors import NearstepError
@@ -16,11 +18,9 @@ from nearstep.nets.codec import VideoCodec
 from nearstep.nets.denoiser import TextDenoiser
 from nearstep.nets.script import Script, TextKeys, encoded
 from nearstep.nets.transformer import VideoTransformer
-from nearstep.playground import PLAYGROUND
-from nearstep.recipes import playground
+from nearstep.playground import Playground
+from nearstep.playground.world import WorldConfig
 from nearstep.rollout.rollout import generate
-from nearstep.things import Things
-from nearstep.things.world import WorldConfig
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.lessons import Lesson, taught
@@ -33,7 +33,7 @@ from nearstep.train.stages.teacher import TeacherConfig, TeacherStage
 
 pytestmark = pytest.mark.usefixtures("few_clips")
 
-WORLD = Things(WorldConfig(size=32))
+WORLD = Playground(WorldConfig(size=32))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def lessons(kinds: dict[str, LatentsConfig]) -> tuple[Lesson, ...]:
 
 def causal(objective: str, folder: Path, kinds: dict[str, LatentsConfig], run: Path) -> CausalConfig:
     return replace(
-        getattr(playground, objective)(),
+        usual_runs.causal(objective),
         loop=loop(run),
         model=folder,
         network="transformer",
@@ -83,7 +83,7 @@ def causal(objective: str, folder: Path, kinds: dict[str, LatentsConfig], run: P
 def distillation(folder: Path, kinds: dict[str, LatentsConfig], run: Path) -> DistillConfig:
     rate = OptimConfig(lr=1e-3, warmup=1, decay=0.0, betas=(0.0, 0.99))
     return replace(
-        playground.distill(),
+        usual_runs.distill(),
         loop=loop(run), model=folder, latents=kinds["usual"], lessons=lessons(kinds), lesson_every=2, batch=2, ratio=1,
         network="transformer", warmup=0, adversary_delay=0, student=rate, assistant=rate, discriminator=rate,
     )  # fmt: skip
@@ -148,6 +148,20 @@ def test_a_distillation_makes_more_pictures_at_once(
         replace(config, micro=4, batch=4)
 
 
+def test_lessons_may_be_left_out_and_are_of_the_size_of_all_clips(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path
+):
+    base = causal("forcing", folder, kinds, tmp_path / "run")
+    assert replace(base, lesson_every=0).lessons == ()
+    with pytest.raises(NearstepError, match="lesson_every=1; give at least 2"):
+        replace(base, lesson_every=1)
+    other = LatentsConfig(folder=tmp_path / "other", clips=8, world=Playground(WorldConfig(size=64, frames=9)))
+    for config in (base, distillation(folder, kinds, tmp_path / "run")):
+        with pytest.raises(NearstepError, match=r"\[4, 8, 8\] a frame.* \[4, 4, 4\]; .*lesson_every=0"):
+            replace(config, lessons=(Lesson(latents=other),)).run()
+    assert not other.folder.exists()  # nothing is encoded first
+
+
 def test_a_folder_without_a_teacher_is_refused_before_a_step(
     folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path
 ):
@@ -176,7 +190,7 @@ def test_a_clip_of_a_story_is_encoded_with_its_captions(folder: Path, kinds: dic
     with pytest.raises(NearstepError, match="growing latent frames"):
         replace(kinds["stories"], changes=(6, 3))
     with pytest.raises(NearstepError, match="a world whose clips can change"):
-        LatentsConfig(folder=folder, clips=8, world=PLAYGROUND, changes=(3,))
+        LatentsConfig(folder=folder, clips=8, world=Shades(), changes=(3,))
 
 
 def test_a_teacher_reads_each_scenes_own_caption(folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path):

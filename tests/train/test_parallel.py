@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import usual_runs
 from processes import run_on_two
 from safetensors.torch import load_file
 
@@ -92,7 +93,7 @@ def test_two_processes_hold_a_distillation_whole_for_muon_and_train_as_one(confi
 
 def test_two_processes_train_a_causal_network_as_one(model, tmp_path: Path):
     def recipe(name: str) -> CausalConfig:
-        base = playground.forcing()
+        base = usual_runs.forcing()
         loop = LoopConfig(folder=tmp_path / name, steps=3, log_every=1, tensorboard=False)
         return replace(
             base, loop=loop, model=model.folder, network="teacher", latents=model.latents, autocast=False, batch=4,
@@ -115,7 +116,7 @@ def test_two_processes_train_a_codec_as_one(tmp_path: Path):
 
 def test_two_processes_train_a_teacher_as_one(model, tmp_path: Path):
     def recipe(name: str) -> TeacherConfig:
-        base = playground.teacher()
+        base = usual_runs.teacher()
         loop = LoopConfig(folder=tmp_path / name, steps=3, log_every=1, tensorboard=False)
         return replace(
             base, loop=loop, codec=model.folder / "vae", latents=model.latents, autocast=False,

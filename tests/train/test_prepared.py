@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import usual_runs
 
 from nearstep.cli.main import main
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig
 from nearstep.errors import NearstepError
-from nearstep.recipes import playground
 from nearstep.train.loop import LoopConfig
 
 SIZES = ("--frames", "33", "--height", "32", "--width", "32", "--fps", "12")
@@ -32,7 +32,7 @@ def latents(model, real_videos: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def config(model, latents: LatentsConfig, folder: Path):
     loop = LoopConfig(folder=folder, steps=4, log_every=1, save_every=2, preview_every=100, tensorboard=False)
-    return replace(playground.forcing(), loop=loop, model=model.folder, latents=latents, batch=2)
+    return replace(usual_runs.forcing(), loop=loop, model=model.folder, latents=latents, batch=2)
 
 
 @pytest.mark.usefixtures("few_clips")
@@ -46,7 +46,7 @@ def test_forcing_trains_on_real_clips(model, latents: Path, tmp_path: Path):
 @pytest.mark.usefixtures("few_clips")
 def test_a_recipe_that_wants_more_clips_says_what_to_change(model, latents: Path, tmp_path: Path):
     with pytest.raises(NearstepError, match="holds 4 clips, not 12288; latents.clips=None takes all"):
-        config(model, replace(playground.forcing().latents, folder=latents), tmp_path).run()
+        config(model, replace(usual_runs.forcing().latents, folder=latents), tmp_path).run()
 
 
 @pytest.mark.usefixtures("few_clips")
@@ -66,10 +66,10 @@ def test_a_caption_that_was_corrected_wrongly_is_named_before_the_first_step(
 
 @pytest.mark.usefixtures("few_clips")
 def test_a_prompt_that_the_model_does_not_know_is_named_before_the_first_step(model, tmp_path: Path):
-    (tmp_path / "p.txt").write_text("a red ball\na blue ring\na zebra on snow\n")
+    (tmp_path / "p.txt").write_text("a red ball\na green frog\na zebra on snow\n")
     size = {"frames": 3, "channels": 4, "height": 6, "width": 6}
     loop = LoopConfig(folder=tmp_path / "run", steps=4, tensorboard=False)
-    base = replace(playground.self_forcing(), loop=loop, model=model.folder, network="transformer", batch=2)
+    base = replace(usual_runs.self_forcing(), loop=loop, model=model.folder, network="transformer", batch=2)
     with pytest.raises(NearstepError, match=r"p\.txt, line 3, 'a zebra on snow': .*'zebra'"):
         replace(base, latents=PromptsConfig(files=(tmp_path / "p.txt",), **size)).run()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -77,7 +77,7 @@ def test_a_prompt_that_the_model_does_not_know_is_named_before_the_first_step(mo
 
 def test_the_embedded_model_is_called_by_its_name(tmp_path: Path):
     loop = LoopConfig(folder=tmp_path, steps=4)
-    assert replace(playground.forcing(), loop=loop, model=Path("playground")).model == playground.self_forcing().model
+    assert replace(usual_runs.forcing(), loop=loop, model=Path("playground")).model == usual_runs.self_forcing().model
 
 
 @pytest.mark.usefixtures("few_clips")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import usual_runs
 from safetensors.torch import load_file, save_file
 
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig
 from nearstep.data.shards import FORMAT, INDEX, VERSION
 from nearstep.errors import NearstepError
-from nearstep.recipes import playground
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.loop import LoopConfig
 from nearstep.train.recipe import check_recipe, recipe_of
@@ -108,7 +108,7 @@ def prepared(folder: Path, shards: tuple[int, ...]) -> LatentsConfig:
 
 
 def test_prepared_clips_may_move_and_grow_behind_those_in_use(tmp_path: Path):
-    base = replace(playground.forcing(), model=tmp_path / "nowhere")
+    base = replace(usual_runs.forcing(), model=tmp_path / "nowhere")
     folder = tmp_path / "lat"
     every = replace(base, latents=prepared(folder, (4, 4)))
     some = replace(base, latents=replace(every.latents, clips=6))
@@ -126,7 +126,7 @@ def test_prepared_clips_may_move_and_grow_behind_those_in_use(tmp_path: Path):
 def test_prompts_may_move_and_not_change(tmp_path: Path):
     file = tmp_path / "p.txt"
     file.write_text("a ball\na box\n")
-    base = replace(playground.self_forcing(), model=tmp_path / "nowhere")
+    base = replace(usual_runs.self_forcing(), model=tmp_path / "nowhere")
     size = {"frames": 3, "channels": 4, "height": 4, "width": 4}
     config = replace(base, latents=PromptsConfig(files=(file,), **size))
     saved = as_saved(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import usual_runs
 from small_runs import assert_equal, cut, loop, tiny_codec, weights
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
@@ -21,7 +22,6 @@ from nearstep.nets.masks import teacher_forcing
 from nearstep.nets.text import PromptEncoder
 from nearstep.playground import PLAYGROUND
 from nearstep.reach import Reach
-from nearstep.recipes import playground
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
@@ -39,7 +39,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_teacher(codec: Path, folder: Path, latents: Path, steps: int = 4) -> TeacherConfig:
     return replace(
-        playground.teacher(),
+        usual_runs.teacher(),
         loop=loop(folder, steps),
         network=NETWORK,
         text=TEXT,
@@ -183,15 +183,15 @@ def test_draws_share_a_clip_and_its_caption(codec: Path, latents: Path, tmp_path
 def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latents: Path, tmp_path: Path):
     from nearstep import CausalVideoPipeline
 
-    forced = tiny_causal(playground.forcing(), teacher, tmp_path / "forcing", latents).run()
-    again = tiny_causal(playground.forcing(), teacher, tmp_path / "again", latents)
+    forced = tiny_causal(usual_runs.forcing(), teacher, tmp_path / "forcing", latents).run()
+    again = tiny_causal(usual_runs.forcing(), teacher, tmp_path / "again", latents)
     cut(again)
     assert_equal(forced, again.run())
 
-    student = tiny_causal(playground.consistency(), forced, tmp_path / "consistency", latents)
+    student = tiny_causal(usual_runs.consistency(), forced, tmp_path / "consistency", latents)
     cut(student)
     resumed = student.run()
-    assert_equal(tiny_causal(playground.consistency(), forced, tmp_path / "whole", latents).run(), resumed)
+    assert_equal(tiny_causal(usual_runs.consistency(), forced, tmp_path / "whole", latents).run(), resumed)
 
     for network, plan in (("transformer", "2,1x"), ("teacher", "3")):
         pipe = CausalVideoPipeline.from_pretrained(resumed, transformer=network)
@@ -203,7 +203,7 @@ def test_from_teacher_to_a_few_step_student_that_generates(teacher: Path, latent
 def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Path, tmp_path: Path):
     from nearstep import CausalVideoPipeline
 
-    recipe = replace(tiny_causal(playground.forcing(), teacher, tmp_path / "run", tmp_path), window_frames=6)
+    recipe = replace(tiny_causal(usual_runs.forcing(), teacher, tmp_path / "run", tmp_path), window_frames=6)
     long = replace(recipe, latents=LatentsConfig(folder=tmp_path / "latents", clips=8, world=PLAYGROUND, frames=45))
     stage = CausalStage(long)
     assert stage.update.lengths == (3, 3, 3, 3)
@@ -217,7 +217,7 @@ def test_a_window_of_long_clips_goes_into_the_model_and_its_streams(teacher: Pat
 
 def test_trajectory_regression_trains_and_resumes(teacher: Path, latents: Path, tmp_path: Path):
     whole, halved = (
-        replace(tiny_causal(playground.trajectory(), teacher, tmp_path / name, latents), ode_steps=8)
+        replace(tiny_causal(usual_runs.trajectory(), teacher, tmp_path / name, latents), ode_steps=8)
         for name in ("whole", "cut")
     )
     cut(halved)
@@ -226,7 +226,7 @@ def test_trajectory_regression_trains_and_resumes(teacher: Path, latents: Path, 
 
 def test_a_text_cache_serves_training(teacher: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = replace(
-        tiny_causal(playground.forcing(), teacher, tmp_path / "run", latents), text_cache=tmp_path / "texts"
+        tiny_causal(usual_runs.forcing(), teacher, tmp_path / "run", latents), text_cache=tmp_path / "texts"
     )
     trained = config.run()
     assert any((tmp_path / "texts").rglob("*.safetensors"))
@@ -262,7 +262,7 @@ def test_latents_of_another_codec_are_refused(teacher: Path, codec: Path, latent
 
 
 def test_a_missing_stage_is_named(tmp_path: Path, latents: Path, teacher: Path):
-    config = tiny_causal(playground.consistency(), teacher, tmp_path, latents)
+    config = tiny_causal(usual_runs.consistency(), teacher, tmp_path, latents)
     with pytest.raises(NearstepError, match="run the stage before this one"):
         config.run()
 
@@ -279,7 +279,7 @@ def test_stratified_times_are_one_in_each_cell():
 
 def test_a_text_encoder_learns_what_captions_have_in_common(codec: Path, latents: Path, tmp_path: Path):
     config = TextConfig(
-        loop=loop(tmp_path / "text", 30), optim=OptimConfig(lr=3e-3, warmup=3), text=TEXT, world=PLAYGROUND, batch=24
+        loop=loop(tmp_path / "text", 60), optim=OptimConfig(lr=2e-2, warmup=3), text=TEXT, world=PLAYGROUND, batch=24
     )
     model = config.run()
     learnt, new = PromptEncoder.from_pretrained(model), TextStage(config).text
@@ -289,7 +289,7 @@ def test_a_text_encoder_learns_what_captions_have_in_common(codec: Path, latents
         for text in (learnt, new)
     ]
     assert found[0] > found[1] + 4, found
-    assert (tmp_path / "text" / "previews" / "0000030.png").exists()
+    assert (tmp_path / "text" / "previews" / "0000060.png").exists()
 
     stage = TeacherStage(replace(tiny_teacher(codec, tmp_path / "run", latents), words=model))
     assert torch.equal(stage.text(captions[0]), learnt(captions[0]))

@@ -111,7 +111,7 @@ def _is_made(options: Compare, files: dict[str, Path], said: Mapping[str, Any]) 
 def _files(options: Compare) -> dict[str, Path]:
     """Prompt -> its file, each of which can be written."""
     if not options.prompts or not options.plans:
-        raise NearstepError('give a prompt and a plan: nearstep compare "a red ball slides left" --plans 4 1')
+        raise NearstepError('give a prompt and a plan: nearstep compare "a red apple slides left" --plans 4 1')
     for prompt in options.prompts:
         check_prompt(prompt)
     check_name(options.output)

@@ -85,7 +85,7 @@ class Making:
 class Generate(Making):
     """Make videos from prompts, chunk by chunk.
 
-    One prompt with "-o ball.mp4" makes that file (the suffix names the format: mp4, gif, webp, or png for a contact
+    One prompt with "-o apple.mp4" makes that file (the suffix names the format: mp4, gif, webp, or png for a contact
     sheet). Otherwise -o is a folder, and each clip becomes "PROMPT-INDEX.mp4" in it. Files that this request made
     already are skipped, so an interrupted run can be started again; others are not touched without --overwrite. A clip
     depends on its prompt, plan, seed and index alone.
@@ -232,7 +232,7 @@ def _prompts(options: Generate) -> dict[str, str]:
         note(f"a prompt that is given more than once is made once ({twice[0][:60]!r}); --samples 2 makes two of each")
     prompts = {**dict.fromkeys(options.prompts, ""), **(_in_file(options.prompts_file) if options.prompts_file else {})}
     if not prompts:
-        raise NearstepError('no prompt; try: nearstep generate "a red ball slides left", or --prompts-file FILE')
+        raise NearstepError('no prompt; try: nearstep generate "a red apple slides left", or --prompts-file FILE')
     for prompt in prompts:
         check_prompt(prompt)
     return prompts

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -161,7 +162,7 @@ def _text(facts: dict[str, Any]) -> str:
 
 def _network_text(name: str, network: dict[str, Any]) -> list[str]:
     frames, *frame = network["latents"]
-    chunks = ", ".join(map(str, network["chunks"]))
+    chunks = " + ".join(f"{len([*same])} x {length}" for length, same in groupby(network["chunks"]))
     kind = f"causal, in chunks of {chunks} latent frames" if network["causal"] else "bidirectional, all frames at once"
     lines = [
         f"{name}: {kind}",

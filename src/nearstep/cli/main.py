@@ -126,7 +126,7 @@ def _help() -> str:
         "One-step causal video generation.\n\n"
         f"commands:\n{commands}\n\n"
         f"nearstep COMMAND --help explains a command; {DEBUG} shows where an unforeseen error comes from. To begin:\n\n"
-        '  nearstep generate "a large red ball slides left on snow" --plan 4,1x --seed 7 -o ball.mp4\n'
+        '  nearstep generate "a large red apple slides left on snow" --plan 4,1x --seed 7 -o apple.mp4\n'
     )
 
 

@@ -14,7 +14,7 @@ from nearstep.cluster import Cluster
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
-from nearstep.models.folder import STREAM, ModelFolder
+from nearstep.models.folder import ModelFolder
 from nearstep.models.lora_choice import LoraFile, loras_of
 from nearstep.models.student import Student
 
@@ -180,7 +180,7 @@ def chosen_loras(given: Sequence[str], alpha: float | None) -> tuple[LoraFile, .
 class Loading:
     """Which network of a model runs, where, and with what."""
 
-    network: Annotated[str | None, optional("NAME", "transformer; of a stream stream, where there is one")] = None
+    network: Annotated[str | None, optional("NAME", "transformer")] = None
     """The model's network to use, such as transformer (the causal student) or teacher (bidirectional, many steps)."""
     device: Device = AUTO
     """Where to run."""
@@ -223,16 +223,11 @@ class Loading:
         if self.text_device is not None:
             check_device(self.text_device)
 
-    def open_stream(self, folder: ModelFolder) -> ModelConfigs:
-        """The configs for streams: of the model's network for them, where it has one and no other student is named."""
-        own = STREAM if STREAM in folder.networks() and self.student.chosen is None else "transformer"
-        return self.open(folder, network=own)
-
-    def open(self, model: str | ModelFolder, *, network: str = "transformer") -> ModelConfigs:
-        """The model's configurations, ``network``'s where no other is named: weights may take minutes to load."""
+    def open(self, model: str | ModelFolder) -> ModelConfigs:
+        """The model's configurations, which say what is wrong at once: weights may take minutes to load."""
         self.check()
         loras = chosen_loras(self.lora, self.lora_alpha)
-        return ModelConfigs.open(model, self.network or network, self.student.chosen, loras)
+        return ModelConfigs.open(model, self.network or "transformer", self.student.chosen, loras)
 
     def pipeline(self, model: ModelConfigs) -> CausalVideoPipeline:
         """Load it."""

@@ -95,7 +95,7 @@ def _check(config: Config, gpus: int) -> None:
 
     if gpus < 1:
         raise NearstepError(f"--gpus {gpus}: give at least 1")
-    for batch in (config.batch, *batches(config.batch, config.lessons)):
+    for batch in batches(config.batch, config.lessons):
         share = len(Ranks(0, gpus, torch.device("cpu")).share(batch))
         if config.micro and share % config.micro:
             raise NearstepError(f"micro={config.micro} does not divide the {share} clips of a process")

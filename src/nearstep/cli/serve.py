@@ -98,7 +98,7 @@ def serve(options: Serve) -> None:
     serving = serving_of(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)
-    model = options.loading.open_stream(folder)
+    model = options.loading.open(folder)
     name = Path(options.model).name if Path(options.model).is_dir() else options.model  # no path of this machine's
     if options.replicas is not None:
         serve_replicas(options, options.replicas, serving, model, name)

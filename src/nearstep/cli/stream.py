@@ -56,7 +56,7 @@ class Stream:
     Ctrl-C ends it. A file that shows this stream already is skipped, any other is not touched without --overwrite.
     With "-o - | ffplay -" a player shows it as it is made.
 
-    The prompt may change on the way: --at 8 "a small blue ring drifts up". --log keeps a recording; --replay
+    The prompt may change on the way: --at 8 "a small green frog drifts up". --log keeps a recording; --replay
     makes it again, also under another plan: draft at 1, final at 4.
     """
 
@@ -112,7 +112,7 @@ def stream(options: Stream) -> None:
     folder = ModelFolder.open(options.model)
     typed = dict.fromkeys(filter(None, (options.prompt,)), "") | {text: f"--at {chunk}" for chunk, text in options.at}
     check_prompts(folder, typed)  # torch and diffusers are seconds away
-    model = options.loading.open_stream(folder)
+    model = options.loading.open(folder)
     recording = Recording.load(options.replay) if options.replay else None
     count = _count(options, model, recording)
     said = _said(options, model, recording, count)

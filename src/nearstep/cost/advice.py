@@ -109,5 +109,5 @@ def trials(config: Config, sizes: Sizes, processes: int, room: float) -> Iterato
 def _divides(config: Config, processes: int) -> bool:
     return all(
         batch % processes == 0 and (batch // processes) % (config.micro or 1) == 0
-        for batch in (config.batch, *batches(config.batch, config.lessons))
+        for batch in batches(config.batch, config.lessons)
     )

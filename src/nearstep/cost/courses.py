@@ -33,6 +33,7 @@ def courses(config: Config, sizes: Sizes) -> Iterator[Course]:
         raise NearstepError(f"the run has {count} lessons, and {len(sizes.lessons)} have sizes; give each one's clip")
     alone, usual = replace(config, lessons=()), replace(sizes, lessons=())
     yield Course(config=alone, sizes=usual, share=1 - 1 / every if count else 1.0)
-    for lesson, batch, clip in zip(config.lessons, batches(config.batch, config.lessons), sizes.lessons, strict=True):
+    _, *own_batches = batches(config.batch, config.lessons)
+    for lesson, batch, clip in zip(config.lessons, own_batches, sizes.lessons, strict=True):
         own = replace(usual, clip=clip, first_chunk=lesson.first_chunk)
         yield Course(config=replace(alone, batch=batch), sizes=own, share=1 / (every * count))

@@ -32,7 +32,6 @@ from nearstep.json_files import (
     NUMBER,
     OBJECT,
     TEXT,
-    WHOLE,
     Kind,
     above,
     check_fields,
@@ -49,8 +48,6 @@ FORMAT, VERSION = "nearstep latents", 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 PREPARED = ("videos", "teacher")
 """Kinds of clips whose captions are stored; any other kind is the name of a world, which words them."""
-_FIRST_WORLD, _FIRST_FPS = "playground", 12
-"""What an index without a version does not say: it is of the only world there was."""
 
 Record = Mapping[str, Any]
 
@@ -143,9 +140,6 @@ def read_index(folder: Path) -> Index | None:
     if not path.exists():
         return None
     given = read_object(path, "make the latents again")
-    if set(given) == {"seed", "codec"}:
-        check_fields(given, {"seed": WHOLE, "codec": TEXT}, path)
-        return _unnumbered(folder, given)
     if given.get("format") != FORMAT:
         raise NearstepError(f"{path} is no index of latents; use another folder")
     if given.get("version") != VERSION:
@@ -158,21 +152,6 @@ def read_index(folder: Path) -> Index | None:
     if given.get("clips", index.clips) != index.clips or len(index.sums) > len(index.shards):
         raise NearstepError(f"{path} is damaged: its shards and clips do not add up; make the latents again")
     return index
-
-
-def _unnumbered(folder: Path, given: Mapping[str, Any]) -> Index | None:
-    """An index from before the format had a version: seed and codec, the shards being what lies there."""
-    shapes = []
-    while (path := shard_file(folder, len(shapes))).exists():
-        shapes.append(_shape_of(path))
-    if not shapes:
-        return None
-    made_from = {"kind": _FIRST_WORLD, "seed": given["seed"]}
-    counts = tuple(count for count, *_ in shapes)
-    _, frames, channels, height, width = shapes[0]
-    shape = (frames, channels, height, width)
-    codec = given["codec"]
-    return Index(codec=codec, shape=shape, dtype="float16", fps=_FIRST_FPS, made_from=made_from, shards=counts)
 
 
 def write_index(folder: Path, index: Index) -> None:

@@ -194,7 +194,7 @@ def _prompt(path: Path, origin: Mapping[str, object]) -> str:
     named = _NAME.fullmatch(path.stem)
     if named is None:
         raise NearstepError(
-            f"{path} does not say what it shows; name it PROMPT-INDEX{path.suffix}, such as a red ball-0"
+            f"{path} does not say what it shows; name it PROMPT-INDEX{path.suffix}, such as a red apple-0"
         )
     name, prompt = named["prompt"], origin.get("prompt")
     if not isinstance(prompt, str):

@@ -25,8 +25,6 @@ from nearstep.shapes import latent_frames
 
 EMBEDDED = "playground"
 """The model inside this package, by name."""
-STREAM = "stream"
-"""Sub-folder of a student that was trained for streams, where a model has one."""
 
 INDEX, CONFIG, SCHEDULER_CONFIG = "model_index.json", "config.json", "scheduler_config.json"
 _PARTS = ("vae", "text_encoder", "scheduler")

@@ -138,7 +138,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 def build_tokenizer(words: Iterable[str], length: int) -> PreTrainedTokenizerFast:
     """A tokenizer of whole words, in the standard folder format, that any AutoTokenizer loads.
 
-    Case and punctuation do not count: "A red ball, sliding." is ``a red ball sliding </s>``, as T5 ends its text.
+    Case and punctuation do not count: "A red apple, sliding." is ``a red apple sliding </s>``, as T5 ends its text.
 
     Args:
         words: the vocabulary, lower case, one word each; order and repeats do not matter.

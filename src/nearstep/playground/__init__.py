@@ -1,7 +1,6 @@
-"""The playground: a procedural captioned world with exact ground truth, and what measures clips of it.
+"""The playground: a world of pictures of real things that move before places, with exact ground truth and a judge.
 
-``PLAYGROUND`` is the whole of it as a World (protocols.py); nothing outside this package needs more, tests and
-benchmarks that look inside apart.
+``PLAYGROUND`` is the whole of it as a World (protocols.py).
 """
 
 from nearstep.playground.playground import PLAYGROUND, Playground

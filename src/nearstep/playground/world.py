@@ -1,309 +1,205 @@
-"""The playground world: what a clip shows, exactly, and how it is drawn.
+"""The world of things: what a clip shows, exactly, and how it is drawn.
 
-One object on a graded background, seen for 33 frames. Every clip is a pure function of ``(seed, index)``; positions,
-sizes and speeds are exact numbers, so a judge needs no learned net (playground/judge/judge.py). What makes it hard for
-few steps: sharp edges, shapes that differ in detail, continuous start positions and speeds, and motion that later
-chunks must continue. Captions live in playground/captions.py.
-
-Coordinates are pixels, x to the right, y down, and (0, 0) is the centre of the top left pixel. Times are pixel frames.
+One or two things rest or move in front of a place. Every clip is a pure function of the world's settings and ``(seed,
+index)``; positions, sizes and speeds are exact numbers, so a judge needs no learned net. What makes it hard for few
+steps: pictures full of detail, two of them at once that must not swap what is said of them, motions that turn, and
+textures that later chunks must keep although a thing has passed over them. Captions live in captions.py.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from nearstep import rng
+from nearstep.errors import NearstepError
+from nearstep.playground.paths import MOTIONS, SPEEDS, WAYS, Track, draw_track, positions
+from nearstep.playground.places import PLACES, backdrop
+from nearstep.playground.relations import RELATIONS, holds, undisturbed
+from nearstep.playground.sprites import THINGS, Layer, place_things
 
-SIZE = 48
-FRAMES = 33
-FPS = 12
+SIZES: dict[str, float] = {"small": 0.3, "medium": 0.375, "large": 0.468}
+"""Size name -> longer extent of a thing, as a part of the frame's side."""
 
-COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.88, 0.16, 0.18),
-    "orange": (1.00, 0.55, 0.10),
-    "yellow": (0.98, 0.87, 0.20),
-    "green": (0.24, 0.74, 0.30),
-    "cyan": (0.20, 0.84, 0.90),
-    "blue": (0.12, 0.27, 0.88),
-    "purple": (0.60, 0.28, 0.86),
-    "pink": (1.00, 0.50, 0.74),
-}
-"""Colour name -> rgb in [0, 1] at the object's centre (a soft shading varies it by a tenth)."""
+_SIZE_SPREAD = 0.04
+_MOTION_ODDS = (0.14, 0.36, 0.18, 0.16, 0.16)
+_RELATION_ODDS = (0.3, 0.2, 0.2, 0.075, 0.075, 0.075, 0.075)
+"""None, in front of, behind, and the four sides."""
+_TRIES = 30
+"""Pairs of paths to try for a relation before other things and motions are drawn."""
 
-BACKGROUNDS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "night": ((0.03, 0.04, 0.12), (0.12, 0.13, 0.28)),
-    "slate": ((0.30, 0.33, 0.37), (0.44, 0.47, 0.51)),
-    "forest": ((0.05, 0.16, 0.12), (0.13, 0.31, 0.21)),
-    "sand": ((0.84, 0.77, 0.62), (0.68, 0.59, 0.45)),
-    "dusk": ((0.26, 0.15, 0.35), (0.56, 0.31, 0.38)),
-    "snow": ((0.90, 0.93, 0.97), (0.77, 0.83, 0.91)),
-}
-"""Background name -> rgb of the top and the bottom row; rows in between are graded linearly."""
 
-SIZES: dict[str, float] = {"small": 7.0, "medium": 9.2, "large": 12.0}
-"""Size name -> radius in pixels (of the disc with about the shape's reach)."""
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """The settings of a world: its resolution, and the dials that make it easy or hard."""
 
-SPEEDS: dict[str, float] = {"slow": 0.26, "fast": 0.52}
-"""Speed name -> pixels per frame."""
+    size: int = 48
+    """Height and width of a frame in pixels."""
+    frames: int = 33
+    """Pixel frames of a clip, within which every motion shows what it is."""
+    fps: int = 12
+    things: int = 16
+    """How many different things there are: the first ones of THINGS."""
+    pairs: float = 0.4
+    """Part of the clips that show two things."""
+    scale: float = 1.0
+    """Factor on every thing's size."""
 
-_D = math.sqrt(0.5)
-DIRECTIONS: dict[str, tuple[float, float]] = {
-    "left": (-1.0, 0.0),
-    "right": (1.0, 0.0),
-    "up": (0.0, -1.0),
-    "down": (0.0, 1.0),
-    "up left": (-_D, -_D),
-    "up right": (_D, -_D),
-    "down left": (-_D, _D),
-    "down right": (_D, _D),
-}
-"""Direction of a slide -> unit vector."""
+    def __post_init__(self) -> None:
+        if self.size < 16 or self.frames < 9 or self.fps < 1:
+            raise NearstepError(
+                f"size={self.size}, frames={self.frames}, fps={self.fps}; at least 16 pixels, 9 frames and 1 a second"
+            )
+        if not 2 <= self.things <= len(THINGS):
+            raise NearstepError(f"things={self.things}; from 2 to {len(THINGS)}")
+        if not (0.0 <= self.pairs <= 1.0 and 0.4 <= self.scale <= 1.0):
+            raise NearstepError(f"pairs={self.pairs}, scale={self.scale}; pairs from 0 to 1, scale from .4 to 1")
 
-AXES: dict[str, tuple[float, float]] = {"horizontal": (1.0, 0.0), "vertical": (0.0, 1.0)}
-"""Axis of a bounce -> unit vector."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The things of this world."""
+        return tuple(THINGS)[: self.things]
 
-MOTIONS = ("still", "slide", "bounce")
-_MOTION_ODDS = (0.1, 0.65, 0.25)
-_RADIUS_JITTER = 0.04
-_SPEED_JITTER = 0.08
-_MARGIN = 0.5
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """A thing in a clip: the names that a caption can state, and the exact numbers behind them."""
+
+    thing: str
+    size: str
+    motion: str
+    direction: str | None
+    """One of paths.WAYS[motion]; None where there are none."""
+    speed: str | None
+    """None at rest."""
+    side: float
+    """Longer extent, as a part of the frame's side."""
+    track: Track
+
+    @property
+    def attributes(self) -> dict[str, str | None]:
+        """What a caption can state of one thing."""
+        names = {name: getattr(self, name) for name in ("thing", "size", "motion", "direction", "speed")}
+        return {**names, "category": THINGS[self.thing].category, "colour": THINGS[self.thing].colour}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One clip's content: names a caption can state, and the exact numbers behind them."""
+    """One clip's content."""
 
-    shape: str
-    colour: str
-    size: str
-    motion: str
-    direction: str | None
-    """A key of DIRECTIONS (slide) or AXES (bounce); None when still."""
-    speed: str | None
-    background: str
-    radius: float
-    start: tuple[float, float]
-    velocity: tuple[float, float]
-    """Pixels per frame at frame 0."""
+    actors: tuple[Actor, ...]
+    """One or two."""
+    place: str
+    texture: int
+    """Number of the place's texture."""
+    relation: str | None
+    """How the first thing lies to the second, in every frame or wherever they meet; None if it is not to be told."""
 
     @property
-    def attributes(self) -> dict[str, str | None]:
-        """What a caption can state and the judge checks."""
-        names = ("shape", "colour", "size", "motion", "direction", "speed", "background")
-        return {name: getattr(self, name) for name in names}
-
-
-# --- shapes: signed distance to the edge, in units of the radius, negative inside ---------------------------------
-
-
-def _disc(x: Tensor, y: Tensor) -> Tensor:
-    return torch.hypot(x, y) - 1.0
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x.abs(), y.abs()) - 0.87
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    # Upright, equilateral: its three edges have outward normals down, up-left, up-right.
-    slope, rise = math.cos(math.pi / 6), math.sin(math.pi / 6)
-    y = y - 0.17
-    return torch.maximum(y, x.abs() * slope - y * rise) - 0.61
-
-
-def _star(x: Tensor, y: Tensor) -> Tensor:
-    # Five points: fold the plane into one tenth, then the distance to the edge between a tip and a notch.
-    angle = torch.atan2(x, -y)
-    fifth = 2 * math.pi / 5
-    folded = (torch.remainder(angle + fifth / 2, fifth) - fifth / 2).abs()
-    r = torch.hypot(x, y)
-    px, py = r * torch.sin(folded), r * torch.cos(folded)
-    tip, notch = (0.0, 1.12), (0.50 * math.sin(fifth / 2), 0.50 * math.cos(fifth / 2))
-    ex, ey = notch[0] - tip[0], notch[1] - tip[1]
-    length = math.hypot(ex, ey)
-    return (ex * (py - tip[1]) - ey * (px - tip[0])) / length
-
-
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return (torch.hypot(x, y) - 0.78).abs() - 0.26
-
-
-def _cross(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x.abs(), y.abs()
-    arm, half = 1.02, 0.33
-    return torch.minimum(torch.maximum(x - arm, y - half), torch.maximum(x - half, y - arm))
-
-
-SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "circle": _disc,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
-    "cross": _cross,
-}
-"""Shape name -> signed distance function of coordinates in units of the radius."""
-
-REACH = 1.12
-"""How far any shape extends from its centre, in radii."""
+    def front(self) -> int:
+        """Which actor is drawn over the other."""
+        return 1 if self.relation == "behind" else 0
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 
-def sample_scenes(seed: int, indices: Iterable[int]) -> list[Scene]:
+def sample_scenes(config: WorldConfig, seed: int, indices: Iterable[int]) -> list[Scene]:
     """The scenes of ``indices`` in the endless stream named by ``seed``."""
-    return [_sample(random.Random(rng.key("scene", seed, index))) for index in indices]
+    return [_sample(config, seed, index) for index in indices]
 
 
-def make_scene(
+def make_actor(
+    config: WorldConfig,
     draw: random.Random,
     *,
-    shape: str,
-    colour: str,
+    thing: str,
     size: str,
     motion: str,
     direction: str | None,
     speed: str | None,
-    background: str,
-) -> Scene:
-    """A scene with the named attributes; ``draw`` chooses the exact numbers within them."""
-    radius = SIZES[size] * draw.uniform(1 - _RADIUS_JITTER, 1 + _RADIUS_JITTER)
-    pace = SPEEDS[speed] * draw.uniform(1 - _SPEED_JITTER, 1 + _SPEED_JITTER) if speed else 0.0
-    heading = _heading(draw, motion, direction)
-    velocity = (pace * heading[0], pace * heading[1])
-    low, high = bounds(radius)
-    if motion == "bounce":
-        start = tuple(_bounce_start(draw, v, low, high) for v in velocity)
+) -> Actor:
+    """A thing with the named attributes; ``draw`` chooses the exact numbers within them."""
+    side = draw_side(config, draw, size)
+    track = draw_track(draw, motion=motion, direction=direction, speed=speed, side=side, frames=config.frames)
+    return Actor(thing=thing, size=size, motion=motion, direction=direction, speed=speed, side=side, track=track)
+
+
+def draw_side(config: WorldConfig, draw: random.Random, size: str) -> float:
+    """The extent of a thing of the named size, as a part of the frame's side."""
+    return config.scale * SIZES[size] * draw.uniform(1 - _SIZE_SPREAD, 1 + _SIZE_SPREAD)
+
+
+def _sample(config: WorldConfig, seed: int, index: int) -> Scene:
+    draw = random.Random(rng.key("scene of things", seed, index))
+    place, texture = draw.choice(PLACES), rng.key("texture of a scene", seed, index)
+    if draw.random() >= config.pairs:
+        actors, relation = (make_actor(config, draw, **_draw_names(draw, config.names)),), None
     else:
-        start = tuple(_slide_start(draw, v, low, high) for v in velocity)
-    return Scene(
-        shape=shape,
-        colour=colour,
-        size=size,
-        motion=motion,
-        direction=direction,
-        speed=speed,
-        background=background,
-        radius=radius,
-        start=(start[0], start[1]),
-        velocity=velocity,
-    )
+        relation = draw.choices((None, *RELATIONS), _RELATION_ODDS)[0]
+        actors = _draw_pair(config, draw, relation)
+    return Scene(actors=actors, place=place, texture=texture, relation=relation)
 
 
-def bounds(radius: float) -> tuple[float, float]:
-    """Lowest and highest centre coordinate at which an object of this radius is wholly visible."""
-    reach = radius * REACH
-    return reach + _MARGIN, SIZE - 1 - reach - _MARGIN
-
-
-def _sample(draw: random.Random) -> Scene:
+def _draw_names(draw: random.Random, things: Sequence[str]) -> dict[str, Any]:
     motion = draw.choices(MOTIONS, _MOTION_ODDS)[0]
-    ways = {"still": (None,), "slide": tuple(DIRECTIONS), "bounce": tuple(AXES)}[motion]
-    return make_scene(
-        draw,
-        shape=draw.choice(tuple(SHAPES)),
-        colour=draw.choice(tuple(COLOURS)),
-        size=draw.choice(tuple(SIZES)),
-        motion=motion,
-        direction=draw.choice(ways),
-        speed=None if motion == "still" else draw.choice(tuple(SPEEDS)),
-        background=draw.choice(tuple(BACKGROUNDS)),
-    )
+    return {
+        "thing": draw.choice(things),
+        "size": draw.choice(tuple(SIZES)),
+        "motion": motion,
+        "direction": draw.choice(WAYS[motion]) if WAYS[motion] else None,
+        "speed": None if motion == "rest" else draw.choice(SPEEDS),
+    }
 
 
-def _heading(draw: random.Random, motion: str, direction: str | None) -> tuple[float, float]:
-    if motion == "slide":
-        return DIRECTIONS[direction or ""]
-    if motion == "bounce":
-        sign = draw.choice((-1.0, 1.0))
-        x, y = AXES[direction or ""]
-        return sign * x, sign * y
-    return 0.0, 0.0
+def _draw_pair(config: WorldConfig, draw: random.Random, relation: str | None) -> tuple[Actor, Actor]:
+    # Two things of different categories, whose paths let the relation be seen. Names that hardly ever allow it (two
+    # large things that cross the frame beside each other) give way to others.
+    while True:
+        names = [_draw_names(draw, config.names) for _ in range(2)]
+        if THINGS[names[0]["thing"]].category == THINGS[names[1]["thing"]].category:
+            continue
+        for _ in range(_TRIES):
+            first, second = (make_actor(config, draw, **said) for said in names)
+            if allows(config, relation, first, second):
+                return first, second
 
 
-def _slide_start(draw: random.Random, velocity: float, low: float, high: float) -> float:
-    # The whole path stays between the walls: shrink the interval by the way the object will go.
-    way = velocity * (FRAMES - 1)
-    return draw.uniform(low - min(way, 0.0), high - max(way, 0.0))
+def allows(config: WorldConfig, relation: str | None, first: Actor, second: Actor) -> bool:
+    """Whether the paths of two things show the relation of the first to the second; None: that they are apart."""
+    if relation == "behind":
+        relation, (first, second) = "in front of", (second, first)
+    one, two = (positions(actor.track, config.frames) for actor in (first, second))
+    if relation is None:
+        return undisturbed(one, two, first.side, second.side)
+    return holds(relation, one, two, first.side, second.side)
 
 
-def _bounce_start(draw: random.Random, velocity: float, low: float, high: float) -> float:
-    # Meets its first wall between three and six tenths of the clip, so that both legs are seen.
-    if velocity == 0.0:
-        return draw.uniform(low, high)
-    way = abs(velocity) * (FRAMES - 1) * draw.uniform(0.3, 0.62)
-    return high - way if velocity > 0 else low + way
+# --- drawing -------------------------------------------------------------------------------------------------------
 
 
-# --- motion and drawing --------------------------------------------------------------------------------------------
-
-
-def positions(scene: Scene, frames: int = FRAMES, first: int = 0) -> Tensor:
-    """Centre of the object at frames ``first .. first + frames - 1``, [T, 2] as (x, y), reflecting at the walls."""
-    low, high = bounds(scene.radius)
-    time = torch.arange(first, first + frames, dtype=torch.float64)[:, None]
-    free = torch.tensor(scene.start, dtype=torch.float64) + time * torch.tensor(scene.velocity, dtype=torch.float64)
-    span = high - low
-    folded = torch.remainder(free - low, 2 * span)
-    return (low + span - (folded - span).abs()).to(torch.float32)
-
-
-def shape_mask(shape: str, radius: Tensor | float, centre: Tensor, size: int = SIZE) -> Tensor:
-    """Soft coverage in [0, 1], [..., H, W]: one pixel of anti-aliasing around the exact edge.
-
-    Args:
-        shape: a key of SHAPES.
-        radius: pixels, broadcastable to ``centre``'s leading axes.
-        centre: [..., 2] as (x, y) in pixels.
-        size: height and width of the picture.
-    """
-    grid = torch.arange(size, dtype=centre.dtype, device=centre.device)
-    scale = torch.as_tensor(radius, dtype=centre.dtype, device=centre.device)[..., None, None]
-    x = (grid[None, :] - centre[..., 0, None, None]) / scale
-    y = (grid[:, None] - centre[..., 1, None, None]) / scale
-    return (0.5 - SHAPES[shape](*torch.broadcast_tensors(x, y)) * scale).clamp(0.0, 1.0)
-
-
-def background(name: str, size: int = SIZE) -> Tensor:
-    """The background alone, [3, H, 1] (rows graded from top to bottom)."""
-    top, bottom = (torch.tensor(rgb) for rgb in BACKGROUNDS[name])
-    mix = torch.linspace(0.0, 1.0, size)
-    return torch.lerp(top[:, None], bottom[:, None], mix)[:, :, None]
-
-
+@torch.no_grad()
 @torch.autocast("cpu", enabled=False)  # a pure function, whatever the caller computes in
-def render(scenes: Sequence[Scene], frames: int = FRAMES, first: int = 0) -> Tensor:
-    """Draw frames ``first .. first + frames - 1`` of the scenes, [B, T, 3, SIZE, SIZE] in [0, 1], float32."""
-    video = torch.stack([background(scene.background) for scene in scenes])[:, None]
-    video = video.expand(-1, frames, -1, -1, SIZE).clone()
-    centres = torch.stack([positions(scene, frames, first) for scene in scenes])
-    radii = torch.tensor([[scene.radius] for scene in scenes])
-    colours = torch.tensor([COLOURS[scene.colour] for scene in scenes])
-    for shape in SHAPES:
-        rows = [i for i, scene in enumerate(scenes) if scene.shape == shape]
-        if rows:
-            mask = shape_mask(shape, radii[rows], centres[rows])[:, :, None]
-            paint = colours[rows][:, None, :, None, None] * shading(radii[rows], centres[rows])[:, :, None]
-            video[rows] = torch.lerp(video[rows], paint.clamp(max=1.0), mask)
+def render(
+    config: WorldConfig, scenes: Sequence[Scene], frames: int | None = None, first: int = 0
+) -> Float[Tensor, "B T 3 size size"]:
+    """Draw frames ``first .. first + frames - 1`` of the scenes, in [0, 1]; by default a whole clip."""
+    frames = config.frames if frames is None else frames
+    video = torch.empty(len(scenes), frames, 3, config.size, config.size)
+    for clip, scene in zip(video, scenes, strict=True):  # one after another: a clip fits into a processor's cache
+        clip.copy_(backdrop(scene.place, scene.texture, config.size))
+        for actor in sorted(scene.actors, key=lambda actor: actor is scene.actors[scene.front]):
+            _layer(actor, config.size, frames, first).draw_over(clip[None])
     return video
 
 
-def shading(radius: Tensor, centre: Tensor, size: int = SIZE) -> Tensor:
-    """Light from the upper left, a factor [..., H, W]: a tenth brighter there, a tenth darker at the lower right.
-
-    Args:
-        radius: pixels, broadcastable to ``centre``'s leading axes.
-        centre: [..., 2] as (x, y) in pixels.
-        size: height and width of the picture.
-    """
-    grid = torch.arange(size, dtype=centre.dtype, device=centre.device)
-    x = grid[None, :] - centre[..., 0, None, None]
-    y = grid[:, None] - centre[..., 1, None, None]
-    return 1.0 - 0.1 * ((x + y) / (2 * radius[..., None, None])).clamp(-1.0, 1.0)
+def _layer(actor: Actor, size: int, frames: int, first: int) -> Layer:
+    thing = torch.tensor([tuple(THINGS).index(actor.thing)])
+    side = torch.full((1, frames), actor.side)
+    return place_things(thing, positions(actor.track, frames, first)[None], side, size)

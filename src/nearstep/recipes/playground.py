@@ -1,15 +1,16 @@
 """The playground's runs, in order; each starts from the result of the one before, and any can be resumed.
 
 nearstep train playground.codec
+nearstep train playground.decoder
+nearstep train playground.text
 nearstep train playground.teacher
 nearstep train playground.forcing
-nearstep train playground.consistency
+nearstep train playground.stream_forcing
 nearstep train playground.distill
 
-Rivals of the last, each a run of its own from the same student: ``self_forcing`` (and retrained for exactly 1 or 2
-steps), ``causvid``, ``one_forcing``. Consistency alone is the third run's result.
-
-For streams whose objects keep moving: ``stream_forcing``, then ``stream_student``, from what is in the package.
+The last one starts from the many-step network in the package, as do its rivals, each a run of its own: ``self_forcing``
+(and retrained for exactly 1 or 2 steps), ``causvid``, ``one_forcing``. Other ways from a many-step network to a
+few-step one, without rollouts, are ``trajectory`` and ``consistency``.
 """
 
 from __future__ import annotations
@@ -20,25 +21,34 @@ from pathlib import Path
 from nearstep.data.latents import LatentsConfig
 from nearstep.models.folder import EMBEDDED, ModelFolder, Settings
 from nearstep.playground import PLAYGROUND
-from nearstep.playground.train_features import FeaturesConfig
 from nearstep.protocols import World
 from nearstep.recipes.rivals import rival
 from nearstep.train.distill.stage import DistillConfig
+from nearstep.train.lessons import Lesson
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig
 from nearstep.train.stages.codec import CodecConfig, CodecSize
-from nearstep.train.stages.graft import GraftConfig
 from nearstep.train.stages.teacher import NetworkSize, TeacherConfig
-from nearstep.train.stages.text import TextSize
+from nearstep.train.stages.text import TextConfig, TextSize
 
 _RUNS = Path("runs")
+CODEC = ModelFolder.open(EMBEDDED).path / "vae"
+"""The codec that the package holds: what comes after it can begin here. Made by ``codec`` in 2,300 steps without
+``coarse`` and another 1,160 with it."""
 _LATENTS = LatentsConfig(folder=_RUNS / "latents", clips=12_288, world=PLAYGROUND)
 _FEW_LATENTS = replace(_LATENTS, clips=4_096)
 _WINDOW = 9
 """Latent frames of a clip of the world."""
-_LONG_LATENTS = LatentsConfig(folder=_RUNS / "long-latents", clips=1_536, world=PLAYGROUND, frames=69)
+_LONG = replace(_LATENTS, folder=_RUNS / "long", clips=384, frames=69)
+_LONG_STORIES = replace(_LONG, folder=_RUNS / "long_stories", changes=(_WINDOW,))
+_STORIES = tuple(
+    replace(_LATENTS, folder=_RUNS / f"stories_{change}", clips=768, changes=(change,)) for change in (3, 6)
+)
+_PICTURES = replace(_LATENTS, folder=_RUNS / "pictures", clips=32_768, frames=1)
+_MANY_PICTURES = Lesson(latents=_PICTURES, batch=96)
+TEXT = TextSize(d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, length=32)
 _SHIFT = 3.0
 
 
@@ -51,7 +61,7 @@ def settings_of(world: World) -> Settings:
         width=world.size,
         default_plan="4",
         teacher_plan="20",
-        guidance_scale=2.0,
+        guidance_scale=1.5,
     )
 
 
@@ -59,63 +69,114 @@ _SETTINGS = settings_of(PLAYGROUND)
 
 
 def codec() -> CodecConfig:
-    """Stage 1: the codec, from nothing (25 minutes on 2 cores)."""
+    """Stage 1: the codec, from nothing."""
     return CodecConfig(
-        loop=LoopConfig(folder=_RUNS / "codec", steps=3700),
-        optim=OptimConfig(lr=2e-3, warmup=20, decay=0.35, muon=True),
+        loop=LoopConfig(folder=_RUNS / "codec", steps=2_300, save_every=100, preview_every=250),
+        optim=OptimConfig(lr=4e-3, warmup=20, decay=0.6, muon=True),
         phases=(
-            Phase(500, 1, 48, 32),
-            Phase(700, 5, 10, 32),
-            Phase(600, 13, 4, 32),
-            Phase(400, 33, 2, 32),
-            Phase(1100, 17, 4, 32),
-            Phase(400, 33, 1),
+            Phase(500, 1, 40, 32),
+            Phase(700, 9, 6, 32),
+            Phase(1_000, 17, 4, 32),
+            Phase(100, 33, 2),
         ),
-        world=PLAYGROUND,
         size=CodecSize(
-            base_dim=32,
-            decoder_base_dim=32,
+            base_dim=24,
+            decoder_base_dim=16,
             z_dim=8,
             dim_mult=(1, 2, 2),
             num_res_blocks=1,
             temperal_downsample=(True, True),
-            patch_size=2,
+            patch_size=1,  # four pixels a latent along each side: at eight, things of 16 to 25 pixels stay soft
         ),
+        world=PLAYGROUND,
+        first_weight=2.0,
+        foreground_weight=4.0,
+        coarse=1.0,
+    )
+
+
+def decoder() -> CodecConfig:
+    """The codec's decoder goes on by itself; latents, and whatever learns from them, need not wait for it."""
+    base = codec()
+    return replace(
+        base,
+        loop=replace(base.loop, folder=_RUNS / "decoder", steps=3_000),
+        optim=replace(base.optim, lr=2e-3),
+        start=CODEC,
+        coarse=0.0,  # of no use to latents that stay as they are
+        phases=(Phase(2_600, 17, 4, 32), Phase(400, 33, 1)),
+    )
+
+
+def text() -> TextConfig:
+    """The text encoder by itself: captions that say the same lie near each other (two minutes)."""
+    return TextConfig(
+        loop=LoopConfig(folder=_RUNS / "text", steps=100, save_every=100, preview_every=100),
+        optim=OptimConfig(lr=2e-3, warmup=10, decay=0.9),
+        text=TEXT,
+        world=PLAYGROUND,
     )
 
 
 def teacher() -> TeacherConfig:
-    """Stage 2: text encoder and bidirectional teacher; encodes the clips first."""
+    """Stage 2: the bidirectional teacher; the text encoder stays as it has learnt. Encodes the clips first."""
     return TeacherConfig(
-        loop=LoopConfig(folder=_RUNS / "teacher", steps=11_000),
-        optim=OptimConfig(lr=2e-3, warmup=200, muon=True, weight_decay=0.01),
-        phases=(Phase(2_000, 1, 224), Phase(3_000, 9, 128), Phase(6_000, 33, 40)),
-        network=NetworkSize(num_attention_heads=5, attention_head_dim=32, ffn_dim=480, num_layers=5),
-        text=TextSize(d_model=96, d_kv=24, d_ff=192, num_heads=4, num_layers=2, length=24),
-        codec=_RUNS / "codec" / "model" / "vae",
+        loop=LoopConfig(folder=_RUNS / "teacher", steps=10_000),
+        optim=OptimConfig(lr=3e-3, warmup=200, muon=True, weight_decay=0.01),
+        phases=(Phase(3_000, 1, 40, draws=4), Phase(1_000, 9, 24, draws=3), Phase(6_000, 33, 12, draws=2)),
+        # Tokens of 8 pixels: of 16, each held as many numbers of latents as half its width, and learning levelled off.
+        network=NetworkSize(
+            num_attention_heads=8, attention_head_dim=32, ffn_dim=640, num_layers=4, patch_size=(1, 2, 2)
+        ),
+        codec=CODEC,
+        text=TEXT,
+        words=_RUNS / "text" / "model",
+        text_learns=False,
+        given=0.5,
         latents=_LATENTS,
+        pictures=_PICTURES,
+        lessons=tuple(Lesson(latents=replace(stories, clips=3_072)) for stories in _STORIES),
         shift=_SHIFT,
         settings=_SETTINGS,
     )
 
 
 def forcing() -> CausalConfig:
-    """Stage 3a: the causal many-step network, by teacher forcing from the teacher's weights."""
+    """Stage 3: the causal many-step network, by teacher forcing from the teacher's weights, a frame at a time.
+
+    What a frame shows follows from those before it but for little, and that little is what the caption says of motion:
+    this is learnt in minutes where a clip as a whole takes hours (docs/training.md). The first frame is a picture, so
+    every second step learns from many of those.
+    """
     return CausalConfig(
         objective="forcing",
-        loop=LoopConfig(folder=_RUNS / "forcing", steps=3_000),
-        optim=OptimConfig(lr=1e-3, warmup=100, muon=True, weight_decay=0.01),
+        loop=LoopConfig(folder=_RUNS / "forcing", steps=1_500),
+        optim=OptimConfig(lr=1e-3, warmup=30, decay=0.7, muon=True, weight_decay=0.01),
         model=_RUNS / "teacher" / "model",
         network="teacher",
         latents=_LATENTS,
+        lessons=(_MANY_PICTURES,),
+        lesson_every=2,
+        chunk_frames=1,
+        window_frames=_WINDOW,
+        batch=12,
         shift=_SHIFT,
+        ema=0.98,
         settings=_SETTINGS,
     )
 
 
-def features() -> FeaturesConfig:
-    """The feature network of the Fréchet distance (two minutes)."""
-    return FeaturesConfig(path=_RUNS / "features" / "features.safetensors")
+def stream_forcing() -> CausalConfig:
+    """For streams: the causal many-step network goes on with what they are asked for, to change and to go on."""
+    base = forcing()
+    return replace(
+        base,
+        loop=LoopConfig(folder=_RUNS / "stream_forcing", steps=400),
+        optim=replace(base.optim, lr=7e-4, warmup=20),
+        model=base.loop.folder / "model",
+        network="transformer",
+        lessons=_among_pictures(_MANY_PICTURES, _streams(base.batch)),
+    )
 
 
 def trajectory() -> CausalConfig:
@@ -129,29 +190,35 @@ def trajectory() -> CausalConfig:
 
 
 def consistency() -> CausalConfig:
-    """Stage 3b: the few-step student, by causal consistency from the causal many-step network."""
-    return CausalConfig(
+    """A few-step student by causal consistency from the causal many-step network, without rollouts."""
+    return replace(
+        forcing(),
         objective="consistency",
         loop=LoopConfig(folder=_RUNS / "consistency", steps=1_500),
         optim=OptimConfig(lr=3e-4, warmup=50, muon=True),
-        model=_RUNS / "forcing" / "model",
-        network="transformer",
-        latents=_LATENTS,
-        shift=_SHIFT,
-        ema=0.99,
-        settings=_SETTINGS,
+        model=ModelFolder.open(EMBEDDED).path,
+        network="causal",
+        guidance=1.5,
     )
 
 
 def self_forcing() -> DistillConfig:
-    """Distribution matching alone, n drawn from 1 to 4 (Self Forcing)."""
+    """Distribution matching alone, n drawn from 1 to 4 (Self Forcing), with the causal many-step network as teacher.
+
+    That one is far better than the bidirectional one (docs/training.md).
+    """
     return DistillConfig(
-        loop=LoopConfig(folder=_RUNS / "self_forcing", steps=200, log_every=5, save_every=25, preview_every=50),
+        loop=LoopConfig(folder=_RUNS / "self_forcing", steps=400, log_every=5, save_every=25, preview_every=100),
         model=ModelFolder.open(EMBEDDED).path,
         network="causal",
+        teacher="causal",
         latents=_FEW_LATENTS,
-        student=OptimConfig(lr=2e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
-        assistant=OptimConfig(lr=3e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        lessons=(Lesson(latents=replace(_PICTURES, clips=16_384), batch=48),),
+        lesson_every=2,
+        batch=8,
+        chunk_frames=1,
+        student=OptimConfig(lr=3e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
+        assistant=OptimConfig(lr=4.5e-4, warmup=10, decay=0.0, betas=(0.0, 0.99)),
         discriminator=OptimConfig(lr=1e-3, warmup=10, decay=0.0, betas=(0.0, 0.99)),
         ratio=3,
         guidance=1.5,
@@ -161,8 +228,11 @@ def self_forcing() -> DistillConfig:
 
 
 def distill() -> DistillConfig:
-    """Adversarial self-distillation: one student for 1 to 4 steps, half of its updates at one step."""
-    return rival(self_forcing(), "distill")
+    """Adversarial self-distillation: one student for 1 to 4 steps, for clips and for streams."""
+    base = rival(self_forcing(), "distill")
+    onward = Lesson(latents=_FEW_LATENTS, first_chunk=1)  # from a picture
+    lessons = _among_pictures(base.lessons[0], (*_streams(base.batch), onward))
+    return replace(base, loop=replace(base.loop, steps=300), lessons=lessons)
 
 
 def distill_1() -> DistillConfig:
@@ -190,29 +260,18 @@ def one_forcing() -> DistillConfig:
     return rival(self_forcing(), "one_forcing")
 
 
-def stream_forcing() -> CausalConfig:
-    """For streams 1: the causal many-step network goes on with clips twice as long as the window it is to see."""
-    return replace(
-        forcing(),
-        loop=LoopConfig(folder=_RUNS / "stream_forcing", steps=800),
-        optim=OptimConfig(lr=6e-4, warmup=20, muon=True, weight_decay=0.01),
-        model=ModelFolder.open(EMBEDDED).path,
-        network="causal",
-        latents=_LONG_LATENTS,
-        window_frames=_WINDOW,
-        batch=8,
-        ema=0.985,
+def _streams(batch: int) -> tuple[Lesson, ...]:
+    """What streams are asked for beside clips; of those that are twice as long an update takes half as many."""
+    early, late = _STORIES
+    half = batch // 2
+    return (
+        Lesson(latents=early),
+        Lesson(latents=_LONG, batch=half),
+        Lesson(latents=late),
+        Lesson(latents=_LONG_STORIES, batch=half),
     )
 
 
-def stream_student() -> GraftConfig:
-    """For streams 2: what ``stream_forcing`` learnt, given to the shipped student (seconds)."""
-    recipe = stream_forcing()
-    return GraftConfig(
-        folder=_RUNS / "stream_student",
-        model=recipe.model,
-        before=recipe.network,
-        after=recipe.loop.folder / "model" / "transformer",
-        shift=_SHIFT,
-        settings=_SETTINGS,
-    )
+def _among_pictures(pictures: Lesson, lessons: tuple[Lesson, ...]) -> tuple[Lesson, ...]:
+    """Pictures before every other lesson: a first frame that lacks a thing keeps lacking it."""
+    return tuple(each for lesson in lessons for each in (pictures, lesson))

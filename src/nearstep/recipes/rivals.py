@@ -1,4 +1,4 @@
-"""What sets the distillations of a world apart from distribution matching alone (``self_forcing``), in every world."""
+"""What sets each distillation apart from distribution matching alone (``self_forcing``), of whatever size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import Any
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.stage import DistillConfig
 
-FAVOUR_ONE = (1, 1, 1, 2, 3, 4)
-"""Step counts to draw from, in which one step comes up in half of all draws."""
-
+_ASD: dict[str, Any] = {"adversary": AdversaryConfig(), "adversary_delay": 15}
 RIVALS: dict[str, dict[str, Any]] = {
-    # The paper draws n uniformly; one step is the hardest, and its updates help the others (docs/results.md).
-    "distill": {"step_counts": FAVOUR_ONE, "adversary": AdversaryConfig(), "adversary_delay": 15},
-    "distill_1": {"step_counts": (1,), "adversary": AdversaryConfig(), "adversary_delay": 15},
+    "distill": _ASD,
+    "distill_1": {**_ASD, "step_counts": (1,)},
     "self_forcing_1": {"step_counts": (1,)},
     "self_forcing_2": {"step_counts": (1, 2), "schedule": "respaced"},
     "causvid": {"sampling": "data", "lessons": ()},

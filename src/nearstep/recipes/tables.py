@@ -70,8 +70,7 @@ LADDER: tuple[tuple[str, Place, Place], ...] = (
 
 SYSTEMS: tuple[tuple[str, Place], ...] = (
     ("teacher, many steps", ("teacher", "20")),
-    ("causal, many steps", ("causal", "16")),
-    ("consistency alone", ("consistency", "4")),
+    ("causal, many steps", ("causal", "12")),
     ("CausVid", ("causvid", "4")),
     ("Self Forcing", ("self_forcing", "4")),
     ("One-Forcing (DMD2)", ("one_forcing", "4")),
@@ -79,7 +78,6 @@ SYSTEMS: tuple[tuple[str, Place], ...] = (
     ("Self Forcing retrained at 2", ("self_forcing_2", "2")),
     ("ASD", ("asd", "2")),
     ("ASD, 2*", ("asd", "4,2x")),
-    ("consistency alone", ("consistency", "1")),
     ("CausVid", ("causvid", "1")),
     ("Self Forcing", ("self_forcing", "1")),
     ("Self Forcing retrained at 1", ("self_forcing_1", "1")),

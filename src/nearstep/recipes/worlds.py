@@ -5,9 +5,8 @@ from __future__ import annotations
 from nearstep.errors import NearstepError, hint
 from nearstep.playground import PLAYGROUND
 from nearstep.protocols import World
-from nearstep.things import THINGS_WORLD
 
-WORLDS: dict[str, World] = {world.name: world for world in (PLAYGROUND, THINGS_WORLD)}
+WORLDS: dict[str, World] = {world.name: world for world in (PLAYGROUND,)}
 
 
 def find_world(name: str) -> World:

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 MOST_WORDS = 500
 """Of a tokenizer that knows words and not pieces of them."""
 EXAMPLES = (
-    "a large red ball slides left slowly on snow",
-    "a small yellow star bounces sideways at night",
-    "a medium purple ring drifts up quickly in the forest",
-    "a big orange cross rests on slate",
+    "a large red apple slides left slowly on snow",
+    "a small yellow banana bounces sideways at night",
+    "a medium orange basketball drifts up quickly in the sky",
+    "a big pink cupcake rests on wood",
 )
 """Prompts of the embedded world."""
 _UNDO_BYTES, _MOST_UNDO = 256 * 2**20, 4

@@ -1,7 +1,7 @@
 """Load a model once, then make clips: whole, or chunk by chunk as they are made.
 
     pipe = CausalVideoPipeline.from_pretrained("playground")
-    clip = pipe("a large red ball slides left on snow", plan="4,1x", seed=7).frames[0]
+    clip = pipe("a large red apple slides left on snow", plan="4,1x", seed=7).frames[0]
 
 Used like diffusers' WanPipeline, with a plan in place of a number of steps. All denoising is rollout.rollout, so what
 the pipeline makes is what training saw.

@@ -1,10 +1,10 @@
 """One viewer's stream: chunks without end, and anything may change between two of them.
 
-    with pipe.open("a large red ball slides left on snow", plan="4,1x", seed=7) as session:
+    with pipe.open("a large red apple slides left on snow", plan="4,1x", seed=7) as session:
         for chunk in session:
             show(chunk.video)
             if chunk.index == 10:
-                session.change(prompt="a large red ball slides up on snow")
+                session.change(prompt="a large red apple slides up on snow")
 
 A session holds what is its own: cache, decoder's state, newest latents (state.py). The model is shared, so any number
 may be open. Memory does not grow: chunks look back a window of frames and at the first ones, the sink (nets/masks.py).

@@ -28,12 +28,22 @@ class Lesson:
     """Clips of an update: more of short ones, such as pictures, cost no more. None: as all others."""
 
 
-def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True, batches: bool = True) -> None:
-    """Refuse lessons that no step would take, chunks where there are none, and batches where phases say them.
+def lessons_of(
+    lessons: Sequence[Lesson], every: int, *, chunks: bool = True, batches: bool = True
+) -> tuple[Lesson, ...]:
+    """The lessons that a run has, none where ``every`` is 0.
+
+    Args:
+        lessons: those of its recipe.
+        every: steps of which one takes a lesson.
+        chunks: whether its clips are made of chunks.
+        batches: whether a lesson says how many clips an update has; phases do else.
 
     Raises:
-        NearstepError: naming the option.
+        NearstepError: naming the option that fits no such run.
     """
+    if every == 0:
+        return ()
     check_count("lesson_every", every, least=2)
     for lesson in lessons:
         check_count("first_chunk", lesson.first_chunk)
@@ -46,14 +56,17 @@ def check_lessons(lessons: Sequence[Lesson], every: int, *, chunks: bool = True,
             raise NearstepError(
                 f"batch={lesson.batch}: a teacher's phases say how many clips an update has; leave it out"
             )
+    return tuple(lessons)
 
 
 def batches(batch: int, lessons: Sequence[Lesson]) -> list[int]:
-    """Clips of an update of each lesson, where ``batch`` is the run's."""
-    return [lesson.batch or batch for lesson in lessons]
+    """Clips of an update: of a usual one, which is the run's ``batch``, and of each lesson's."""
+    return [batch, *(lesson.batch or batch for lesson in lessons)]
 
 
 def taught(index: int, usual: L, lessons: Sequence[L], every: int) -> L:
     """What step ``index`` learns: a lesson at the end of every ``every`` steps, each in its turn."""
+    if not lessons:
+        return usual
     number, place = divmod(index, every)
-    return lessons[number % len(lessons)] if lessons and place == every - 1 else usual
+    return lessons[number % len(lessons)] if place == every - 1 else usual

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import usual_runs
 from safetensors.torch import load_file, save_file
 
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
-from nearstep.recipes import playground
 from nearstep.train.distill.adversary import AdversaryConfig, GradientBalance, out_of_graph
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.distill.steps import StepPlan
@@ -55,7 +55,7 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 def test_every_rival_trains_and_its_student_generates(name: str, config: DistillConfig):
     from nearstep import CausalVideoPipeline
 
-    recipe = getattr(playground, name)()
+    recipe = usual_runs.distillation(name)
     rates = {"student": config.student, "assistant": config.assistant, "discriminator": config.discriminator}
     small = {"loop": config.loop, "model": config.model, "latents": config.latents, "network": "transformer"}
     small |= {"batch": 2, "ratio": 2, "warmup": 0, "adversary_delay": 0}

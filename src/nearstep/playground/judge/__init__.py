@@ -1,1 +1,1 @@
-"""The judge of the playground: it looks for the object, fits it, redraws it, and compares with the caption."""
+"""The judge of the world of things: finds what a clip shows by fitting and redrawing it; compares it with a caption."""

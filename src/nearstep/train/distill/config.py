@@ -16,7 +16,7 @@ from nearstep.train.adapters import LoraFields
 from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.steps import ScheduleKind
 from nearstep.train.export import check_settings
-from nearstep.train.lessons import Lesson, batches, check_lessons
+from nearstep.train.lessons import Lesson, batches, lessons_of
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.stages.shared import check_batch, check_schedule, located
@@ -40,7 +40,7 @@ class DistillFields(LoraFields):
     """Clips of other kinds, for now and then a step; a first chunk of another length is given, as a picture is, and
     not generated."""
     lesson_every: int = 3
-    """Steps of which one takes a lesson."""
+    """Steps of which one takes a lesson; 0: none does."""
     excerpt_frames: int | None = None
     """Latent frames of a longer sample that teacher, assistant and discriminator see, from anywhere on
     (distill/excerpt.py): as many as the teacher's clips have. None: all."""
@@ -102,12 +102,13 @@ class DistillFields(LoraFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "lessons", lessons_of(self.lessons, self.lesson_every))
         object.__setattr__(self, "model", located(self.model))
         if self.lora_only and self.lora_rank is None:
             raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
         if self.lora_start and "student" not in self.adapted:
             raise NearstepError("lora_start is where the student's adapter starts; lora_only=assistant gives it none")
-        for batch in (self.batch, *batches(self.batch, self.lessons)):
+        for batch in batches(self.batch, self.lessons):
             check_batch(batch, self.micro)
         check_schedule(
             chunk_frames=self.chunk_frames,
@@ -127,7 +128,6 @@ class DistillFields(LoraFields):
         if not 0 <= self.t_min < self.t_max <= 1:
             raise NearstepError(f"t_min={self.t_min}, t_max={self.t_max}; give bounds in [0, 1], the first one smaller")
         check_settings(self.settings)
-        check_lessons(self.lessons, self.lesson_every)
         if self.lessons and self.sampling == "data":
             raise NearstepError("sampling=data makes no rollouts, which lessons are; leave one of the two out")
         if self.excerpt_frames and self.sampling == "data":

@@ -49,16 +49,17 @@ class DistillStage:
 
     def __init__(self, config: DistillConfig) -> None:
         here = ranks().holding(slices=config.slices)
-        for batch in (config.batch, *batches(config.batch, config.lessons)):
+        for batch in batches(config.batch, config.lessons):
             own_rows(batch, config.micro, here)  # refused before anything is read
         self.codec, text, clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         networks = load_networks(config, here, self.codec)
         self.config, self.here, self.text, self.clips = config, here, text, clips
         make = partial(DistillUpdate, config, networks, text=text, codec=self.codec, here=here)
         self.update = make(clips=clips)
+        opened = open_lessons(config.lessons, self.codec, clips.shape)
         self.lessons = [
             make(clips=own, first_chunk=lesson.first_chunk, batch=lesson.batch)
-            for lesson, own in zip(config.lessons, open_lessons(config.lessons, self.codec), strict=True)
+            for lesson, own in zip(config.lessons, opened, strict=True)
         ]
         self.optimizers = _optimizers(config, networks)
         saved = {f"{name} optimizer": optimizer for name, optimizer in self.optimizers.items()}

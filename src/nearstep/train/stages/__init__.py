@@ -1,1 +1,1 @@
-"""Stages of a run: codec, teacher with its text encoder, causal network, graft. Distillation is train/distill/."""
+"""Stages of a run: codec, teacher with its text encoder, causal network. Distillation is train/distill/."""

@@ -30,7 +30,7 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_student
 from nearstep.train.frozen import Trained, twin, view
-from nearstep.train.lessons import Lesson, batches, check_lessons, taught
+from nearstep.train.lessons import Lesson, batches, lessons_of, taught
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.objectives.objective import CausalUpdate
 from nearstep.train.objectives.table import objective_called
@@ -72,7 +72,7 @@ class CausalConfig(LoraFields):
     lessons: tuple[Lesson, ...] = ()
     """Clips of other kinds, for now and then a step."""
     lesson_every: int = 3
-    """Steps of which one takes a lesson."""
+    """Steps of which one takes a lesson; 0: none does."""
     chunk_frames: int = 3
     window_frames: int | None = None
     """Newest frames, its own included, that a chunk sees from now on; None: as the network was made. Clips that are
@@ -103,6 +103,7 @@ class CausalConfig(LoraFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "lessons", lessons_of(self.lessons, self.lesson_every))
         object.__setattr__(self, "model", located(self.model))
         objective_called(self.objective)
         if self.ode_steps < 1 or self.ode_steps % GRID:
@@ -113,7 +114,6 @@ class CausalConfig(LoraFields):
             raise NearstepError(
                 f"window_frames={self.window_frames} is shorter than a chunk of {self.chunk_frames}; give at least that"
             )
-        check_batch(self.batch, self.micro)
         check_schedule(
             chunk_frames=self.chunk_frames,
             shift=self.shift,
@@ -123,7 +123,6 @@ class CausalConfig(LoraFields):
         )
         check_number("caption_dropout", self.caption_dropout, least=0, most=1)
         check_settings(self.settings)
-        check_lessons(self.lessons, self.lesson_every)
         for batch in batches(self.batch, self.lessons):
             check_batch(batch, self.micro)
 
@@ -185,7 +184,7 @@ class CausalStage:
                 f"{config.model} holds no {config.teacher}/, which the new model would hold as its teacher/; name its "
                 "bidirectional network (teacher=)"
             )
-        rows = [own_rows(batch, config.micro, here) for batch in (config.batch, *sizes)]
+        rows = [own_rows(batch, config.micro, here) for batch in sizes]
         self.codec, self.text, self.clips = open_model(config.model, config.latents, config.text_cache, config.negative)
         loaded, cut = load_network(config.model / config.network), here.mesh is not None
         network, self.ema, many_step = in_place(config, loaded, here.place, cut=cut)
@@ -199,6 +198,7 @@ class CausalStage:
             starts=self.clips.starts,
         )
         self.usual = _Course(clips=self.clips, update=self.update, batch=config.batch, rows=rows[0])
+        opened = open_lessons(config.lessons, self.codec, self.clips.shape)
         self.lessons = [
             _Course(
                 clips=clips,
@@ -206,9 +206,7 @@ class CausalStage:
                 batch=batch,
                 rows=own,
             )
-            for lesson, clips, batch, own in zip(
-                config.lessons, open_lessons(config.lessons, self.codec), sizes, rows[1:], strict=True
-            )
+            for lesson, clips, batch, own in zip(config.lessons, opened, sizes[1:], rows[1:], strict=True)
             for lengths in [chunk_lengths(clips.shape[0], config.chunk_frames, lesson.first_chunk)]
         ]
         self.optimizer = Optimizer([network], config.optim, config.loop.steps)

@@ -66,6 +66,10 @@ class CodecSize:
     temperal_downsample: tuple[bool, ...]
     patch_size: int
 
+    def __post_init__(self) -> None:
+        if not self.dim_mult:
+            raise NearstepError("dim_mult is empty; give the factor of the width at each level")
+
     def build(self) -> AutoencoderKLWan:
         """The untrained network, its posterior narrow."""
         sizes: dict[str, Any] = {

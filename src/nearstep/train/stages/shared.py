@@ -112,14 +112,37 @@ def open_model(
     return codec, text, made
 
 
-def open_lessons(lessons: Sequence[Lesson], codec: VideoCodec, workers: int = 0) -> list[LatentClips]:
-    """The clips of each lesson; ``workers`` processes draw those that are lacking.
+def open_lessons(
+    lessons: Sequence[Lesson], codec: VideoCodec, usual: Sequence[int], workers: int = 0
+) -> list[LatentClips]:
+    """The clips of each lesson.
+
+    Args:
+        lessons: which.
+        codec: encodes those of a world that are lacking.
+        usual: shape [F, C, H, W] of the run's other clips.
+        workers: processes that draw clips ahead of the codec.
 
     Raises:
-        NearstepError: as load_latents does.
+        NearstepError: as load_latents does, and for clips of another size than the usual ones.
     """
+    for lesson in lessons:
+        if lesson.latents.world:  # known before any is encoded
+            side = lesson.latents.world.size // codec.spatial_stride
+            _check_size(lesson, (codec.channels, side, side), usual)
     with ranks().main_first():  # which makes what is missing
-        return [load_latents(lesson.latents, codec, codec_name(codec), workers) for lesson in lessons]
+        opened = [load_latents(lesson.latents, codec, codec_name(codec), workers) for lesson in lessons]
+    for lesson, clips in zip(lessons, opened, strict=True):
+        _check_size(lesson, clips.shape[1:], usual)
+    return opened
+
+
+def _check_size(lesson: Lesson, size: Sequence[int], usual: Sequence[int]) -> None:
+    if tuple(size) != tuple(usual[1:]):
+        raise NearstepError(
+            f"a lesson's clips, {lesson.latents.folder}, have latents of {list(size)} a frame, and the run's other "
+            f"clips {list(usual[1:])}; name lessons of their size, or leave lessons out (lesson_every=0)"
+        )
 
 
 def _check_texts(texts: Sequence[str], text: PromptEncoder | CachedPromptEncoder, places: Sequence[str]) -> None:

@@ -37,7 +37,7 @@ from nearstep.train.checkpoint import TrainState
 from nearstep.train.ema import Ema
 from nearstep.train.export import check_settings, export_model
 from nearstep.train.growth import deepened
-from nearstep.train.lessons import Lesson, check_lessons, taught
+from nearstep.train.lessons import Lesson, lessons_of, taught
 from nearstep.train.loop import LoopConfig, run
 from nearstep.train.optim import OptimConfig, Optimizer
 from nearstep.train.parallel import Ranks, ranks
@@ -97,7 +97,7 @@ class TeacherConfig:
     lessons: tuple[Lesson, ...] = ()
     """Clips of other kinds, for now and then a step of the phases of clips."""
     lesson_every: int = 4
-    """Steps of which one takes a lesson."""
+    """Steps of which one takes a lesson; 0: none does."""
     given: float = 0.0
     """Share of the draws of clips whose first frame is given as it is. What moves, and where, is then known, and what
     the caption says of its motion explains part of the rest."""
@@ -113,6 +113,7 @@ class TeacherConfig:
     """What the model is made for, written into its folder; pictures of a run are made with its plan and guidance."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "lessons", lessons_of(self.lessons, self.lesson_every, chunks=False, batches=False))
         check_settings(self.settings)
         check_phases(self.phases, self.loop.steps)
         check_schedule(shift=self.shift, ema=self.ema)
@@ -123,7 +124,6 @@ class TeacherConfig:
             raise NearstepError(
                 "text_learns=False keeps a text encoder that knows nothing; give words=DIR or start=DIR"
             )
-        check_lessons(self.lessons, self.lesson_every, chunks=False, batches=False)
         if self.pictures and (self.pictures.world, self.pictures.frames) != (self.latents.world, 1):
             raise NearstepError(
                 f"pictures of {self.pictures.frames} frames of {self.pictures.world}; give them frames=1 and the world "
@@ -177,7 +177,7 @@ class TeacherStage:
             self.pictures = self.clips
             if config.pictures:
                 self.pictures = load_latents(config.pictures, self.codec, source, makers)
-        self.lessons = open_lessons(config.lessons, self.codec, makers)
+        self.lessons = open_lessons(config.lessons, self.codec, self.clips.shape, makers)
         self.both = torch.nn.ModuleDict({"network": self.network, "text": self.text}).to(self.here.device)
         self.batches = Ahead(self.batch, config.loop.workers)
         self.optimizer = Optimizer([self.both], config.optim, config.loop.steps)
