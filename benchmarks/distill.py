@@ -19,6 +19,7 @@ import tyro
 
 from nearstep.evaluate.tables import markdown
 from nearstep.recipes import playground
+from nearstep.recipes.rivals import rival
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 
 PARTS = {
@@ -88,7 +89,8 @@ class Timed:
 
 def main(options: Options) -> None:
     """Print the table."""
-    recipes = {"Self Forcing": playground.self_forcing(), "ASD": playground.distill()}
+    base = replace(playground.self_forcing(), lessons=())  # every step is of the same kind
+    recipes = {"Self Forcing": base, "ASD": rival(base, "distill")}
     stages = {}
     for name, recipe in recipes.items():
         latents = replace(recipe.latents, folder=options.latents, clips=1024)

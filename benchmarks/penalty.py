@@ -122,7 +122,7 @@ def penalised(
 
 def main(options: Options) -> None:
     """Print the table."""
-    recipe = playground.distill()
+    recipe = replace(playground.distill(), lessons=())
     latents = replace(recipe.latents, folder=options.latents, clips=options.clips)
     stage = DistillStage(replace(recipe, latents=latents, warmup=0, adversary_delay=0))
     for index in range(options.warm):

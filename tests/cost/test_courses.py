@@ -8,6 +8,7 @@ import pytest
 import usual_runs
 
 from nearstep.cost import fake_step
+from nearstep.cost.courses import courses
 from nearstep.cost.fake_step import Config
 from nearstep.cost.memory import Estimate, estimate, operations
 from nearstep.cost.sizes import Sizes
@@ -46,6 +47,15 @@ def test_a_lesson_takes_what_a_run_of_its_clips_would(base: Config, monkeypatch:
     held = sum(usual.resident.values())
     assert found.resident == usual.resident and found.phases == {"a step": held + 40 * 3, "preview": held + 6}
     assert whole(found) == pytest.approx(3 / 4 * whole(each[0]) + 1 / 8 * whole(each[1]) + 1 / 8 * whole(each[2]))
+
+
+def test_lessons_that_cost_the_same_are_one_course() -> None:
+    latents = usual_runs.distill().latents
+    lessons = tuple(Lesson(latents=latents, batch=batch) for batch in (40, 2, 40, 40))
+    pictures, long = (1, *SIZES.clip[1:]), (24, *SIZES.clip[1:])
+    found = [*courses(replace(RUN, lessons=lessons), replace(SIZES, lessons=(pictures, long, pictures, pictures)))]
+    assert [(each.config.batch, each.sizes.clip[0]) for each in found] == [(2, 6), (40, 1), (2, 24)]
+    assert [each.share for each in found] == pytest.approx([2 / 3, 1 / 4, 1 / 12])
 
 
 def test_a_first_chunk_that_is_given_is_not_made() -> None:

@@ -344,7 +344,8 @@ def test_a_causal_run_takes_what_is_predicted(objective: str):
 
 
 def test_the_command_writes_tables_and_json(tmp_path, capsys: pytest.CaptureFixture):
-    options = ["--memory", "8G", "--batch", "2", "--adversary.gamma", "0", "--json", str(tmp_path / "plan.json")]
+    options = ["--memory", "8G", "--batch", "2", "--adversary.gamma", "0", "--lesson-every", "0"]
+    options += ["--json", str(tmp_path / "plan.json")]
     assert main(["plan-memory", "playground.distill", *options]) == 0
     out = capsys.readouterr().out
     assert "fits in 7.4 GiB" in out and "text encoder" in out
@@ -361,7 +362,7 @@ def test_the_command_writes_tables_and_json(tmp_path, capsys: pytest.CaptureFixt
         (["playground.distill", "--memory", "lots"], "give GiB of one accelerator"),
         (["playground.distill", "--gpus", "3"], "does not divide among 3 processes"),
         (["wan.distill", "--gpus", "16", "--micro", "8"], "micro=8 does not divide the 4 clips"),
-        (["playground.consistency"], "there is no runs/forcing/model/transformer yet"),
+        (["playground.stream_forcing"], "there is no runs/forcing/model/transformer yet"),
     ],
     ids=str,
 )

@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 
 from nearstep import CausalVideoPipeline
-from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.similarity import cosines, draw_similarity, step_similarity
-from nearstep.playground import PLAYGROUND
 
 
 def test_cosines_are_symmetric_one_on_the_diagonal_and_averaged_over_the_batch():
@@ -23,11 +21,12 @@ def test_cosines_are_symmetric_one_on_the_diagonal_and_averaged_over_the_batch()
     assert float(matrix[0, 1]) == pytest.approx(float(torch.cosine_similarity(one, other, dim=1).mean()), abs=1e-6)
 
 
-def test_a_matrix_per_chunk_whatever_the_batch(tmp_path: Path):
-    pipe = CausalVideoPipeline.from_pretrained("playground")
-    prompts = PLAYGROUND.prompts(CAPTIONS_SEED, range(3))
+def test_a_matrix_per_chunk_whatever_the_batch(model_folder: Path, tmp_path: Path):
+    # An untrained model: what a trained one makes of rounding grows from chunk to chunk.
+    pipe = CausalVideoPipeline.from_pretrained(model_folder)
+    prompts = ["a small red ball slides left", "a large blue football", "a ball on the snow"]
     matrices = step_similarity(pipe, prompts, plan="3", batch=2)
-    assert matrices.shape == (9, 3, 3)
-    torch.testing.assert_close(matrices, step_similarity(pipe, prompts, plan="3", batch=3), rtol=1e-3, atol=1e-3)
+    assert matrices.shape == (3, 3, 3)
+    torch.testing.assert_close(matrices, step_similarity(pipe, prompts, plan="3", batch=3), rtol=1e-4, atol=1e-5)
     picture = Image.open(draw_similarity(matrices, tmp_path / "similarity.png"))
     assert picture.width > picture.height

@@ -208,6 +208,7 @@ def test_an_adapter_for_the_assistant_alone_has_no_start(config: DistillConfig, 
 def test_the_command_line_takes_a_rank(model, tmp_path: Path):
     size = ["--batch", 2, "--ratio", 1, "--adversary-delay", 0, "--loop.steps", 1, "--loop.folder", tmp_path / "run"]
     source = ["--model", model.folder, "--network", "transformer", "--latents.folder", model.latents.folder]
+    source += ["--teacher", "teacher", "--chunk-frames", 3, "--lesson-every", 0]
     command = ["train", "playground.distill", "--lora-rank", 4, *size, *source, "--latents.clips", 8]
     assert main([str(part) for part in command]) == 0
     assert {value.dtype for value in load_file(tmp_path / "run" / "model" / "lora" / lora.FILE).values()} == {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,9 @@ class Course:
 
 
 def courses(config: Config, sizes: Sizes) -> Iterator[Course]:
-    """The usual updates, then those of each lesson, whose clips ``sizes.lessons`` says.
+    """The usual updates, then those of each kind of lesson, whose clips ``sizes.lessons`` says.
+
+    Lessons of as many clips of one size cost the same, and are one course.
 
     Raises:
         NearstepError: if the sizes are of other lessons.
@@ -34,6 +37,7 @@ def courses(config: Config, sizes: Sizes) -> Iterator[Course]:
     alone, usual = replace(config, lessons=()), replace(sizes, lessons=())
     yield Course(config=alone, sizes=usual, share=1 - 1 / every if count else 1.0)
     _, *own_batches = batches(config.batch, config.lessons)
-    for lesson, batch, clip in zip(config.lessons, own_batches, sizes.lessons, strict=True):
-        own = replace(usual, clip=clip, first_chunk=lesson.first_chunk)
-        yield Course(config=replace(alone, batch=batch), sizes=own, share=1 / (every * count))
+    firsts = [lesson.first_chunk for lesson in config.lessons]
+    for (batch, clip, first), alike in Counter(zip(own_batches, sizes.lessons, firsts, strict=True)).items():
+        own = replace(usual, clip=clip, first_chunk=first)
+        yield Course(config=replace(alone, batch=batch), sizes=own, share=alike / (every * count))
