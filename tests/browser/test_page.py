@@ -156,7 +156,7 @@ def test_all_of_it_by_keyboard(visit) -> None:
     keys = visit.page.keyboard
 
     def tab_to(selector: str) -> None:
-        for _ in range(400):
+        for _ in range(150):
             if visit.ask(f"document.activeElement.matches('{selector}')"):
                 return
             keys.press("Tab")

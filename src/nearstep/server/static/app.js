@@ -296,9 +296,10 @@ function choose(index) {
   at("rewind").disabled = at("fork").disabled = chunk === null;
 }
 
-at("timeline").addEventListener("keydown", (event) => {
+// Of many buttons one is a stop of the tab key; arrows lead to the others.
+for (const group of [at("timeline"), at("words")]) group.addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity }[event.key];
-  const buttons = [...at("timeline").querySelectorAll("button")], here = buttons.indexOf(document.activeElement);
+  const buttons = [...group.querySelectorAll("button")], here = buttons.indexOf(document.activeElement);
   if (step === undefined || here < 0) return;
   event.preventDefault();
   const there = buttons[Math.max(0, Math.min(buttons.length - 1, here + step))];
@@ -442,9 +443,9 @@ addEventListener("keydown", (event) => {
 function suggest() {
   const box = at("prompt"), start = box.value.slice(0, box.selectionStart).split(/\s+/).at(-1);
   const fits = model.words.filter((word) => start && word.startsWith(start) && word !== start);
-  at("words").replaceChildren(...(fits.length ? fits : model.words).map((word) => {
+  at("words").replaceChildren(...(fits.length ? fits : model.words).map((word, place) => {
     const button = document.createElement("button");
-    button.type = "button"; button.textContent = word;
+    button.type = "button"; button.textContent = word; button.tabIndex = place ? -1 : 0;
     button.onclick = () => {
       const from = fits.length ? box.selectionStart - start.length : box.selectionStart, before = box.value.slice(0, from);
       box.setRangeText(`${before && !before.endsWith(" ") ? " " : ""}${word} `, from, box.selectionStart, "end");
