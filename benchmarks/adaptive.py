@@ -1,6 +1,6 @@
 """What steps chosen by content give: total against mean calls, adaptive plans beside fixed ones.
 
-    python benchmarks/adaptive.py --out docs/results/adaptive.json --picture docs/adaptive.png
+    python benchmarks/adaptive.py --out adaptive.json --picture adaptive.png
 
 Every clip is a stream of its own, so each decides for itself; captions and noise are those of ``nearstep evaluate``.
 Thresholds are calibrated on other captions (evaluate/calibrate.py), once for each closeness asked for. Calls count
@@ -110,7 +110,7 @@ def draw(path: Path, fixed: Mapping[str, Mapping[str, Any]], adaptive: Mapping[s
         axes.errorbar(x, y, spread, label=label, color=colour, marker="o", linestyle=line, elinewidth=0.6, capsize=2)
         for name, at in zip(rows, zip(x, y, strict=True), strict=True):
             axes.annotate(name, at, xytext=(5, -11 if rows is fixed else 6), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="steps a clip of three chunks, mean", ylabel="total")
+    axes.set(xlabel="steps a clip, mean", ylabel="total")
     axes.grid(alpha=0.3)
     axes.legend()
     with replacing(path) as part:

@@ -20,6 +20,7 @@ import tyro
 from torch import Tensor
 
 from nearstep.files import replacing
+from nearstep.playground import PLAYGROUND
 from nearstep.playground.breaks import BREAKS, spoiled
 from nearstep.playground.captions import LEVELS, caption
 from nearstep.playground.judge.agreement import ATTRIBUTES
@@ -69,7 +70,7 @@ def main(
     kinds: tuple[str, ...] = KINDS,
     breaks: tuple[str, ...] = ("none", *BREAKS),
     clips: int = 32,
-    size: int = 64,
+    size: int = PLAYGROUND.size,
     out: Path | None = None,
 ) -> None:
     """Measure and print one table a kind.

@@ -72,7 +72,7 @@ class Shades:
     def foreground(self, seed: int, indices: Sequence[int], *, frames: int | None = None, first: int = 0) -> Tensor:
         return torch.ones(len(indices), frames or self.frames, 1, self.size, self.size)
 
-    def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> list[Shade]:
+    def judge(self, video: Tensor, prompts: Sequence[str]) -> list[Shade]:
         return [self._judge(clip, prompt) for clip, prompt in zip(video, prompts, strict=True)]
 
     def _judge(self, clip: Tensor, prompt: str) -> Shade:

@@ -108,7 +108,7 @@ class Verdict(Protocol):
 
     @property
     def course(self) -> Sequence[float]:
-        """How good each chunk of the clip looks, in order."""
+        """How good each part of the clip looks, in order."""
         ...
 
     @property
@@ -186,13 +186,12 @@ class World(Protocol):
         """Where ``clips`` of the same arguments show more than a background, [B, T, 1, H, W]: 1 there, else 0."""
         ...
 
-    def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> Sequence[Verdict]:
+    def judge(self, video: Tensor, prompts: Sequence[str]) -> Sequence[Verdict]:
         """Hold clips [B, T, 3, H, W] in [0, 1] against one prompt each.
 
         Args:
             video: the clips.
             prompts: one for each; any that the world understands.
-            chunk: latent frames of a chunk, for what compares chunks.
 
         Raises:
             NearstepError: on clips or prompts that are not of this world.
@@ -209,6 +208,15 @@ class World(Protocol):
 
     def words(self) -> Mapping[str, Sequence[str]]:
         """What captions can state -> the phrases that state it, for people to choose from."""
+        ...
+
+
+@runtime_checkable
+class SurveyWorld(World, Protocol):
+    """A world whose judge also knows figures of a set of clips, which no clip has by itself, such as their variety."""
+
+    def survey(self, verdicts: Sequence[Verdict]) -> Mapping[str, float]:
+        """Name of a figure in [0, 1] -> its value for at least one clip; absent where they say nothing of it."""
         ...
 
 

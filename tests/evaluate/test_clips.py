@@ -151,6 +151,11 @@ def unnumbered(folder: Path) -> None:
     filled(folder, PLAYGROUND, 2)
 
 
+def impossible(folder: Path) -> None:
+    filled(folder, PLAYGROUND, 2)
+    write(folder, "a purple cat rests", PLAYGROUND.clips(0, [0])[0], index=0)
+
+
 @pytest.mark.parametrize(
     ("fill", "options", "said"),
     [
@@ -158,6 +163,7 @@ def unnumbered(folder: Path) -> None:
         (lambda folder: filled(folder, PLAYGROUND, 1), (), "holds 1 clips"),
         (damaged, (), "cannot be decoded"),
         (unnumbered, (), "does not say what it shows; name it PROMPT-INDEX.mp4"),
+        (impossible, (), "a purple cat rests-0.mp4: no cat here is purple"),
         (filled, ("--plans", "4"), "--plans is about a model"),
         (filled, ("--seed", "0"), "--seed is about a model"),
         (filled, ("--world", "playgrond"), "did you mean playground?"),

@@ -10,6 +10,7 @@ from worlds import Shades
 from nearstep.errors import NearstepError
 from nearstep.evaluate import tables as report
 from nearstep.evaluate.distances import CAPTIONS_SEED
+from nearstep.evaluate.results import read_results
 from nearstep.evaluate.run import measure
 from nearstep.playground import PLAYGROUND
 from nearstep.protocols import World
@@ -62,6 +63,17 @@ def test_worse_clips_score_worse_with_intervals(measured):
     assert bad["frechet"]["value"] > good["frechet"]["value"]
     assert bad["agreement"]["place"]["value"] == 1.0
     assert len(bad["course"]) == 3
+
+
+def test_clips_are_surveyed_as_a_set_where_their_world_does(measured, tmp_path):
+    _, results, _ = measured
+    real, frozen = (results["plans"][plan]["survey"] for plan in ("4", "1"))
+    assert frozen["dynamic"]["value"] == 0.0 < real["dynamic"]["value"] <= 1.0
+    for figure in (*real.values(), *frozen.values()):
+        assert 0.0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1.0
+    assert str(report.table(results)).splitlines()[0].endswith("| Fréchet | dynamic | variety |")
+    other = run(Renderer(Shades(size=8)), ("4",), tmp_path / "shades.json")
+    assert "survey" not in other["plans"]["4"] and "variety" not in str(report.table(other))
 
 
 def test_every_sample_is_asked_for_once_by_its_number(measured):
@@ -128,13 +140,15 @@ def test_worlds_are_not_mixed(tmp_path):
         report.compare(small, large)
 
 
-def test_results_of_before_worlds_had_names_are_of_the_playground(measured, tmp_path):
+def test_results_of_before_worlds_had_names_are_not_gone_on_with(measured, tmp_path):
     _, results, _ = measured
     out = tmp_path / "old.json"
     settings = {name: value for name, value in results["settings"].items() if name != "world"}
     out.write_text(json.dumps({**results, "settings": settings}))
-    again = Renderer()
-    assert run(again, ("4",), out)["plans"] == results["plans"] and again.asked == []
+    with pytest.raises(NearstepError, match="name another file"):
+        run(Renderer(), ("4",), out)
+    with pytest.raises(NearstepError, match="world None and playground cannot be paired"):
+        report.compare(read_results(out), results)
 
 
 def test_tables(measured):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate.statistics import counts, mean, mean_rows, paired, rank_correlation, statistic
+from nearstep.evaluate.statistics import counts, mean, mean_rows, paired, rank_correlation, statistic, statistics
 from nearstep.rng import generator
 
 
@@ -84,3 +84,16 @@ def test_rank_correlation_sees_order_alone_and_shares_ties():
     # Ranks 2, 2, 2, 4 and 1, 2, 3, 4: covariance 3, variances 3 and 5.
     tied = rank_correlation(torch.tensor([1.0, 1.0, 1.0, 9.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert tied == pytest.approx(3 / (3 * 5) ** 0.5)
+
+
+def test_figures_of_a_set_that_a_resample_lacks_are_left_out_of_its_spread():
+    values = normal(40)
+
+    def measure(rows: torch.Tensor) -> dict[str, float]:
+        found = {"mean": float(values[rows].mean())}
+        return {**found, "rare": 1.0} if bool((rows == 0).any()) else found
+
+    found = statistics(len(values), measure)
+    assert found["mean"] == statistic(values[:, None], lambda part: float(part.mean()))
+    assert (found["rare"].low, found["rare"].value, found["rare"].high) == (1.0, 1.0, 1.0)
+    assert "absent" not in found

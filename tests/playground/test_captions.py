@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from nearstep.errors import NearstepError
@@ -9,7 +11,7 @@ from nearstep.playground import Playground
 from nearstep.playground.captions import LEVELS, caption
 from nearstep.playground.parsing import parse, tokens, vocabulary
 from nearstep.playground.sprites import CATEGORIES, THINGS
-from nearstep.playground.words import CATEGORY_NOUNS
+from nearstep.playground.words import CATEGORY_NOUNS, RELATION_PHRASES, VERBS, WAY_PHRASES
 from nearstep.playground.world import WorldConfig, sample_scenes
 from nearstep.words import SHOWN, near_word
 
@@ -134,6 +136,12 @@ def test_near_words_are_near_in_meaning_or_misspelt(word: str, near: str | None)
         ("a cat bounces clockwise", "only what circles"),
         ("a cat slides left and right", "a slide goes one way"),
         ("a cat swings left", "what swings has no such direction"),
+        ("a cat swings left and right", "what swings has no such direction"),
+        ("a cat circles up and down", "what circles has no such direction"),
+        ("a cat slides sideways", "only what bounces goes both ways"),
+        ("a cat sideways on snow", "only what bounces goes both ways"),
+        ("кошка a frog slides left", "unknown in this world: 'кошка'"),
+        ("あ cat rests", "unknown in this world"),
         ("a cat on snow at night", "more than one place: night, snow"),
         ("a small large cat", "more than one size: large, small"),
     ],
@@ -141,6 +149,29 @@ def test_near_words_are_near_in_meaning_or_misspelt(word: str, near: str | None)
 def test_what_cannot_be_is_said_plainly(text: str, said: str):
     with pytest.raises(NearstepError, match=said):
         parse(text)
+
+
+def test_a_caption_is_read_in_the_world_that_it_is_of():
+    few = WorldConfig(things=16).names
+    assert parse("a ball rests", few).subjects[0].things == {"football", "basketball"}
+    with pytest.raises(NearstepError, match="no ball here is white; basketball orange, football blue$"):
+        parse("a white ball rests", few)
+    with pytest.raises(NearstepError, match="'dog'"):
+        parse("a dog rests", few)
+    colours = Playground(WorldConfig(things=16)).words()["colour"]
+    assert {"red", "orange"} <= {*colours} and not {"white", "grey", "gray", "purple"} & {*colours}
+
+
+def test_a_fast_way_is_worded_after_its_verb_and_apart_from_a_relation():
+    texts = [caption(scene, seed=9, index=index) for index, scene in NUMBERED]
+    verbs = {word for words in VERBS["motion"].values() for word in words}
+    ways = {phrase.split()[-1] for phrases in WAY_PHRASES.values() for phrase in phrases}
+    relations = {phrase.split()[0] for phrases in RELATION_PHRASES.values() for phrase in phrases} - {"in", "to"}
+    for text in texts:
+        words = text.split()
+        for word, after in pairwise(words):
+            assert not (word == "fast" and after in verbs), text
+            assert not (word in ways and after in relations), text
 
 
 def test_a_level_that_does_not_exist_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from nearstep.errors import NearstepError
 from nearstep.playground import PLAYGROUND
 from nearstep.playground.changes import CHANGES, render_story, sample_story
+from nearstep.playground.parsing import parse
 from nearstep.playground.paths import MOTIONS, SPEEDS, WAYS, advanced, draw_onward, draw_track, positions, shows_motion
 from nearstep.playground.world import WorldConfig, render, sample_scenes
 
@@ -108,6 +110,13 @@ def test_one_attribute_is_new_and_the_rest_goes_on_from_where_it_is():
     assert counts[0] == 0
     assert counts[1] > 60  # one new attribute
     assert counts[2] > 15  # cuts
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_captions_tell_every_change(complete: bool):
+    for said in PLAYGROUND.story_prompts(5, range(400), STARTS, complete=complete):
+        for before, after in pairwise(map(parse, said)):
+            assert before != after, said
 
 
 def test_every_change_comes_up():

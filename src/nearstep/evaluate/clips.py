@@ -31,6 +31,7 @@ from nearstep.evaluate.results import (
 )
 from nearstep.evaluate.run import Seen, results_of, seen_of
 from nearstep.evaluate.tables import table
+from nearstep.files import check_writable
 from nearstep.json_files import parsed_object
 from nearstep.protocols import World
 from nearstep.stream.output import prompt_digest, safe_name
@@ -101,6 +102,7 @@ def measure_clips(
     else:
         settings["prompts"] = f"{rng.key(repr(prompts)):016x}"
     results = open_results(out, settings)
+    check_writable(out)
     plan = _shared(clip.plan for clip in clips) or UNNAMED_PLAN
     results["plans"][plan] = _measure(world, clips, batch, looks, desc=folder.name, cluster=cluster)
     write_results(out, results)
@@ -114,7 +116,7 @@ def _measure(
     batches = [clips[first : first + batch] for first in range(0, len(clips), batch)]
     judged = each(_Judged(world=world, looks=distances.looks), batches, cluster)
     seen = [*tqdm(judged, desc=desc, unit="batch", total=len(batches))]
-    return results_of(seen, distances, calls=_shared(clip.calls for clip in clips))
+    return results_of(world, seen, distances, calls=_shared(clip.calls for clip in clips))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,21 @@ class _Judged:
 
     def __call__(self, clips: Sequence[NamedClip]) -> Seen:
         video = torch.stack([_read(self.world, clip.path) for clip in clips])
-        return seen_of(self.world, self.looks, video, [clip.prompt for clip in clips])
+        prompts = [clip.prompt for clip in clips]
+        try:
+            return seen_of(self.world, self.looks, video, prompts)
+        except NearstepError:
+            for row, clip in enumerate(clips):
+                _judge_alone(self.world, video[row : row + 1], clip)
+            raise
+
+
+def _judge_alone(world: World, video: Tensor, clip: NamedClip) -> None:
+    """Name the file where a clip cannot be judged."""
+    try:
+        world.judge(video, [clip.prompt])
+    except NearstepError as error:
+        raise NearstepError(f"{clip.path}: {error}") from None
 
 
 def _shared(values: Iterable[Value | None]) -> Value | None:
@@ -162,7 +178,7 @@ def _named(world: World, path: Path, words: set[str]) -> NamedClip:
         )
     origin = _origin(facts.comment)
     prompt = _prompt(path, origin)
-    if unknown := [word for word in re.findall(r"[a-z0-9]+", prompt.lower()) if word not in words]:
+    if unknown := [word for word in re.findall(r"[^\W_]+", prompt.lower()) if word not in words]:
         raise NearstepError(f"{path}: {world.name} does not know the word {unknown_words(unknown[:1], words)}")
     steps, commits, plan = origin.get("steps"), origin.get("commits"), origin.get("plan")
     return NamedClip(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,4 +55,5 @@ class Distances:
         return {name: self._interval(torch.cat([row[name] for row in seen]), name) for name in self.looks}
 
     def _interval(self, features: Tensor, name: str) -> Interval:
-        return statistics.statistic(features, lambda rows: gaussian_distance(*gaussian(rows), *self._real[name]))
+        found = statistics.statistic(features, lambda rows: gaussian_distance(*gaussian(rows), *self._real[name]))
+        return replace(found, low=max(0.0, found.low))  # it is a square, whose spread may reach further

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, TypeVar
 
 import torch
+from torch import Tensor
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate import statistics
@@ -31,7 +32,7 @@ from nearstep.json_files import (
     optional,
     read_object,
 )
-from nearstep.protocols import Verdict
+from nearstep.protocols import SurveyWorld, Verdict, World
 
 Head = Literal["total", "quality", "semantic", "correct"]
 Name = TypeVar("Name", bound=str)
@@ -40,8 +41,6 @@ SUMS: tuple[Head, ...] = ("total", "quality", "semantic", "correct")
 
 EvaluationSettings = dict[str, str | int]
 """What was measured; only results of the same settings stand in one file."""
-_FIRST_WORLD = "playground"
-"""What files from before a world had a name are of."""
 
 
 class Bounds(TypedDict):
@@ -63,7 +62,7 @@ class Summary(TypedDict):
     """Attribute -> over the clips whose prompts state it."""
     figures: dict[str, Bounds]
     course: list[float]
-    """Mean look of each chunk."""
+    """Mean look of each part of a clip."""
     clips: dict[str, list[float]]
     """Sum -> its value for each clip."""
 
@@ -75,6 +74,8 @@ class PlanResults(Summary):
     """On the world's own features."""
     perceptual: NotRequired[Bounds]
     """The same distance on VGG16's (evaluate/vgg.py), where they were asked for."""
+    survey: NotRequired[dict[str, Bounds]]
+    """Figures of the clips as a set, where their world knows any."""
     calls: int | None
     """Network calls of a clip, commits included; None where nothing says so."""
     seconds_per_clip: NotRequired[float]
@@ -90,14 +91,14 @@ class Results(TypedDict):
 _BOUNDS = object_of({"value": NUMBER, "low": NUMBER, "high": NUMBER})
 _PLAN: dict[str, Kind] = {
     **dict.fromkeys((*SUMS, "frechet"), _BOUNDS),
-    **dict.fromkeys(("agreement", "figures"), map_of(_BOUNDS)),
+    **dict.fromkeys(("agreement", "figures", "survey"), map_of(_BOUNDS)),
     "course": list_of(NUMBER),
     "clips": object_of(dict.fromkeys(SUMS, list_of(NUMBER))),
     "calls": optional(count(least=0)),
     "seconds_per_clip": NUMBER,
     "perceptual": _BOUNDS,
 }
-_OPTIONAL = {"seconds_per_clip", "perceptual"}
+_OPTIONAL = {"seconds_per_clip", "perceptual", "survey"}
 _RESULTS: dict[str, Kind] = {"settings": map_of(either(TEXT, WHOLE)), "plans": map_of(OBJECT)}
 """What a file of results may say."""
 
@@ -118,15 +119,30 @@ def summarise(verdicts: Sequence[Verdict]) -> Summary:
     }
 
 
-def plan_results(verdicts: Sequence[Verdict], distances: Mapping[str, Interval], *, calls: int | None) -> PlanResults:
-    """The summary of clips, and their Fréchet distances to real ones, by name."""
+def plan_results(
+    world: World, verdicts: Sequence[Verdict], distances: Mapping[str, Interval], *, calls: int | None
+) -> PlanResults:
+    """The summary of a world's clips, their Fréchet distances to real ones by name, and what they show as a set."""
     found = {name: bounds(distance) for name, distance in distances.items()}
-    return {"calls": calls, **summarise(verdicts), **found}  # pyright: ignore[reportReturnType]
+    results: PlanResults = {"calls": calls, **summarise(verdicts), **found}  # pyright: ignore[reportAssignmentType]
+    if isinstance(world, SurveyWorld):
+
+        def survey(pick: Tensor) -> Mapping[str, float]:
+            return world.survey([verdicts[row] for row in pick.tolist()])
+
+        surveyed = statistics.statistics(len(verdicts), survey)
+        results["survey"] = {name: _within(bounds(interval)) for name, interval in surveyed.items()}
+    return results
 
 
 def bounds(interval: Interval) -> Bounds:
     """An interval for JSON."""
     return {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _within(found: Bounds) -> Bounds:
+    # What lies in [0, 1] by definition; a resample's spread, moved around the value, may reach further.
+    return {**found, "low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
 
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -149,8 +165,8 @@ def open_results(out: Path, settings: EvaluationSettings) -> Results:
     if not out.exists():
         return {"settings": settings, "plans": {}}
     results = read_results(out)
-    if settings_of(results) != settings:
-        raise NearstepError(f"{out} holds results of {settings_of(results)}, not {settings}; name another file")
+    if results["settings"] != settings:
+        raise NearstepError(f"{out} holds results of {results['settings']}, not {settings}; name another file")
     return results
 
 
@@ -167,11 +183,6 @@ def read_results(file: Path) -> Results:
         if len({len(found["clips"][name]) for name in SUMS}) > 1:
             raise NearstepError(f"{file} is damaged: the clips of plan {plan} do not have a value each")
     return content  # type: ignore[return-value]
-
-
-def settings_of(results: Results) -> EvaluationSettings:
-    """What the results are of."""
-    return {"world": _FIRST_WORLD, **results["settings"]}
 
 
 def write_results(out: Path, results: Results) -> None:

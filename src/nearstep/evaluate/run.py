@@ -21,6 +21,7 @@ from nearstep.cluster import Cluster, each
 from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_of
 from nearstep.evaluate.results import PlanResults, Results, open_results, plan_results, write_results
 from nearstep.evaluate.tables import table
+from nearstep.files import check_writable
 from nearstep.protocols import Verdict, World
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ def measure(
     wanted = {plan: calls(plan) for plan in plans}  # a plan that does not parse is found before any work
     missing = [plan for plan in wanted if plan not in results["plans"]]
     if missing:
+        check_writable(out)
         prompts = world.prompts(CAPTIONS_SEED, range(captions))
         distances = Distances(world, looks, count=captions, batch=batch)
         make = _Judged(world=world, generate=generate, seed=seed, looks=distances.looks)
@@ -165,7 +167,7 @@ def measure(
             ranges = (range(first, min(first + batch, captions)) for first in range(0, captions, batch))
             batches = [Batch(plan=plan, prompts=prompts[rows.start : rows.stop], samples=[*rows]) for rows in ranges]
             seen = [*tqdm(each(make, batches, cluster), desc=f"plan {plan}", unit="batch", total=len(batches))]
-            found = results_of(seen, distances, calls=wanted[plan])
+            found = results_of(world, seen, distances, calls=wanted[plan])
             seconds = round(sum(part.seconds for part in seen) / captions, 4)
             results["plans"][plan] = {**found, "seconds_per_clip": seconds}
             write_results(out, results)
@@ -212,7 +214,7 @@ def seen_of(world: World, looks: Looks, video: Tensor, prompts: Sequence[str]) -
     return Seen(verdicts=world.judge(video, prompts), features={name: look(video) for name, look in looks.items()})
 
 
-def results_of(seen: Sequence[Seen], distances: Distances, *, calls: int | None) -> PlanResults:
-    """The results of clips that were judged batch by batch."""
+def results_of(world: World, seen: Sequence[Seen], distances: Distances, *, calls: int | None) -> PlanResults:
+    """The results of a world's clips that were judged batch by batch."""
     verdicts = [verdict for part in seen for verdict in part.verdicts]
-    return plan_results(verdicts, distances.intervals([part.features for part in seen]), calls=calls)
+    return plan_results(world, verdicts, distances.intervals([part.features for part in seen]), calls=calls)

@@ -1,7 +1,7 @@
 """How much the steps of a chunk still change it: cosines between the x0 predictions of its steps.
 
 The paper's evidence for first-frame enhancement: within the first chunk consecutive predictions differ much, within
-later chunks little, so later chunks can do with fewer steps (its figure; method.md section 9).
+later chunks little, so later chunks can do with fewer steps (its figure; method.md section 3).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ pooled: seeds and clips are resampled together, so that both kinds of chance are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,7 @@ def mean_rows(values: Tensor, *, seed: int = 0, resamples: int = RESAMPLES, leve
         raise NearstepError("an interval needs at least one value, got none; judge more clips")
     weights = counts(values.shape[1], seed=seed, resamples=resamples)  # [R, N]
     numbers = torch.where(there, values, 0.0).double()
-    means = (weights @ numbers.T) / (weights @ there.double().T).clamp(min=1)  # [R, K]
+    means = (weights @ numbers.T) / (weights @ there.double().T)  # [R, K]; nan where a resample has no value
     low, high = tails(means, level)
     centre = numbers.sum(dim=1) / there.sum(dim=1)
     return [Interval(*row) for row in torch.stack([centre, low, high], dim=1).tolist()]
@@ -70,11 +70,35 @@ def statistic(
     A resample repeats rows, which biases distances upwards; the resampled values are therefore moved so that their mean
     is the value itself, and only their spread is used.
     """
-    value = measure(rows)
-    generator = rng.generator("bootstrap rows", seed)
-    picks = torch.randint(len(rows), (resamples, len(rows)), generator=generator)
-    again = torch.tensor([measure(rows[pick]) for pick in picks], dtype=torch.float64)
-    low, high = tails((again - again.mean() + value)[:, None], level)
+    found = statistics(len(rows), lambda pick: {"": measure(rows[pick])}, seed=seed, resamples=resamples, level=level)
+    return found[""]
+
+
+def statistics(
+    size: int,
+    measure: Callable[[Tensor], Mapping[str, float]],
+    *,
+    seed: int = 0,
+    resamples: int = 200,
+    level: float = LEVEL,
+) -> dict[str, Interval]:
+    """Several at once of ``size`` things, by their numbers [size]: as :func:`statistic`.
+
+    What a resample says nothing of is left out of its spread.
+    """
+    whole = measure(torch.arange(size))
+    picks = torch.randint(size, (resamples, size), generator=rng.generator("bootstrap rows", seed))
+    drawn = [measure(pick) for pick in picks]
+    return {
+        name: _around(value, [each[name] for each in drawn if name in each], level) for name, value in whole.items()
+    }
+
+
+def _around(value: float, again: Sequence[float], level: float) -> Interval:
+    if not again:
+        return Interval(value, value, value)
+    values = torch.tensor(again, dtype=torch.float64)
+    low, high = tails((values - values.mean() + value)[:, None], level)
     return Interval(value, float(low), float(high))
 
 
@@ -87,9 +111,9 @@ def counts(size: int, *, seed: int, resamples: int) -> Tensor:
 
 
 def tails(values: Tensor, level: float = LEVEL) -> tuple[Tensor, Tensor]:
-    """Bounds, [K] each, that hold ``level`` of resampled values [R, K] between them."""
+    """Bounds, [K] each, that hold ``level`` of resampled values [R, K] between them; nan is no value."""
     tail = (1 - level) / 2
-    low, high = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype), dim=0)
+    low, high = torch.nanquantile(values, torch.tensor([tail, 1 - tail], dtype=values.dtype), dim=0)
     return low, high
 
 

@@ -14,7 +14,6 @@ _LATEX = str.maketrans(
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
     }
 )  # fmt: skip
-FORMATS = ("md", "latex", "csv", "html")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Table:
         return "\n".join(["<table>", *lines, "</table>"])
 
     def rendered(self, kind: str) -> str:
-        """In one of :data:`FORMATS`."""
+        """As md, latex, csv or html."""
         return {"md": self.__str__, "latex": self.latex, "csv": self.csv, "html": self.html}[kind]()
 
 

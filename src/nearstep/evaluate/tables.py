@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate.results import SUMS, Bounds, Head, PlanResults, Results, settings_of
+from nearstep.evaluate.results import SUMS, Bounds, Head, PlanResults, Results
 from nearstep.evaluate.statistics import Interval, difference, paired, pooled
 from nearstep.evaluate.table import Table
 
@@ -42,17 +42,24 @@ def _ordered(named: Mapping[str, Results]) -> list[tuple[tuple[str, str], PlanRe
 
 def _sums(plans: Sequence[tuple[str | tuple[str, str], PlanResults]], named: Sequence[str]) -> Table:
     distances = [name for name in _DISTANCES if any(name in found for _, found in plans)]
+    figures = _surveyed([found for _, found in plans])
     rows = [
         [
             *([place] if isinstance(place, str) else place),
             "-" if found["calls"] is None else found["calls"],
             *(_value(found[name], 100) for name in SUMS),
             *(_value(found[name], 1) if name in found else "-" for name in distances),
+            *(_value(each[name], 100) if name in (each := found.get("survey", {})) else "-" for name in figures),
         ]
         for place, found in plans
     ]
     heads = [head for name, head in _DISTANCES.items() if name in distances]
-    return Table([*named, "calls", "total", "quality", "semantic", "all correct", *heads], rows)
+    return Table([*named, "calls", "total", "quality", "semantic", "all correct", *heads, *figures], rows)
+
+
+def _surveyed(plans: Sequence[PlanResults]) -> list[str]:
+    """Figures of sets of clips that any of them has."""
+    return list(dict.fromkeys(name for found in plans for name in found.get("survey", {})))
 
 
 def details(results: Results) -> str:
@@ -78,14 +85,18 @@ def compare(first: Results, second: Results) -> Table:
     """Differences ``first - second`` of the plans both hold, clip by clip, in points of a hundred.
 
     Raises:
-        NearstepError: where the two were not measured on the same captions.
+        NearstepError: where the two were not measured on the same captions, or with no plan in common.
     """
     for name in _SAME:
-        ours, theirs = (settings_of(results).get(name) for results in (first, second))
+        ours, theirs = (results["settings"].get(name) for results in (first, second))
         if ours != theirs:
             raise NearstepError(f"results with {name} {ours} and {theirs} cannot be paired; measure both alike")
+    shared = [plan for plan in first["plans"] if plan in second["plans"]]
+    if not shared:
+        ours, theirs = (", ".join(results["plans"]) or "none" for results in (first, second))
+        raise NearstepError(f"results of plans {ours} and {theirs} have none in common; measure both with the same")
     rows = []
-    for plan in [plan for plan in first["plans"] if plan in second["plans"]]:
+    for plan in shared:
         clips = (torch.tensor([found["plans"][plan]["clips"][name] for name in SUMS]) for found in (first, second))
         differences = [paired(ours, theirs) for ours, theirs in zip(*clips, strict=True)]
         rows.append([plan, *(f"{100 * d.value:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]" for d in differences)])
@@ -116,15 +127,27 @@ def clips(results: Sequence[Results], plan: str, head: str) -> Tensor:
 
 
 def pooled_table(cells: Mapping[str, Sequence[Results]]) -> Table:
-    """One row a recipe and plan: totals in points of a hundred with intervals, Fréchet distance as a mean of seeds."""
+    """One row a recipe and plan: sums in points of a hundred with intervals.
+
+    Fréchet distances, and figures of clips as a set, are means over seeds.
+    """
     rows = []
+    figures = _surveyed([plan for results in cells.values() for each in results for plan in each["plans"].values()])
     for name, results in cells.items():
         for plan in results[0]["plans"]:
             found = [result["plans"][plan] for result in results]
             marks = [points(pooled(clips(results, plan, head))) for head in HEADS]
             distance = sum(entry["frechet"]["value"] for entry in found) / len(found)
-            rows.append([name, len(results), plan, found[0]["calls"], *marks, f"{distance:.2f}"])
-    return Table(["recipe", "seeds", "plan", "calls", *HEADS, "Fréchet"], rows)
+            rows.append(
+                [name, len(results), plan, found[0]["calls"], *marks, f"{distance:.2f}", *_means(found, figures)]
+            )
+    return Table(["recipe", "seeds", "plan", "calls", *HEADS, "Fréchet", *figures], rows)
+
+
+def _means(found: Sequence[PlanResults], figures: Sequence[str]) -> list[str]:
+    surveys = [each.get("survey", {}) for each in found]
+    there = {name: [survey[name]["value"] for survey in surveys if name in survey] for name in figures}
+    return [f"{100 * sum(values) / len(values):.1f}" if values else "-" for values in there.values()]
 
 
 def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Table:

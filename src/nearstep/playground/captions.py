@@ -1,16 +1,19 @@
-"""Captions of the world of things: varied wording over a closed vocabulary at two levels, and the way back.
+"""Captions of the playground: varied wording over a closed vocabulary at two levels.
 
 ``caption`` words a scene: "a red apple slides left slowly over sand" (level *thing*) or "a fruit slides left" (level
-*category*), which has many right answers. ``parse`` reads what a caption states, thing by thing. Adjectives belong to
+*category*), which has many right answers. parsing.py reads what a caption states, thing by thing. Adjectives belong to
 the next noun, verbs and directions to the last one, a relation links the noun before to the noun after it.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import pairwise
 
 from nearstep import rng
 from nearstep.errors import NearstepError
+from nearstep.playground.parsing import parse
 from nearstep.playground.sprites import THINGS
 from nearstep.playground.words import (
     ADJECTIVES,
@@ -30,6 +33,7 @@ LEVELS: tuple[str, ...] = ("thing", "category")
 _DROP_ODDS: dict[str, float] = {"thing": 0.12, "category": 0.35}
 """How often a caption that need not be complete leaves an attribute out."""
 _COLOUR_ODDS = 0.3
+_WAY_ENDS = frozenset(phrase.split()[-1] for phrases in WAY_PHRASES.values() for phrase in phrases)
 
 
 def caption(scene: Scene, *, seed: int, index: int, level: str | None = None, complete: bool = True) -> str:
@@ -52,6 +56,19 @@ def caption(scene: Scene, *, seed: int, index: int, level: str | None = None, co
     drawn = draw.choice(LEVELS)  # drawn in any case, so that both levels word the same clip alike
     wording = _Wording(draw, level or drawn, complete)
     return wording.of_two(scene) if len(scene.actors) == 2 else wording.of_one(scene)
+
+
+def story_captions(scenes: Sequence[Scene], *, seed: int, index: int, complete: bool = True) -> tuple[str, ...]:
+    """Word scenes that follow one another (changes.py), all alike; arguments as for :func:`caption`.
+
+    What would leave the change open, so that nobody could tell what is to come, is stated after all: every attribute,
+    and the thing by its name if need be.
+    """
+    for level, whole in ((None, complete), (None, True), ("thing", True)):
+        said = tuple(caption(scene, seed=seed, index=index, level=level, complete=whole) for scene in scenes)
+        if all(parse(before) != parse(after) for before, after in pairwise(said)):
+            break
+    return said
 
 
 class _Wording:
@@ -83,7 +100,9 @@ class _Wording:
         else:
             relation = self.draw.choice(RELATION_PHRASES[scene.relation])
             more = f"that {self.does(second)}" if self.said() else ""
-            said = f"{one} {self.does(first)} {relation} {other} {more}".strip()
+            does = self.does(first)
+            comma = "," if does.split()[-1] in _WAY_ENDS else ""  # "left, behind a bus", which is not left behind
+            said = f"{one} {does}{comma} {relation} {other} {more}".strip()
         return f"{place}, {said}" if place and self.draw.random() < 0.25 else f"{said} {place}".strip()
 
     def noun(self, actor: Actor) -> str:
@@ -109,7 +128,8 @@ class _Wording:
         if not self.said():
             return f"{verb} {way}".strip()
         adverb = self.draw.choice(VERBS["speed"][actor.speed or ""])
-        forms = (f"{verb} {adverb} {way}", f"{adverb} {verb} {way}", f"{verb} {way} {adverb}")
+        before = (verb, adverb) if adverb == "fast" else (adverb, verb)  # no adverb that stands before its verb
+        forms = (f"{verb} {adverb} {way}", f"{' '.join(before)} {way}", f"{verb} {way} {adverb}")
         return " ".join(self.draw.choice(forms).split())
 
     def way(self, actor: Actor) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from nearstep.errors import NearstepError
 from nearstep.playground.sprites import THINGS
@@ -53,8 +54,8 @@ class Stated:
 
 
 def tokens(text: str) -> list[str]:
-    """Lower-case words of ``text``; punctuation separates."""
-    return re.findall(r"[a-z0-9]+", text.lower())
+    """Lower-case words of ``text``, in any script; punctuation separates."""
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 def _phrases() -> dict[tuple[str, ...], tuple[str, str]]:
@@ -77,20 +78,25 @@ def vocabulary(things: Collection[str] = tuple(THINGS)) -> tuple[str, ...]:
     return tuple(sorted({word for phrase in shown for word in phrase}))
 
 
-_WORDS = vocabulary()
+_vocabulary = cache(vocabulary)
 
 
-def parse(text: str) -> Stated:
+def parse(text: str, things: tuple[str, ...] = tuple(THINGS)) -> Stated:
     """What ``text`` states.
+
+    Args:
+        text: a caption.
+        things: those of the world that it is a caption of.
 
     Raises:
         NearstepError: on words outside the vocabulary, with the known words that come closest to them; and on a caption
             that names no thing or more than two, states two values of one attribute, or what no thing here has.
     """
     words = tokens(text)
-    if unknown := [word for word in words if word not in _WORDS]:
-        raise NearstepError(f"unknown in this world: {unknown_words(unknown, _WORDS)}")
-    reader = _Reader(text)
+    known = _vocabulary(things)
+    if unknown := [word for word in words if word not in known]:
+        raise NearstepError(f"unknown in this world: {unknown_words(unknown, known)}")
+    reader = _Reader(text, things)
     for kind, value in _units(words):
         reader.read(kind, value)
     return reader.result()
@@ -113,6 +119,8 @@ def _units(words: list[str]) -> Iterator[tuple[str, str]]:
 @dataclass
 class _Reader:
     text: str
+    world: tuple[str, ...]
+    """Its things."""
     waiting: dict[str, set[str]] = field(default_factory=dict)
     """Attributes said before their noun."""
     subjects: list[dict[str, set[str]]] = field(default_factory=list)
@@ -166,7 +174,7 @@ class _Reader:
             motion = "orbit" if "turn" in said else "slide"
         if motion == "rest" and (speed or direction):
             raise NearstepError(f"{self.text!r}: what rests has no {'speed' if speed else 'direction'}; leave it out")
-        things = {name for name in THINGS if name == thing or THINGS[name].category == category}
+        things = {name for name in self.world if name == thing or THINGS[name].category == category}
         fitting = frozenset(name for name in things if colour is None or THINGS[name].colour == colour)
         if not fitting:
             colours = ", ".join(f"{name} {THINGS[name].colour}" for name in sorted(things) if THINGS[name].colour)
@@ -188,10 +196,12 @@ class _Reader:
                 {"up", "down", "vertical"} & {*ways, *axes},
             )
             return None if bool(across) == bool(along) else ("horizontal" if across else "vertical")
-        if {"up", "down"} <= set(ways) or {"left", "right"} <= set(ways):
-            raise NearstepError(f"{self.text!r}: a slide goes one way, not {' and '.join(ways)}; a bounce goes both")
         if ways and motion in ("orbit", "swing"):
             raise NearstepError(
                 f"{self.text!r}: what {'circles' if motion == 'orbit' else 'swings'} has no such direction"
             )
+        if axes:
+            raise NearstepError(f"{self.text!r}: only what bounces goes both ways; name one, such as left")
+        if {"up", "down"} <= set(ways) or {"left", "right"} <= set(ways):
+            raise NearstepError(f"{self.text!r}: a slide goes one way, not {' and '.join(ways)}; a bounce goes both")
         return turn or " ".join(ways) or None

@@ -13,6 +13,7 @@ from torch import Tensor
 from nearstep import rng
 from nearstep.playground import captions, changes, features, parsing, world
 from nearstep.playground.judge.judge import Verdict, judge
+from nearstep.playground.judge.survey import survey
 from nearstep.playground.paths import positions
 from nearstep.playground.words import phrases
 from nearstep.playground.world import Scene, WorldConfig
@@ -82,10 +83,10 @@ class Playground:
         wording: int | None = None,
         complete: bool = True,
     ) -> list[tuple[str, ...]]:
-        """For each story, a caption of each of its scenes in turn, at one level."""
+        """For each story, a caption of each of its scenes in turn, at one level, which tell every change."""
         stream = seed if wording is None else wording
         return [
-            tuple(captions.caption(scene, seed=stream, index=index, complete=complete) for scene in story)
+            captions.story_captions(story, seed=stream, index=index, complete=complete)
             for index, story in zip(indices, self._stories(seed, indices, starts), strict=True)
         ]
 
@@ -105,9 +106,13 @@ class Playground:
         empty = world.render(self.config, places, frames=1)
         return ((video - empty).abs().amax(dim=2, keepdim=True) > _SHOWS).float()
 
-    def judge(self, video: Tensor, prompts: Sequence[str], *, chunk: int = 3) -> list[Verdict]:
+    def judge(self, video: Tensor, prompts: Sequence[str]) -> list[Verdict]:
         """Fits and redraws what it finds, and compares with the caption (playground/judge/judge.py)."""
-        return judge(video, prompts, self.config, chunk=chunk)
+        return judge(video, prompts, self.config)
+
+    def survey(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
+        """Variety and dynamic degree (playground/judge/survey.py)."""
+        return survey(verdicts, self.config.names)
 
     def features(self, video: Tensor) -> Tensor:
         """Thumbnails, edges and motion (playground/features.py)."""

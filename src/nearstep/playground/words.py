@@ -17,7 +17,8 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "saxophone": ("sax",),
     "train": ("locomotive",),
 }
-NOUNS: dict[str, tuple[str, ...]] = {name: (name, *_OTHER_NAMES.get(name, ())) for name in THINGS}
+_SINGULAR = {"grapes": "bunch of grapes"}
+NOUNS: dict[str, tuple[str, ...]] = {name: (_SINGULAR.get(name, name), *_OTHER_NAMES.get(name, ())) for name in THINGS}
 """Thing -> the phrases that name it."""
 
 CATEGORY_NOUNS: dict[str, tuple[str, ...]] = {
@@ -131,6 +132,13 @@ def phrases(things: Sequence[str]) -> dict[str, list[str]]:
         " or ".join(nouns): [noun for name in things if THINGS[name].category == category for noun in NOUNS[name]]
         for category, nouns in CATEGORY_NOUNS.items()
     }
-    stated = {**ADJECTIVES, "motion": {**VERBS["motion"], "rest": REST_PHRASES}, "speed": VERBS["speed"]}
+    shown = {THINGS[name].colour for name in things}
+    colours = {name: words for name, words in ADJECTIVES["colour"].items() if name in shown}
+    stated = {
+        **ADJECTIVES,
+        "colour": colours,
+        "motion": {**VERBS["motion"], "rest": REST_PHRASES},
+        "speed": VERBS["speed"],
+    }
     stated |= {"direction": WAY_PHRASES, "place": PLACE_PHRASES, "relation": RELATION_PHRASES}
     return listed | {name: [phrase for group in values.values() for phrase in group] for name, values in stated.items()}

@@ -1,4 +1,4 @@
-"""The world of things: what a clip shows, exactly, and how it is drawn.
+"""The playground: what a clip shows, exactly, and how it is drawn.
 
 One or two things rest or move in front of a place. Every clip is a pure function of the world's settings and ``(seed,
 index)``; positions, sizes and speeds are exact numbers, so a judge needs no learned net. What makes it hard for few
@@ -35,6 +35,9 @@ _TRIES = 30
 """Pairs of paths to try for a relation before other things and motions are drawn."""
 
 
+_MOST_FRAMES = 33
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """The settings of a world: its resolution, and the dials that make it easy or hard."""
@@ -52,9 +55,11 @@ class WorldConfig:
     """Factor on every thing's size."""
 
     def __post_init__(self) -> None:
-        if self.size < 16 or self.frames < 9 or self.fps < 1:
+        if self.size < 16 or self.fps < 1 or not 9 <= self.frames <= _MOST_FRAMES:
             raise NearstepError(
-                f"size={self.size}, frames={self.frames}, fps={self.fps}; at least 16 pixels, 9 frames and 1 a second"
+                f"size={self.size}, frames={self.frames}, fps={self.fps}; at least 16 pixels and 1 frame a second, and "
+                f"9 to {_MOST_FRAMES} frames: in more, what slides would meet a wall. Longer clips of a world are "
+                "asked for where they are made (latents.frames)"
             )
         if not 2 <= self.things <= len(THINGS):
             raise NearstepError(f"things={self.things}; from 2 to {len(THINGS)}")

@@ -25,8 +25,6 @@ from nearstep.evaluate.vbench.dimensions import DIMENSIONS, FLICKERING, GROUPS, 
 INFO = "VBench_full_info.json"
 _IN_WHEEL = f"vbench/{INFO}"
 _HOW = "'pip download --no-deps vbench==0.1.5' gets it; give that wheel, or the json, with --info"
-ENTRIES = 946
-"""Of the official file."""
 VIDEOS, FLICKERING_VIDEOS = 5, 25
 """Of a prompt; a static filter chooses among those of temporal flickering."""
 STANDARD = "standard"

@@ -43,8 +43,6 @@ class Sight:
     """Whatever fits best first and second; whether they are there, ``present`` tells."""
     present: Bool[Tensor, "B 2"]
     first_in_front: Bool[Tensor, " B"]
-    order: Float[Tensor, " B"]
-    """Squared error that the chosen order saves over the other one."""
     redrawn: Float[Tensor, "B T 3 H W"]
     """The clip as it should look."""
     bare: Float[Tensor, "B T 1 H W"]
@@ -69,14 +67,12 @@ def look(video: Float[Tensor, "B T 3 H W"], config: WorldConfig) -> Sight:
     present = torch.stack([_is_there(first, video), _is_there(second, video)], dim=1)
     present[:, 1] &= present[:, 0]
     pair = present[:, 1].nonzero()[:, 0]
-    order = torch.zeros(len(video))
     if len(pair):
         # The first was named while the second still was a part of its surroundings: name it again.
         renamed, _ = _find_other(video[pair], behind[pair], second.rows(pair), bank)
         found = _refit_pair(video[pair], behind[pair], renamed, second.rows(pair))
         first, second = first.put(pair, found[0]), second.put(pair, found[1])
         first_in_front = first_in_front.index_put((pair,), found[2])
-        order = order.index_put((pair,), found[3])
     layers = [fit.layer(video.shape[-1]).spread(video.shape[-1]) for fit in (first, second)]
     layers = [layer * there[:, None, None, None, None] for layer, there in zip(layers, present.T.float(), strict=True)]
     bare = (1 - layers[0][:, :, 3:]) * (1 - layers[1][:, :, 3:])
@@ -88,7 +84,6 @@ def look(video: Float[Tensor, "B T 3 H W"], config: WorldConfig) -> Sight:
         things=(first, second),
         present=present,
         first_in_front=first_in_front,
-        order=order,
         redrawn=redrawn,
         bare=bare,
     )
@@ -138,7 +133,7 @@ def _is_there(found: Fit, video: Tensor) -> Tensor:
     return (gain > _LEAST_SHARE * energy) & (gain > _LEAST_GAIN * scale)
 
 
-def _refit_pair(video: Tensor, behind: Tensor, first: Fit, second: Fit) -> tuple[Fit, Fit, Tensor, Tensor]:
+def _refit_pair(video: Tensor, behind: Tensor, first: Fit, second: Fit) -> tuple[Fit, Fit, Tensor]:
     # Both orders, each thing given the other; the better one of the two.
     results = []
     for first_in_front in (True, False):
@@ -151,7 +146,7 @@ def _refit_pair(video: Tensor, behind: Tensor, first: Fit, second: Fit) -> tuple
     (one, two, error), (other_one, other_two, other_error) = results
     swap = (other_error < error).nonzero()[:, 0]
     one, two = one.put(swap, other_one.rows(swap)), two.put(swap, other_two.rows(swap))
-    return one, two, error <= other_error, (error - other_error).abs()
+    return one, two, error <= other_error
 
 
 def _again(view: View, found: Fit) -> Fit:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from nearstep.errors import NearstepError
@@ -27,7 +26,9 @@ from nearstep.shapes import chunk_frames
 LEAST_FRAMES = 17
 """Shortest clip to judge, in pixel frames: long enough to see a bounce turn."""
 _DYNAMIC = 0.25 / 64
-"""Mean way a frame from which a clip counts as moving, as a part of the side: half of the slowest slide."""
+"""Way a frame from which a clip counts as moving, as a part of the side: half of the slowest slide."""
+_SPAN = 3
+"""Latent frames that are looked at together: what a clip shows is compared from one such span to the next."""
 _BLOCK = 8
 """Clips measured at once: small enough for a processor's cache."""
 
@@ -42,9 +43,9 @@ class Verdict:
     figures: dict[str, float]
     """Name in quality.FIGURES -> [0, 1]."""
     course: list[float]
-    """(sharpness + fidelity) / 2 in each chunk."""
+    """(sharpness + fidelity) / 2 in each span."""
     movement: float
-    """Mean way of the fastest thing from frame to frame, as a part of the frame's side."""
+    """Median way from frame to frame of the fastest thing found, as a part of the frame's side."""
 
     @property
     def agreement(self) -> dict[str, float]:
@@ -78,40 +79,33 @@ class Verdict:
 
 
 @torch.no_grad()
-def judge(video: Tensor, captions: Sequence[str], config: WorldConfig, *, chunk: int = 3) -> list[Verdict]:
+def judge(video: Tensor, captions: Sequence[str], config: WorldConfig) -> list[Verdict]:
     """Measure clips [B, T, 3, H, W] in [0, 1] against their captions.
 
     Args:
         video: the clips.
         captions: one for each.
         config: the world that they are clips of.
-        chunk: latent frames per chunk, for the figures that compare chunks.
 
     Raises:
         NearstepError: on clips of another size, too few frames, values that are not finite, or a caption too few.
     """
     _check(video, captions, config)
-    stated = [parse(text) for text in captions]
+    stated = [parse(text, config.names) for text in captions]
     verdicts: list[Verdict] = []
     for first in range(0, len(video), _BLOCK):
         clips = video[first : first + _BLOCK].float().clamp(0.0, 1.0)
-        verdicts += _judge(clips, stated[first : first + _BLOCK], config, chunk)
+        verdicts += _judge(clips, stated[first : first + _BLOCK], config)
     return verdicts
-
-
-@torch.no_grad()
-def describe(video: Float[Tensor, "B T 3 H W"], config: WorldConfig) -> list[Found]:
-    """What clips in [0, 1] show, without captions."""
-    found: list[Found] = []
-    for clips in video.float().clamp(0.0, 1.0).split(_BLOCK):
-        sight = look(clips, config)
-        found += name(clips, sight, track(sight, config), config)
-    return found
 
 
 def _check(video: Tensor, captions: Sequence[str], config: WorldConfig) -> None:
     size = config.size
-    if video.dim() != 5 or video.shape[2:] != (3, size, size) or video.shape[1] < LEAST_FRAMES:
+    if video.dim() == 5 and video.shape[1] < LEAST_FRAMES:
+        raise NearstepError(
+            f"clips of {video.shape[1]} frames show no motion; the judge needs {LEAST_FRAMES} at least: generate more"
+        )
+    if video.dim() != 5 or video.shape[2:] != (3, size, size):
         raise NearstepError(
             f"the judge knows clips [B, T, 3, {size}, {size}] of at least {LEAST_FRAMES} frames, got "
             f"{list(video.shape)}; generate at the world's size"
@@ -122,16 +116,16 @@ def _check(video: Tensor, captions: Sequence[str], config: WorldConfig) -> None:
         raise NearstepError("the video holds values that are not finite; the model that made it is broken")
 
 
-def _judge(video: Tensor, stated: Sequence[Stated], config: WorldConfig, chunk: int) -> list[Verdict]:
+def _judge(video: Tensor, stated: Sequence[Stated], config: WorldConfig) -> list[Verdict]:
     sight = look(video, config)
     tracks = track(sight, config)
     found = name(video, sight, tracks, config)
-    chunks = chunk_frames(video.shape[1], chunk)
+    spans = chunk_frames(video.shape[1], _SPAN)
     residual = torch.stack([motion.residual for motion in tracks.motions], dim=1)
-    worst = torch.where(sight.present, residual, 0.0).amax(dim=1)
-    figures, course = measure_quality(video, sight, worst, chunks)
+    worst = torch.where(tracks.there, residual, 0.0).amax(dim=1)
+    figures, course = measure_quality(video, sight, tracks.there, worst, spans)
     ways = torch.stack([fit.centre.diff(dim=1).norm(dim=-1).median(dim=1).values for fit in sight.things], dim=1)
-    movement = torch.where(sight.present, ways, 0.0).amax(dim=1)
+    movement = torch.where(tracks.there, ways, 0.0).amax(dim=1)
     verdicts = []
     for row, said in enumerate(stated):
         agreement = compare(said, found[row])
@@ -153,12 +147,12 @@ def _judge(video: Tensor, stated: Sequence[Stated], config: WorldConfig, chunk: 
 
 def _pace(stated: Stated, agreement: Agreement, tracks: Tracks, row: int) -> float:
     # Mean over the stated things; one that is missing has none.
-    paces = []
+    paces, order = [], tracks.found(row)
     for subject, index in zip(stated.subjects, agreement.subjects, strict=True):
         if index is None:
             paces.append(0.0)
             continue
-        motion = tracks.motions[index]
+        motion = tracks.motions[order[index]]
         kind, speed = motion.kind[row], subject.speed or motion.speed[row]
         rests = "rest" in (kind, subject.motion)
         paces.append(

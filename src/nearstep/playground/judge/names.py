@@ -72,23 +72,28 @@ class Tracks:
     motions: tuple[Motion, Motion]
     seen: tuple[Tensor, Tensor]
     """[B, T] frames that tell where the thing is."""
+    there: Tensor
+    """[B, 2] whether the thing is in the clip from beginning to end: what is not is not found."""
+
+    def found(self, row: int) -> list[int]:
+        """Which of the two are in a clip; ``Found.things`` has them in this order."""
+        return [index for index, there in enumerate(self.there[row].tolist()) if there]
 
 
 def track(sight: Sight, config: WorldConfig) -> Tracks:
     """Name the motion of whatever was found."""
     seen = tuple(fit.energy > _SEEN * fit.open_energy for fit in sight.things)
     motions = tuple(fit_motion(fit.centre, rows, config.frames) for fit, rows in zip(sight.things, seen, strict=True))
-    return Tracks(motions=(motions[0], motions[1]), seen=(seen[0], seen[1]))
+    lasting = torch.stack([_lasts(fit, rows) for fit, rows in zip(sight.things, seen, strict=True)], dim=1)
+    return Tracks(motions=(motions[0], motions[1]), seen=(seen[0], seen[1]), there=sight.present & lasting)
 
 
 def name(video: Tensor, sight: Sight, tracks: Tracks, config: WorldConfig) -> list[Found]:
     """Name what each clip [B, T, 3, H, W] shows."""
     more = _unexplained(video, sight).tolist()
-    lasting = torch.stack([_lasts(fit, seen) for fit, seen in zip(sight.things, tracks.seen, strict=True)], dim=1)
-    there = (sight.present & lasting).tolist()
     found = []
-    for row, present in enumerate(there):
-        which = [index for index in range(2) if present[index]]
+    for row in range(len(video)):
+        which = tracks.found(row)
         things = tuple(_name_thing(sight.things[i], tracks.motions[i], row, config) for i in which)
         relations = _relations(sight, tracks, row) if len(which) == 2 else frozenset[str]()
         found.append(Found(things=things, place=sight.scenery.place[row], relations=relations, more=more[row]))

@@ -5,7 +5,7 @@ one half at x = 1.
 
 sharpness
     sum(grad I . grad R) / sum(grad R . grad R) around the things, cut to [0, 1]: the part of the ideal edges that is
-    there, mean over chunks.
+    there, mean over spans (judge.py) of the clip.
 first sharpness
     The same of the first frame alone, which has no frame before it to lean on.
 fidelity
@@ -16,9 +16,9 @@ keeping
     h(g / 0.05), g = root mean square between the backdrops of the first and the last third of the frames, where both
     are bare: the texture stays as it is although a thing has passed.
 identity
-    mean over chunks of what the things explain of their own energy, cut to [0, 1].
+    mean over spans of what the things explain of their own energy, cut to [0, 1].
 constancy
-    min(1, q_K / q_1) with q_k = (sharpness + fidelity) / 2 of chunk k.
+    min(1, q_K / q_1) with q_k = (sharpness + fidelity) / 2 of span k.
 smoothness
     h(d), d = root mean square distance of the tracks from the fitted paths, in pixels of a frame of 64.
 pace
@@ -71,20 +71,21 @@ def edges(video: Tensor, redrawn: Tensor, near: Tensor) -> tuple[Tensor, Tensor]
 
 
 def measure_quality(
-    video: Tensor, sight: Sight, residual: Tensor, chunks: tuple[int, ...]
+    video: Tensor, sight: Sight, there: Tensor, residual: Tensor, spans: tuple[int, ...]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """All figures but the pace, each [B], and (sharpness + fidelity) / 2 of each chunk [B, K].
+    """All figures but the pace, each [B], and (sharpness + fidelity) / 2 of each span [B, K].
 
     Args:
         video: [B, T, 3, H, W].
         sight: what was found in it.
+        there: [B, 2] which of the things are in the clip from beginning to end.
         residual: [B] distance of the tracks from their paths, as a part of the frame's side.
-        chunks: frames of each chunk.
+        spans: frames of each span.
     """
-    there, wanted = edges(video, sight.redrawn, sight.near)
-    sharp = (_sums(there, chunks) / _sums(wanted, chunks).clamp(min=_TINY)).clamp(0.0, 1.0)
-    first = (there[:, 0] / wanted[:, 0].clamp(min=_TINY)).clamp(0.0, 1.0)
-    true = half_at(_means(_error(video, sight.redrawn, sight.near), chunks), _ERROR)
+    drawn, wanted = edges(video, sight.redrawn, sight.near)
+    sharp = (_sums(drawn, spans) / _sums(wanted, spans).clamp(min=_TINY)).clamp(0.0, 1.0)
+    first = (drawn[:, 0] / wanted[:, 0].clamp(min=_TINY)).clamp(0.0, 1.0)
+    true = half_at(_means(_error(video, sight.redrawn, sight.near), spans), _ERROR)
     course = 0.5 * (sharp + true)
     kept = course[:, -1] / course[:, 0].clamp(min=_TINY)
     figures = {
@@ -93,7 +94,7 @@ def measure_quality(
         "fidelity": true.mean(dim=1),
         "steadiness": half_at(_change(video, sight.bare), _CHANGE),
         "keeping": half_at(_drift(video, sight.bare), _CHANGE),
-        "identity": _identity(sight, chunks),
+        "identity": _identity(sight, there.float(), spans),
         "constancy": kept.clamp(max=1.0),
         "smoothness": half_at(residual, _PIXEL),
     }
@@ -133,23 +134,22 @@ def _drift(video: Tensor, bare: Tensor) -> Tensor:
     return ((away * both).sum(dim=(1, 2, 3)) / both.sum(dim=(1, 2, 3)).clamp(min=1)).sqrt()
 
 
-def _identity(sight: Sight, chunks: tuple[int, ...]) -> Tensor:
-    # Mean over things and chunks of the explained part of their energy.
-    parts = torch.stack([_explained(fit, chunks) for fit in sight.things], dim=1)  # [B, 2]
-    there = sight.present.float()
+def _identity(sight: Sight, there: Tensor, spans: tuple[int, ...]) -> Tensor:
+    # Mean over things and spans of the explained part of their energy.
+    parts = torch.stack([_explained(fit, spans) for fit in sight.things], dim=1)  # [B, 2]
     return (parts * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
 
 
-def _explained(fit: Fit, chunks: tuple[int, ...]) -> Tensor:
-    gain, energy = _sums(fit.gain, chunks), _sums(fit.energy, chunks)
+def _explained(fit: Fit, spans: tuple[int, ...]) -> Tensor:
+    gain, energy = _sums(fit.gain, spans), _sums(fit.energy, spans)
     hidden = energy < 0.02 * energy.amax(dim=1, keepdim=True)
     share = torch.where(hidden, 1.0, gain / energy.clamp(min=_TINY))
     return share.clamp(0.0, 1.0).mean(dim=1)
 
 
-def _sums(frames: Tensor, chunks: tuple[int, ...]) -> Tensor:
-    return torch.stack([part.sum(dim=1) for part in frames.split(chunks, dim=1)], dim=1)
+def _sums(frames: Tensor, spans: tuple[int, ...]) -> Tensor:
+    return torch.stack([part.sum(dim=1) for part in frames.split(spans, dim=1)], dim=1)
 
 
-def _means(frames: Tensor, chunks: tuple[int, ...]) -> Tensor:
-    return torch.stack([part.mean(dim=1) for part in frames.split(chunks, dim=1)], dim=1)
+def _means(frames: Tensor, spans: tuple[int, ...]) -> Tensor:
+    return torch.stack([part.mean(dim=1) for part in frames.split(spans, dim=1)], dim=1)
