@@ -44,6 +44,8 @@ class Options:
     warm: int = 8
     """Untimed ones before them."""
     compile: bool = False
+    autocast: bool = True
+    """Products in bfloat16, where the device has them."""
     latents: Path = Path("runs/latents")
     """Encoded here first, if they are not there."""
 
@@ -94,7 +96,11 @@ def main(options: Options) -> None:
     stages = {}
     for name, recipe in recipes.items():
         latents = replace(recipe.latents, folder=options.latents, clips=1024)
-        stages[name] = Timed(replace(recipe, latents=latents, compile=options.compile, warmup=0, adversary_delay=0))
+        stages[name] = Timed(
+            replace(
+                recipe, latents=latents, compile=options.compile, autocast=options.autocast, warmup=0, adversary_delay=0
+            )
+        )
     for index in range(options.warm + options.steps):
         for stage in stages.values():
             if index == options.warm:

@@ -30,7 +30,8 @@ def trajectory() -> CausalConfig:
 
 
 def distillation(name: str) -> DistillConfig:
-    return replace(getattr(playground, name)(), **CLIPS, teacher="teacher", batch=16)
+    """In float32, whatever the machine has products of."""
+    return replace(getattr(playground, name)(), **CLIPS, teacher="teacher", batch=16, autocast=False)
 
 
 def self_forcing() -> DistillConfig:

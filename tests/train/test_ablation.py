@@ -35,7 +35,9 @@ def measured(model, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "frechet": {"value": 3.0, "low": 2.0, "high": 4.0}, "clips": dict.fromkeys(sums, marks),
         }  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"settings": {"captions": captions}, "plans": dict.fromkeys(plans, found)}))
+        out.write_text(
+            json.dumps({"settings": {"captions": captions, "world": world.name}, "plans": dict.fromkeys(plans, found)})
+        )
         return ""
 
     def change(base):
@@ -132,9 +134,21 @@ def test_rivals_of_the_playground_are_its_recipes() -> None:
 
 
 def test_what_is_missing_is_known_before_it_is_run(config: AblationConfig) -> None:
-    assert config.missing == ["asd-0", "asd-1"]
+    assert config.missing == [("asd", 0), ("asd", 1)]
     config.run()
-    assert config.missing == [] and replace(config, plans=("2",)).missing == ["asd-0", "asd-1"]
+    assert config.missing == [] and replace(config, plans=("2",)).missing == [("asd", 0), ("asd", 1)]
+
+
+def test_results_of_other_captions_are_refused_before_anything_runs(config: AblationConfig, measured: list[str]):
+    replace(config, seeds=(1,)).run()
+    with pytest.raises(NearstepError, match="asd-1.json holds results with captions 8, not 4; .* --out"):
+        replace(config, captions=4).run()
+    assert len(measured) == 1 and not (config.runs / "asd-0").exists()
+    worlds = json.loads((config.out / "asd-1.json").read_text())
+    worlds["settings"]["world"] = "things"
+    (config.out / "asd-1.json").write_text(json.dumps(worlds))
+    with pytest.raises(NearstepError, match="holds results with world things, not playground"):
+        config.run()
 
 
 def test_a_device_that_is_not_here_is_refused_before_anything_runs(config: AblationConfig) -> None:

@@ -28,7 +28,7 @@ from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import OptimConfig
 from nearstep.train.phases import Phase
 from nearstep.train.stages.causal import CausalConfig, CausalStage
-from nearstep.train.stages.shared import codec_name
+from nearstep.train.stages.shared import codec_name, open_lessons
 from nearstep.train.stages.teacher import TeacherConfig, TeacherStage
 
 pytestmark = pytest.mark.usefixtures("few_clips")
@@ -160,6 +160,16 @@ def test_lessons_may_be_left_out_and_are_of_the_size_of_all_clips(
         with pytest.raises(NearstepError, match=r"\[4, 8, 8\] a frame.* \[4, 4, 4\]; .*lesson_every=0"):
             replace(config, lessons=(Lesson(latents=other),)).run()
     assert not other.folder.exists()  # nothing is encoded first
+
+
+def test_a_lesson_that_comes_up_again_is_opened_once(folder: Path, kinds: dict[str, LatentsConfig]):
+    codec = VideoCodec.from_pretrained(folder / "vae")
+    stories, pictures, single = (Lesson(latents=kinds[kind]) for kind in ("stories", "pictures", "single"))
+    again = Lesson(latents=replace(kinds["stories"]), batch=1)  # equal, another object
+    usual = load_latents(kinds["usual"], codec, codec_name(codec)).shape[1:]
+    opened = open_lessons([stories, single, again, pictures, single], codec, usual)
+    assert [clips.shape[0] for clips in opened] == [9, 1, 9, 10, 1]
+    assert opened[2] is opened[0] and opened[4] is opened[1]
 
 
 def test_a_folder_without_a_teacher_is_refused_before_a_step(

@@ -11,7 +11,7 @@ different cells or seeds may share the folders; on a cluster each cell of each s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -172,9 +172,9 @@ class AblationConfig:
     network: str = "causal"
     """Sub-folder of the many-step network that students start from and learn from; ``transformer`` in what
     playground.forcing makes."""
-    steps: int = 400
+    steps: int = 200
     """Student updates of a run."""
-    captions: int = 384
+    captions: int = 192
     plans: tuple[str, ...] = PLANS
     compile: bool = False
     """Compile the networks: half the time a step, after some minutes."""
@@ -207,9 +207,7 @@ class AblationConfig:
         find_device(self.device)
         new_figure(1, 1)  # refused before hours of runs
         cluster = None if self.cluster is None else Cluster(address=self.cluster, cpus=self.cpus)
-        items = [(cell, 0) for cell in self.cells if cell in NETWORKS]
-        items += [(cell, seed) for seed in self.seeds for cell in self.cells if cell in CELLS]
-        for _ in each(self.measure, items, cluster):
+        for _ in each(self.measure, self.missing, cluster):
             pass  # its results are in its file
         self._similarity()
         cells = read_cells(self.out, EVERY_CELL)
@@ -217,11 +215,33 @@ class AblationConfig:
         return write_tables(cells, self.out / "tables.md")
 
     @property
-    def missing(self) -> list[str]:
-        """What is still to run or to measure: CELL-SEED."""
-        asked = {f"{cell}-0": NETWORKS[cell]["plans"] for cell in self.cells if cell in NETWORKS}
-        asked |= {f"{cell}-{seed}": self.plans for seed in self.seeds for cell in self.cells if cell in CELLS}
-        return [name for name, plans in asked.items() if not _holds(self.out / f"{name}.json", plans)]
+    def missing(self) -> list[tuple[str, int]]:
+        """(cell, seed) of what is still to run or to measure: networks as they are, then seed by seed.
+
+        Raises:
+            NearstepError: if a file has results of other captions or of another world.
+        """
+        asked = [(cell, 0) for cell in self.cells if cell in NETWORKS]
+        asked += [(cell, seed) for seed in self.seeds for cell in self.cells if cell in CELLS]
+        return [item for item in asked if not self._holds(item)]
+
+    def _holds(self, item: tuple[str, int]) -> bool:
+        result = self._result(item)
+        if not result.exists():
+            return False
+        found = read_results(result)
+        for name, ours in {"captions": self.captions, "world": PLAYGROUND.name}.items():
+            if (theirs := found["settings"].get(name)) != ours:
+                raise NearstepError(
+                    f"{result} holds results with {name} {theirs}, not {ours}; ask for the same, "
+                    "or name another folder with --out"
+                )
+        plans = NETWORKS[item[0]]["plans"] if item[0] in NETWORKS else self.plans
+        return set(plans) <= found["plans"].keys()
+
+    def _result(self, item: tuple[str, int]) -> Path:
+        cell, seed = item
+        return self.out / f"{cell}-{seed}.json"
 
     @property
     def _measured_on(self) -> dict[str, Any]:
@@ -248,7 +268,9 @@ class AblationConfig:
     def measure(self, item: tuple[str, int]) -> None:
         """Make the file of a cell and a seed, unless it holds everything; a run that stopped goes on."""
         cell, seed = item
-        result = self.out / f"{cell}-{seed}.json"
+        result = self._result(item)
+        if self._holds(item):
+            return
         if cell in NETWORKS:
             options: dict[str, Any] = {"transformer": self.network} | NETWORKS[cell] | self._measured_on
             evaluate(PLAYGROUND, str(self.model), captions=self.captions, out=result, **options)
@@ -256,8 +278,6 @@ class AblationConfig:
             self._run(cell, seed, result)
 
     def _run(self, cell: str, seed: int, result: Path) -> None:
-        if _holds(result, self.plans):
-            return
         base = self_forcing()
         usual = replace(
             base,
@@ -277,11 +297,6 @@ class AblationConfig:
                 "the same command goes on with it"
             )
         evaluate(PLAYGROUND, str(student), plans=self.plans, captions=self.captions, out=result, **self._measured_on)
-
-
-def _holds(result: Path, plans: Sequence[str]) -> bool:
-    """Whether a file has the results of these plans."""
-    return result.exists() and set(plans) <= read_results(result)["plans"].keys()
 
 
 def playground() -> AblationConfig:

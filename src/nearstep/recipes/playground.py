@@ -1,4 +1,4 @@
-"""The playground's runs, in order; each starts from the result of the one before, and any can be resumed.
+"""The playground's runs, in order; any can be resumed.
 
 nearstep train playground.codec
 nearstep train playground.decoder
@@ -8,9 +8,10 @@ nearstep train playground.forcing
 nearstep train playground.stream_forcing
 nearstep train playground.distill
 
-The last one starts from the many-step network in the package, as do its rivals, each a run of its own: ``self_forcing``
-(and retrained for exactly 1 or 2 steps), ``causvid``, ``one_forcing``. Other ways from a many-step network to a
-few-step one, without rollouts, are ``trajectory`` and ``consistency``.
+Decoder and teacher take the codec in the package, the last one its many-step network; docs/training.md says how each
+takes that of the run before it. Rivals of the last one, each a run of its own: ``self_forcing`` (and retrained for
+exactly 1 or 2 steps), ``causvid``, ``one_forcing``. Other ways from a many-step network to a few-step one, without
+rollouts, are ``trajectory`` and ``consistency``.
 """
 
 from __future__ import annotations
@@ -223,6 +224,7 @@ def self_forcing() -> DistillConfig:
         ratio=3,
         guidance=1.5,
         shift=_SHIFT,
+        autocast=True,
         settings=_SETTINGS,
     )
 

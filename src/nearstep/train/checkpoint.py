@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -43,15 +43,6 @@ _DESCRIBED: dict[str, Kind] = {
     _UNWRITTEN: map_of(_SUM),
 }
 """What a checkpoint says of itself."""
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A module, an optimizer, an average: whatever a run changes."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Is a training run well? Alarms with stated thresholds, read off its metrics (method.md section 7 and 12)."""
+"""Is a training run well? Alarms with stated thresholds, read off its metrics (method.md section 11)."""
 
 from __future__ import annotations
 

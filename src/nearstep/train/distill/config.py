@@ -85,7 +85,7 @@ class DistillFields(LoraFields):
     ema: float = 0.98
     seed: int = 0
     autocast: bool = False
-    """bfloat16; on CPUs without AMX float32 is faster."""
+    """Products in bfloat16, where the device has them; weights stay in float32."""
     teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen weights: the teacher's, and those that adapters stand on."""
     lora_only: Literal["student", "assistant"] | None = None

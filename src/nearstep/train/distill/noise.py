@@ -40,7 +40,7 @@ class Noise:
         return rng.noise(self.shape, seed=seed, samples=self.rows, chunk=0, step=0, purpose=purpose, device=self.device)
 
     def t(self, purpose: Purpose, shift: float) -> Tensor:
-        """Times [B] under the training law of method.md section 5."""
+        """Times [B] under the training law of method.md section 11."""
         return self._times(purpose, shift, 1)[:, 0]
 
     def chunk_t(self, purpose: Purpose, shift: float, lengths: Sequence[int]) -> Tensor:

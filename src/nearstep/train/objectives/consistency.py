@@ -1,6 +1,6 @@
 """Causal consistency: a few-step student, on the ODE of the causal many-step network that it starts as.
 
-Sequences are [clean | noised], as for ``forcing`` (method.md section 8 c; Causal-Forcing++, Causal-rCM).
+Sequences are [clean | noised], as for ``forcing`` (method.md section 7; Causal-Forcing++, Causal-rCM).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Teacher forcing: a causal many-step network, by flow matching of every chunk given the clean chunks before it.
 
-Each chunk has a time of its own (method.md section 8 b; Causal-Forcing++). What comes of it is followed by
+Each chunk has a time of its own (method.md section 7; Causal-Forcing++). What comes of it is followed by
 ``consistency``.
 """
 

@@ -1,6 +1,6 @@
 """Trajectory regression, CausVid's causal initialisation: on the bidirectional teacher's ODE paths, made as it goes.
 
-Here to be compared with (method.md section 8 a; losses/trajectory.py says what is wrong with it).
+Here to be compared with (method.md section 7; losses/trajectory.py says what is wrong with it).
 """
 
 from __future__ import annotations

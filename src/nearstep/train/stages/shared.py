@@ -130,8 +130,11 @@ def open_lessons(
         if lesson.latents.world:  # known before any is encoded
             side = lesson.latents.world.size // codec.spatial_stride
             _check_size(lesson, (codec.channels, side, side), usual)
+    opened: list[LatentClips] = []
     with ranks().main_first():  # which makes what is missing
-        opened = [load_latents(lesson.latents, codec, codec_name(codec), workers) for lesson in lessons]
+        for lesson in lessons:  # of which some come up again
+            known = (clips for before, clips in zip(lessons, opened, strict=False) if before.latents == lesson.latents)
+            opened.append(next(known, None) or load_latents(lesson.latents, codec, codec_name(codec), workers))
     for lesson, clips in zip(lessons, opened, strict=True):
         _check_size(lesson, clips.shape[1:], usual)
     return opened
