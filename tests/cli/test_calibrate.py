@@ -48,6 +48,18 @@ def test_a_model_that_is_no_folder_is_left_alone(prompts: str, capsys) -> None:
     assert "nothing is written" in capsys.readouterr().out
 
 
+def test_a_folder_in_the_way_is_not_the_embedded_model(prompts: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "playground").mkdir()
+    monkeypatch.chdir(tmp_path)
+    index = ModelFolder.open("playground").path / INDEX
+    before = index.read_bytes()
+    assert main(["calibrate", "playground", "--chunks", "1", "--prompts-file", prompts, "--captions", "1"]) == 0
+    assert "nothing is written" in capsys.readouterr().out and index.read_bytes() == before
+    asked = ["--plans", "none", "--out", str(tmp_path / "found.json")]
+    assert main(["evaluate", "playground", *asked]) == 2
+    assert "none" in capsys.readouterr().err  # the plan, and not the folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

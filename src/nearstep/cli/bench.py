@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nearstep.stream.request import Request
 
 PLANS = ("4", "4,2x", "4,1x", "1")
-_PROMPT = "a small red ball slides left on snow"  # words that the playground knows
+_PROMPT = "a small ball slides left on snow"  # words that the playground knows
 
 
 @dataclass(frozen=True, kw_only=True)

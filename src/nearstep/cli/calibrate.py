@@ -13,8 +13,7 @@ from nearstep.cli.arguments import parsed
 from nearstep.cli.options import AS_IT_IS, FlatLoading, check_paths, optional, place
 from nearstep.cli.text import note, table
 from nearstep.errors import NearstepError
-from nearstep.files import path_of
-from nearstep.models.folder import INDEX
+from nearstep.models.folder import INDEX, local_folder
 from nearstep.ranges import check_count
 from nearstep.shapes import latent_frames
 
@@ -68,7 +67,7 @@ def calibrate(options: Calibrate) -> None:
     measured = measure_agreement(pipe, prompts, chunks=chunks, seed=options.seed, batch=options.batch)
     found = levels(measured, options.closeness)
     print("\n".join(_lines(found)))
-    if path_of(options.model).is_dir():
+    if local_folder(options.model):
         write_agreement(model.folder.path, found)
         print(f"written to {model.folder.path / INDEX}: plan adaptive uses them")
     else:

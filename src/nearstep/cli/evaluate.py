@@ -14,7 +14,7 @@ from nearstep.cli.options import AUTO, NO_CLUSTER, FlatCluster, check_device, ch
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import path_of
-from nearstep.models.folder import EMBEDDED, INDEX
+from nearstep.models.folder import EMBEDDED, INDEX, local_folder
 
 if TYPE_CHECKING:
     from nearstep.evaluate.table import Table
@@ -98,14 +98,18 @@ def run(arguments: Sequence[str]) -> None:
         from nearstep.evaluate.distances import CAPTIONS_SEED
 
         print("\n".join(world.prompts(CAPTIONS_SEED, range(captions))))
-    elif (folder := path_of(asked.source)).is_dir() and not (folder / INDEX).is_file():
+    elif (folder := local_folder(asked.source)) and not (folder / INDEX).is_file():
         from nearstep.evaluate.clips import evaluate_clips
 
         _refuse_options_of_a_model(asked)
         print(evaluate_clips(world, folder, batch=asked.batch, out=asked.out, vgg=asked.vgg, cluster=cluster))
     else:
+        from nearstep.evaluate.results import read_results
         from nearstep.evaluate.run import PLANS, evaluate
 
+        held = read_results(asked.out)["plans"] if asked.out.exists() else {}
+        if again := [plan for plan in asked.plans or PLANS if plan in held]:
+            note(f"{asked.out} holds {', '.join(again)} already; remove it, or name another --out, to measure anew")
         print(
             evaluate(
                 world,

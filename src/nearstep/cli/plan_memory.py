@@ -159,7 +159,7 @@ def _clip(config: Config, codec: Mapping[str, Any]) -> tuple[int, int, int, int]
     if index := read_index(latents.folder):
         return index.shape
     settings, stride = config.settings, spatial_stride(codec) if codec else 8
-    frames = latent_frames(settings.num_frames)
+    frames = latent_frames(latents.frames or settings.num_frames)
     return frames, codec.get("z_dim", 16), settings.height // stride, settings.width // stride
 
 

@@ -26,7 +26,7 @@ from nearstep.cli.options import (
 from nearstep.cli.text import note
 from nearstep.cluster import HERE
 from nearstep.errors import NearstepError
-from nearstep.models.folder import EMBEDDED, ModelFolder
+from nearstep.models.folder import EMBEDDED, ModelFolder, local_folder
 from nearstep.server.names import MOST_REPLICAS
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def serve(options: Serve) -> None:
     options.loading.check()
     folder = ModelFolder.open(options.model)
     model = options.loading.open(folder)
-    name = Path(options.model).name if Path(options.model).is_dir() else options.model  # no path of this machine's
+    own = local_folder(options.model)
+    name = own.name if own else options.model  # no path of this machine's
     if options.replicas is not None:
         serve_replicas(options, options.replicas, serving, model, name)
         return

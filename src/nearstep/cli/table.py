@@ -83,12 +83,29 @@ def refreshed(page: Path) -> str:
     while lines:
         kept.append(lines.popleft())
         if kept[-1].startswith(MARK) and kept[-1].endswith("-->"):
-            asked = _parsed(shlex.split(kept[-1].removeprefix(MARK).removesuffix("-->")))
-            kept += ["", str(made(asked, page.parent))]
+            kept += ["", str(made(_marked(kept[-1]), page.parent))]
             _drop_old(lines)
     if not any(line.startswith(MARK) for line in kept):
         raise NearstepError(f'{page} names no table of ours; "{MARK}ours=results/ours.json -->" on a line does')
     return "\n".join(kept)
+
+
+def _marked(line: str) -> Shown:
+    """What the line above a table asks for."""
+    try:
+        words = shlex.split(line.removeprefix(MARK).removesuffix("-->"))
+    except ValueError as error:  # a quotation that does not end
+        raise NearstepError(
+            f"{line!r}: {error}; results are named NAME=PATH, in quotes where a name has blanks"
+        ) from None
+    if {"-h", "--help"} & {*words}:
+        raise NearstepError(f"{line!r} asks for help; it names results, and --part at most")
+    asked = _parsed(words)
+    if asked.output or asked.page or asked.format != "md":
+        raise NearstepError(
+            f"{line!r}: a table stands on the page itself, in markdown; leave -o, --page and --format out"
+        )
+    return asked
 
 
 def _drop_old(lines: deque[str]) -> None:

@@ -347,6 +347,12 @@ def _locate(name: str | Path, hub: Hub) -> Path:
     raise NearstepError(f"there is no folder {path}; a model is {EMBEDDED!r}, a folder, or a hub id owner/name")
 
 
+def local_folder(name: str | Path) -> Path | None:
+    """The folder of this name; None where there is none, or the name is that of the embedded model."""
+    path = path_of(name)
+    return path if str(name) != EMBEDDED and path.is_dir() else None
+
+
 def shift_of(scheduler: Mapping[str, Any]) -> float:
     """The shift k of a saved scheduler: FlowMatchEuler calls it ``shift``, Wan's UniPC ``flow_shift``."""
     for name in ("flow_shift", "shift"):

@@ -15,7 +15,7 @@ from typing import Any
 from nearstep.errors import NearstepError
 from nearstep.files import path_of
 from nearstep.json_files import above, check_fields, count
-from nearstep.models.folder import CONFIG, INDEX, ModelFolder, read_json, shift_of, weight_files
+from nearstep.models.folder import CONFIG, EMBEDDED, INDEX, ModelFolder, read_json, shift_of, weight_files
 from nearstep.models.networks import open_network
 from nearstep.models.official import Shapes, codec_config, codec_name, text_config, text_name
 from nearstep.models.quantised import dequantised, is_quantised
@@ -76,12 +76,12 @@ def open_layout(
     Raises:
         NearstepError: naming the file that is wrong, or what the folder is not.
     """
-    path = path_of(source)
-    if path.is_file():
+    path, embedded = path_of(source), str(source) == EMBEDDED
+    if path.is_file() and not embedded:
         return Layout(transformer=_network(path, role, head_dim, usual=usual))
     if role is not None:
         raise NearstepError(f"--role {role} chooses within a checkpoint file, and {source} is none; leave it out")
-    if not path.is_dir() or (path / INDEX).exists():
+    if embedded or not path.is_dir() or (path / INDEX).exists():
         return _diffusers(ModelFolder.open(source))
     return _folder(path, head_dim)
 

@@ -20,16 +20,18 @@ def check_prompt(prompt: str) -> None:
     """Refuse a prompt that says nothing, or is no text.
 
     Raises:
-        NearstepError: for what is empty, blank, or holds half a character.
+        NearstepError: for what is empty or blank, also when it is cleaned as Wan does, or holds half a character.
     """
     if not isinstance(prompt, str):
         raise NearstepError(f"a prompt is a string, not {prompt!r}")
-    if not prompt.strip():
-        raise NearstepError("a prompt is empty; say what the clip shows")
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise NearstepError(f"the prompt {prompt[:60]!r} is no text in UTF-8: it holds half a character") from None
+    from nearstep.nets.prompts import cleaned
+
+    if not cleaned(prompt):
+        raise NearstepError("a prompt is empty; say what the clip shows")
 
 
 def check_prompts(folder: ModelFolder, prompts: Mapping[str, str], length: int = 512) -> None:

@@ -43,12 +43,15 @@ def check_encoded(rows: Iterable[Encoded], *, unknown: int | None, length: int, 
         known: its words, asked for only where one is missing.
 
     Raises:
-        NearstepError: on words that it does not know, with those that come closest, or a prompt that is too long. (Wan
-            cuts it there without a word: diffusers ``pipeline_wan.py``, truncation=True.)
+        NearstepError: on words that it does not know, with those that come closest, a prompt in which it reads nothing
+            at all though it is not empty, or one that is too long. (Wan cuts it there without a word: diffusers
+            ``pipeline_wan.py``, truncation=True.)
     """
     long: Encoded | None = None
     strange: dict[str, None] = {}  # an ordered set
     for row in rows:
+        if row.prompt and not any(end > start for start, end in row.places):
+            raise NearstepError(f"the model reads no word in {row.prompt[:60]!r}; say what the clip shows")
         found = zip(row.ids, row.places, strict=True)
         strange |= dict.fromkeys(_word_at(row.prompt, *place) for token, place in found if token == unknown)
         long = row if long is None and len(row.ids) > length else long
