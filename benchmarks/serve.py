@@ -32,7 +32,6 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from nearstep.cli.text import note
 
-HEAD = 16
 PROMPTS = (
     "a large red apple slides left slowly on snow",
     "a small green frog drifts up quickly on a meadow",

@@ -1,4 +1,4 @@
-"""Plans: the grid's lists, the strings, and the counts of method.md section 9."""
+"""Plans: the grid's lists, the strings, and the counts of method.md section 3."""
 
 from __future__ import annotations
 

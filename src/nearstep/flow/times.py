@@ -24,7 +24,7 @@ def unshifted(t: T, k: float) -> T:
 def training_times(u: Tensor, *, shift: float, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform draws ``u`` in [0, 1] -> training times: shifted, then clamped to [low, high].
 
-    The distribution-matching losses clamp to [.02, .98] (method.md section 5).
+    The distribution-matching losses clamp to [.02, .98] (method.md section 11).
     """
     return shifted(u, shift).clamp(low, high)
 

@@ -5,7 +5,7 @@ D_n says "looks like n + 1 steps"**. The student minimises softplus(-d), which r
 discriminator minimises softplus(d), which lowers d. Both are log 2 at d = 0.
 
 The paper prints f(d) = -log(1 + exp(-d)) for both sides (its equation 7); taken literally the discriminator's is
-unbounded below. With the logit's orientation as here it is exactly softplus(d) (method.md section 7).
+unbounded below. With the logit's orientation as here it is exactly softplus(d) (method.md section 11).
 """
 
 from __future__ import annotations
@@ -35,5 +35,5 @@ def adversarial_discriminator(d_n: Tensor, d_next: Tensor) -> Tensor:
 
 
 def accuracy(d_n: Tensor, d_next: Tensor) -> Tensor:
-    """Share of pairs that the discriminator tells apart: it should stay between .55 and .8 (method.md section 7)."""
+    """Share of pairs that the discriminator tells apart: it should stay between .55 and .8 (train/health.py)."""
     return (d_next > d_n).float().mean()

@@ -1,7 +1,7 @@
 """Causal consistency: the few-step initialisation of the student.
 
 The student's x0 at t should equal its slow copy's x0 one step of the teacher's ODE further down, every chunk given the
-clean chunks before it (Causal-Forcing++ ``model/naive_consistency.py:93-139``; method.md section 8 c).
+clean chunks before it (Causal-Forcing++ ``model/naive_consistency.py:93-139``; method.md section 7).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def teacher_forced(denoiser: Denoiser, x0: Tensor, eps: Tensor, t: Tensor) -> Te
     """``flow_matching`` of every chunk given the clean chunks before it, [B].
 
     ``denoiser`` sees the sequence [clean | noised] of 2F frames under the teacher-forcing visibility; the clean half
-    has t = 0 and no loss (Causal-Forcing; method.md section 3).
+    has t = 0 and no loss (Causal-Forcing; method.md section 6).
     """
     v = denoise_given_clean(denoiser, x0, noised(x0, eps, t), t)
     return (v.float() - velocity(x0, eps)).square().flatten(1).mean(1)

@@ -2,7 +2,7 @@
 
 The gradient of KL(student || teacher) at a sample is the difference of two scores, and with both as x0 predictions of
 the same noised sample it is (fake - real), scaled so that its size does not depend on t (Yin et al. 2023, equation 7
-and 8; Self-Forcing ``model/dmd.py:55-121``; method.md section 5).
+and 8; Self-Forcing ``model/dmd.py:55-121``; method.md section 11).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Both are half the squared gradient of the logit, summed over all numbers of a sample, at the noised input. ``exact``
 needs a double backward, which fused attention kernels lack; ``finite_difference`` needs two forward passes and is what
-large networks use (method.md section 7).
+large networks use (method.md section 11).
 """
 
 from __future__ import annotations

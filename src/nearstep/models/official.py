@@ -1,4 +1,4 @@
-"""Wan2.1's official text encoder and codec: their weights' names, and their sizes (method.md section 14).
+"""Wan2.1's official text encoder and codec: their weights' names, and their sizes (method.md section 8).
 
 The release (Wan-Video/Wan2.1, wan/modules/t5.py and vae.py) stores both as pickled state dicts under names of its own;
 transformers' UMT5EncoderModel and diffusers' AutoencoderKLWan hold the same weights under theirs, which are ours.

@@ -1,4 +1,4 @@
-"""Wan2.1: its sizes, its parameter names, and its clock of a thousand ticks (method.md sections 3 and 14).
+"""Wan2.1: its sizes, its parameter names, and its clock of a thousand ticks (method.md sections 2 and 5).
 
 Weights go by two sets of names: official ones (Wan2.1's release, Self-Forcing's .pt files) and diffusers' ones, which
 are ours. Both conversions read one table.

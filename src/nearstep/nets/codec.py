@@ -129,7 +129,7 @@ class VideoCodec(nn.Module):
         return tiling
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """The network's latents [B, C, F, h, w] -> ours [B, F, C, h, w] (method.md section 14)."""
+        """The network's latents [B, C, F, h, w] -> ours [B, F, C, h, w] (method.md section 8)."""
         mean, std = self._statistics(raw)
         return (rearrange(raw, "b c f h w -> b f c h w") - mean) / std
 

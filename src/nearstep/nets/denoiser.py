@@ -58,7 +58,7 @@ class TextDenoiser:
         cache: KVCache,
         start: int,
     ) -> Float[Tensor, "B F C H W"]:
-        """`commit` of the clean frames before `start`, and then the call on x (method.md 10).
+        """`commit` of the clean frames before `start`, and then the call on x (docs/stream.md).
 
         One network call, unless two are faster.
         """

@@ -1,8 +1,8 @@
-"""The discriminators D_n: one small head on the features of a denoiser, one logit per step count (method.md section 7).
+"""The discriminators D_n: one small head on the features of a denoiser, one logit per step count.
 
 A denoiser that has learnt scores of noised clips knows what they look like; the heads read its features at some blocks
 and say, for each n, whether the clip looks like n + 1 steps rather than n. Every logit is one number per clip, over all
-frames: a bidirectional backbone judges motion too (AAD-1).
+frames: a bidirectional backbone judges motion too (AAD-1). Their losses are in method.md section 11.
 """
 
 from __future__ import annotations

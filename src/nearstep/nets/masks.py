@@ -1,4 +1,4 @@
-"""Who sees whom, decided from frame positions (method.md section 3).
+"""Who sees whom, decided from frame positions (method.md section 5).
 
 One rule serves the masked forward of training and the cached forward of generation. A frame sees the frames of its own
 chunk, and every clean frame of an earlier chunk that lies within reach: among the last `window` frames up to the end of

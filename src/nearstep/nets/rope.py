@@ -1,4 +1,4 @@
-"""Rotary positions in three dimensions (frame, row, column), as Wan2.1 splits a head (method.md section 3).
+"""Rotary positions in three dimensions (frame, row, column), as Wan2.1 splits a head (method.md section 5).
 
 A head of width d is cut into pairs of channels; the pairs are shared out between the frame (the largest share), the
 row and the column. Pair i of an axis of width w turns by position * theta^(-2i/w). Tables are made in float64, depend

@@ -1,7 +1,7 @@
 """Prompts to token features: UMT5's encoder and its tokenizer, as Wan uses them.
 
 Wan pads every prompt to a fixed length, zeroes the features of the padding and lets the video attend to those zeros
-(method.md section 3); so does this. The playground's encoder is the same class, small, with a tokenizer of whole words
+(method.md section 8); so does this. The playground's encoder is the same class, small, with a tokenizer of whole words
 (:func:`build_tokenizer`), so that a word it has never seen is an error that names its neighbours, not a silent unknown.
 """
 

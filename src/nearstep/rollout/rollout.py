@@ -140,7 +140,7 @@ def unroll(
         before: clean frames [B, f, C, H, W] just before ``start`` that are not in the cache yet.
         renoise: see chunk.Renoise.
         graph: keep each chunk's last step differentiable. What is committed is detached, so a chunk's loss never
-            reaches earlier chunks (in-place cache writes under grad leak; method.md section 3).
+            reaches earlier chunks (in-place cache writes under grad leak; method.md section 4).
         fused: commit a chunk and call for the next in one network call, where no graph is asked for.
         after: sees every step of every chunk, and may change what it leaves.
 

@@ -67,18 +67,6 @@ def encoded(clip: np.ndarray, *, fps: float, start: int) -> Fragment:
     return Fragment(bytes(written[:first]), bytes(written[first:last]))
 
 
-def codec_of(init: bytes) -> str:
-    """What browsers call the codec, such as avc1.64000a.
-
-    Raises:
-        NearstepError: if these bytes are no initialisation of H.264.
-    """
-    at = init.find(b"avcC")
-    if at < 0:
-        raise NearstepError("these bytes begin no H.264 video")
-    return f"avc1.{init[at + 5 : at + 8].hex()}"
-
-
 def thumbnail(picture: np.ndarray) -> bytes:
     """A picture uint8 [H, W, 3] as a small JPEG; small worlds are enlarged by a whole number."""
     image, longer = Image.fromarray(picture), max(picture.shape[:2])

@@ -62,11 +62,6 @@ class Serving:
     log_prompts: bool = False
 
     @property
-    def local(self) -> bool:
-        """Whether only this machine reaches it."""
-        return self.host in LOCAL
-
-    @property
     def connections(self) -> int:
         """That there may be at once."""
         return 2 * self.limits.viewers + 4 * self.limits.sessions + 64
