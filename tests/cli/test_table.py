@@ -46,7 +46,7 @@ def test_evaluations_side_by_side(tmp_path: Path, capsys) -> None:
     files = [f"ours={RESULTS}/ablation/asd-0.json", f"theirs={RESULTS}/ablation/self_forcing-0.json"]
     assert main(["table", *files, "--format", "csv", "-o", str(tmp_path / "t.csv")]) == 0
     rows = [*csv.reader((tmp_path / "t.csv").open())]
-    assert [row[:3] for row in rows[1:3]] == [["ours", "2", "26"], ["ours", "1", "17"]]
+    assert [row[:3] for row in rows[1:3]] == [["ours", "4", "44"], ["ours", "2", "26"]]
     capsys.readouterr()
     assert main(["table", *files, "--part", "sure"]) == 0
     assert "| 1 | +" in capsys.readouterr().out
@@ -112,5 +112,15 @@ def test_a_page_keeps_all_but_its_tables(tmp_path: Path, sampled: Path, capsys) 
     assert once.startswith("# Page\n\n<!-- nearstep table ours -->\n\n| system |") and once.endswith("|\n\nend\n")
     assert "\ntext\n" in once and "old" not in once and once.count("| system |") == 2
     assert main(["table", "--page", str(page)]) == 0 and page.read_text() == once
-    page.write_text("nothing\n")
-    assert main(["table", "--page", str(page)]) == 2 and "names no table" in capsys.readouterr().err
+    for mark, said in {
+        "": "names no table",
+        '"ours': "No closing quotation",
+        "--help": "asks for help",
+        "ours -o elsewhere.md": "leave -o, --page and --format out",
+        "ours --format csv": "leave -o, --page and --format out",
+    }.items():
+        page.write_text(f"<!-- nearstep table {mark} -->\n" if mark else "nothing\n")
+        before = page.read_text()
+        assert main(["table", "--page", str(page)]) == 2 and said in capsys.readouterr().err
+        assert page.read_text() == before
+    assert not (tmp_path / "elsewhere.md").exists()
