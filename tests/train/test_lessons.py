@@ -166,7 +166,7 @@ def test_a_lesson_that_comes_up_again_is_opened_once(folder: Path, kinds: dict[s
     codec = VideoCodec.from_pretrained(folder / "vae")
     stories, pictures, single = (Lesson(latents=kinds[kind]) for kind in ("stories", "pictures", "single"))
     again = Lesson(latents=replace(kinds["stories"]), batch=1)  # equal, another object
-    usual = load_latents(kinds["usual"], codec, codec_name(codec)).shape[1:]
+    usual = load_latents(kinds["usual"], codec, codec_name(codec)).shape
     opened = open_lessons([stories, single, again, pictures, single], codec, usual)
     assert [clips.shape[0] for clips in opened] == [9, 1, 9, 10, 1]
     assert opened[2] is opened[0] and opened[4] is opened[1]

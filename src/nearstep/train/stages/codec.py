@@ -127,6 +127,8 @@ class CodecConfig:
     width: the low frequencies of latents then hold those of the picture, and a denoiser learns them from coarse to fine
     (EQ-VAE, arXiv 2502.09509; Skorokhodov et al., arXiv 2502.14831; benchmarks/latents.py)."""
     ema: float = 0.99
+    autocast: bool = True
+    """Products in bfloat16, where the device has them."""
 
     def __post_init__(self) -> None:
         check_phases(self.phases, self.loop.steps)
@@ -208,7 +210,7 @@ class CodecStage:
         here, whole = self.here, self.batches(index)
         rows = here.share(len(whole[0]))
         video, weight = (part[rows.start : rows.stop].to(here.device) for part in whole)
-        with narrowed(here.device.type):
+        with narrowed(here.device.type, self.config.autocast):
             posterior = self.codec.posterior(video)
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             # Drawn for the whole batch, so that the draws do not depend on how many processes share it.
@@ -246,7 +248,7 @@ class CodecStage:
             return
         video = self.config.world.clips(_STATISTICS_SEED, range(4))
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
-        with narrowed(self.here.device.type):
+        with narrowed(self.here.device.type, self.config.autocast):
             decoded = codec.decode(codec.encode(video)).float().cpu()
         write_grid(torch.stack([video, decoded], dim=1).flatten(0, 1), path)
 
@@ -257,17 +259,17 @@ class CodecStage:
             return
         codec: VideoCodec = self.ema.module  # pyright: ignore[reportAssignmentType]
         if self.config.start is None:
-            _measure(codec, self.config.world)
+            _measure(codec, self.config.world, narrow=self.config.autocast)
         codec.save_pretrained(folder / "vae")
 
 
 @torch.no_grad()
-def _measure(codec: VideoCodec, world: World) -> None:
+def _measure(codec: VideoCodec, world: World, *, narrow: bool) -> None:
     """Note each channel's mean and deviation over real clips in the configuration."""
     raw = []
     for first in range(0, _STATISTICS_CLIPS, 16):
         video = world.clips(_STATISTICS_SEED, range(first, first + 16))
-        with narrowed(device_of(codec).type):
+        with narrowed(device_of(codec).type, narrow):
             raw.append(codec.posterior(video).mode().float())
     std, mean = torch.std_mean(torch.cat(raw), dim=(0, 2, 3, 4))
     codec.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
