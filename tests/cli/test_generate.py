@@ -175,6 +175,8 @@ def test_dry_run_makes_nothing(generate, capsys) -> None:
         ([PROMPT, "--plan", ""], "plan '' does not parse"),
         ([""], "a prompt is empty"),
         (["  \t"], "a prompt is empty"),
+        (["&nbsp;"], "a prompt is empty"),
+        (["!!!"], "reads no word in '!!!'"),
         (["a \udc80 ball"], "half a character"),
         ([PROMPT, "-o", "n" * 300 + ".mp4"], "304 bytes; 255 are allowed"),
         ([PROMPT, "-o", "n" * 300 + "/"], "300 bytes; 255 are allowed"),
