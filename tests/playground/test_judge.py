@@ -201,7 +201,7 @@ def test_the_dynamic_degree_is_the_share_of_clips_that_move():
 
 @pytest.mark.parametrize("shape", [(1, 33, 3, 64, 64), (1, 9, 3, 48, 48), (33, 3, 48, 48)])
 def test_clips_of_another_shape_are_refused(shape: tuple[int, ...]):
-    with pytest.raises(NearstepError, match=r"the judge knows clips"):
+    with pytest.raises(NearstepError, match=r"the judge (knows clips|needs 17)"):
         judge(torch.zeros(shape), ["a cat rests"], WORLD)
 
 
