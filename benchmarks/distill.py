@@ -46,6 +46,8 @@ class Options:
     compile: bool = False
     autocast: bool = True
     """Products in bfloat16, where the device has them."""
+    pictures: bool = False
+    """Every second update of pictures, as the recipe has it; else all are of clips."""
     latents: Path = Path("runs/latents")
     """Encoded here first, if they are not there."""
 
@@ -91,7 +93,8 @@ class Timed:
 
 def main(options: Options) -> None:
     """Print the table."""
-    base = replace(playground.self_forcing(), lessons=())  # every step is of the same kind
+    base = playground.self_forcing()
+    base = base if options.pictures else replace(base, lessons=())
     recipes = {"Self Forcing": base, "ASD": rival(base, "distill")}
     stages = {}
     for name, recipe in recipes.items():

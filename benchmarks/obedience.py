@@ -96,6 +96,7 @@ def main(
     plan: tuple[str, ...] = ("4,1x",),
     transformer: str = "transformer",
     captions: int = 64,
+    recommit: bool | None = None,
     out: Path = Path("obedience.json"),
     picture: Path | None = None,
 ) -> None:
@@ -106,6 +107,7 @@ def main(
         plan: the streams' plans.
         transformer: which network of the model.
         captions: held-out stories.
+        recommit: whether a new prompt commits the frames in sight anew; by default as the model says.
         out: where the figures go.
         picture: a contact sheet of the first stories under the first plan.
     """
@@ -119,7 +121,7 @@ def main(
     for number, text in enumerate(plan):
         videos = []
         for sample, (before, after) in enumerate(pairs):
-            with pipe.open(before, text, seed=0, sample=sample) as session:
+            with pipe.open(before, text, seed=0, sample=sample, recommit=recommit) as session:
                 parts = [part.video[0] for part in itertools.islice(session, BEFORE)]
                 session.change(prompt=after)
                 while sum(map(len, parts)) < frames:

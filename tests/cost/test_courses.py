@@ -66,3 +66,11 @@ def test_a_first_chunk_that_is_given_is_not_made() -> None:
     assert given["rollout"].all == pytest.approx(5 / 9 * made["rollout"].all, rel=0.1)
     with pytest.raises(NearstepError, match="the run has 0 lessons, and 1 have sizes"):
         estimate(run, replace(SIZES, lessons=(SIZES.clip,)))
+
+
+def test_a_run_of_lessons_alone_has_no_usual_updates() -> None:
+    latents = usual_runs.distill().latents
+    lessons = (Lesson(latents=latents), Lesson(latents=latents, batch=40))
+    config = replace(RUN, lessons=lessons, lesson_every=1)
+    found = [*courses(config, replace(SIZES, lessons=(SIZES.clip, (1, *SIZES.clip[1:]))))]
+    assert [(each.config.batch, each.share) for each in found] == [(2, 0.5), (40, 0.5)]

@@ -33,6 +33,7 @@ from nearstep.train.export import check_settings
         ({"guidance_scale": math.inf}, "guidance_scale=inf .* 0 or above"),
         ({"teacher_renoise": "new"}, "teacher_renoise='new' .* give implied or fresh"),
         ({"teacher_renoise": ["fresh"]}, "teacher_renoise=.* give implied or fresh"),
+        ({"recommit": 1}, "recommit=1 says neither yes nor no; give true or false"),
         ({"agreement": [[0.9], []]}, "give a list of cosines"),
         ({"agreement": 0.9}, "give a list of cosines"),
     ],
@@ -53,7 +54,12 @@ def test_a_folder_says_what_it_said() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [Settings(), Settings(fps=12, teacher_plan="20"), Settings(teacher_renoise="fresh"), Settings(grid=8, height=64)],
+    [
+        Settings(),
+        Settings(fps=12, teacher_plan="20"),
+        Settings(teacher_renoise="fresh", recommit=False),
+        Settings(grid=8, height=64),
+    ],
 )
 def test_what_is_stated_is_read_again(settings: Settings) -> None:
     assert Settings.of(settings.stated()) == settings

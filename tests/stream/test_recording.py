@@ -75,7 +75,7 @@ def test_changes_one_after_the_other() -> None:
 
 
 def test_an_opening_is_all_that_a_stream_was_opened_with(playground: CausalVideoPipeline) -> None:
-    with playground.open(RED, "1", seed=5, sample=2, window=6, sink=1, relative_sink=True) as session:
+    with playground.open(RED, "1", seed=5, sample=2, window=6, sink=1, relative_sink=True, recommit=True) as session:
         opening = session.recording.opening
     told = Opening(
         prompt=RED, negative_prompt="", plan="1", seed=5, sample=2, guidance=1.0, height=48, width=48, window=6,

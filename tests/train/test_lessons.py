@@ -93,6 +93,7 @@ def test_lessons_take_turns_at_the_end_of_every_few_steps():
     assert [taught(index, 0, (1, 2), 3) for index in range(12)] == [0, 0, 1, 0, 0, 2, 0, 0, 1, 0, 0, 2]
     assert [taught(index, 0, (), 3) for index in range(6)] == [0] * 6
     assert [taught(index, 0, (1,), 2) for index in range(4)] == [0, 1, 0, 1]
+    assert [taught(index, 0, (1, 2), 1) for index in range(4)] == [1, 2, 1, 2]
 
 
 @pytest.fixture
@@ -153,8 +154,8 @@ def test_lessons_may_be_left_out_and_are_of_the_size_of_all_clips(
 ):
     base = causal("forcing", folder, kinds, tmp_path / "run")
     assert replace(base, lesson_every=0).lessons == ()
-    with pytest.raises(NearstepError, match="lesson_every=1; give at least 2"):
-        replace(base, lesson_every=1)
+    with pytest.raises(NearstepError, match="lesson_every=-1; give at least 1"):
+        replace(base, lesson_every=-1)
     other = LatentsConfig(folder=tmp_path / "other", clips=8, world=Playground(WorldConfig(size=64, frames=9)))
     for config in (base, distillation(folder, kinds, tmp_path / "run")):
         with pytest.raises(NearstepError, match=r"\[4, 8, 8\] a frame.* \[4, 4, 4\]; .*lesson_every=0"):

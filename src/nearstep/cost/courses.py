@@ -24,7 +24,7 @@ class Course:
 
 
 def courses(config: Config, sizes: Sizes) -> Iterator[Course]:
-    """The usual updates, then those of each kind of lesson, whose clips ``sizes.lessons`` says.
+    """The usual updates, if there are any, then those of each kind of lesson, whose clips ``sizes.lessons`` says.
 
     Lessons of as many clips of one size cost the same, and are one course.
 
@@ -35,7 +35,9 @@ def courses(config: Config, sizes: Sizes) -> Iterator[Course]:
     if count != len(sizes.lessons):
         raise NearstepError(f"the run has {count} lessons, and {len(sizes.lessons)} have sizes; give each one's clip")
     alone, usual = replace(config, lessons=()), replace(sizes, lessons=())
-    yield Course(config=alone, sizes=usual, share=1 - 1 / every if count else 1.0)
+    left = 1 - 1 / every if count else 1.0
+    if left:
+        yield Course(config=alone, sizes=usual, share=left)
     _, *own_batches = batches(config.batch, config.lessons)
     firsts = [lesson.first_chunk for lesson in config.lessons]
     for (batch, clip, first), alike in Counter(zip(own_batches, sizes.lessons, firsts, strict=True)).items():

@@ -57,6 +57,9 @@ class Settings:
     teacher_renoise: Literal["implied", "fresh"] = "implied"
     """Where a bidirectional network's noise between steps comes from: ``implied`` by its prediction (Euler's steps), or
     ``fresh``, drawn anew (what diffusers' flow-matching scheduler calls stochastic sampling)."""
+    recommit: bool = True
+    """Whether a new prompt has a stream commit the frames in sight anew, as if made under it (LongLive's KV-recache). A
+    network that learnt from scenes that change on the way knows its past under the prompt that it was made under."""
     agreement: tuple[tuple[float, ...], ...] = ()
     """Cosines at which an adaptive plan stops, by chunk and step; the last of each repeats (nearstep calibrate)."""
 
@@ -102,6 +105,9 @@ def _check(values: Mapping[str, Any]) -> None:
         elif name == "teacher_renoise":
             if value not in _RENOISE:
                 raise NearstepError(f"{name}={shown(value)} is no noise between steps; give {' or '.join(_RENOISE)}")
+        elif name == "recommit":
+            if not isinstance(value, bool):
+                raise NearstepError(f"{name}={shown(value)} says neither yes nor no; give true or false")
         elif name == "agreement":
             _levels(value)
         else:

@@ -91,6 +91,11 @@ def _slow(change: Change) -> Change:
     return lambda base: replace(change(base), student=replace(base.student, lr=base.student.lr / 4))
 
 
+def _longer(change: Change) -> Change:
+    """For as long as the adversary's run takes: its updates take 1.7 times the time (benchmarks/distill.py)."""
+    return lambda base: change(replace(base, loop=replace(base.loop, steps=round(base.loop.steps * 1.7))))
+
+
 def _largest(change: Change) -> Change:
     """Distribution matching on n = 4 alone: fewer steps learn from the adversary, or not at all."""
     return lambda base: replace(change(base), dmd_on="largest")
@@ -114,6 +119,7 @@ def _late(change: Change) -> Change:
 CELLS: dict[str, Change] = {
     "self_forcing": _changed(),
     "asd": _asd(),
+    "self_forcing_longer": _longer(_changed()),
     "self_forcing_1": _rival("self_forcing_1"),
     "asd_1": _rival("distill_1"),
     "self_forcing_2": _rival("self_forcing_2"),

@@ -63,6 +63,7 @@ def settings_of(world: World) -> Settings:
         default_plan="4",
         teacher_plan="20",
         guidance_scale=1.5,
+        recommit=False,  # stories are among the lessons
     )
 
 
@@ -232,9 +233,9 @@ def self_forcing() -> DistillConfig:
 def distill() -> DistillConfig:
     """Adversarial self-distillation: one student for 1 to 4 steps, for clips and for streams."""
     base = rival(self_forcing(), "distill")
-    onward = Lesson(latents=_FEW_LATENTS, first_chunk=1)  # from a picture
-    lessons = _among_pictures(base.lessons[0], (*_streams(base.batch), onward))
-    return replace(base, loop=replace(base.loop, steps=300), lessons=lessons)
+    clips, onward = Lesson(latents=_FEW_LATENTS), Lesson(latents=_FEW_LATENTS, first_chunk=1)  # from a picture
+    lessons = _among_pictures(base.lessons[0], (clips, *_streams(base.batch), onward))
+    return replace(base, loop=replace(base.loop, steps=600), lessons=lessons, lesson_every=1)
 
 
 def distill_1() -> DistillConfig:

@@ -52,6 +52,7 @@ class CausalVideoPipeline(ClipModel):
         window: int | None = None,
         sink: int | None = None,
         relative_sink: bool | None = None,
+        recommit: bool | None = None,
         undo_depth: int = 0,
         prefetch: bool = False,
         final: bool = False,
@@ -73,6 +74,8 @@ class CausalVideoPipeline(ClipModel):
             window: newest latent frames that a chunk sees, its own included.
             sink: first latent frames that it sees in addition.
             relative_sink: see the sink as if it lay just before the window; yes, unless the model was trained with one.
+            recommit: whether a new prompt commits the frames in sight anew, as if they had been made under it; as the
+                model's settings say by default.
             undo_depth: so many of the newest chunks can be taken back at once, each for a copy of the cache.
             prefetch: make the next chunk while one is decoded: faster, and changes act one chunk later.
             final: where a tiny decoder makes the pixels, let the codec make them beside, in its own time:
@@ -84,6 +87,8 @@ class CausalVideoPipeline(ClipModel):
         """
         if not isinstance(prompt, str):
             raise NearstepError(f"a session has one prompt, not {prompt!r}; open one for each")
+        if not isinstance(recommit, bool | None):
+            raise NearstepError(f"recommit={recommit!r:.60}; give True or False")
         reach = stream_reach(self.configs, self.chunk_frames, window=window, sink=sink, relative_sink=relative_sink)
         conditioning = self.conditioning(
             prompt, negative_prompt=negative_prompt, guidance_scale=guidance_scale, seed=seed, samples=[sample]
@@ -100,6 +105,7 @@ class CausalVideoPipeline(ClipModel):
             window=reach.window,
             sink=reach.sink,
             relative_sink=reach.relative_sink,
+            recommit=self.settings.recommit if recommit is None else recommit,
         )
         setup = self._setup(opening, conditioning, image, video, undo_depth=undo_depth, prefetch=prefetch, final=final)
         return Session(setup, log=None if log is None else Path(log))

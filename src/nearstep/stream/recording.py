@@ -40,7 +40,7 @@ _OPENING: dict[str, Kind] = {
     "guidance": NUMBER,
     "window": optional(count()),
     "sink": count(least=0),
-    "relative_sink": FLAG,
+    **dict.fromkeys(("relative_sink", "recommit"), FLAG),
     "context": optional(TEXT),
 }
 """What the fields of an opening may be in a file."""
@@ -88,6 +88,8 @@ class Opening:
     """As in masks.Reach, like ``sink`` and ``relative_sink``."""
     sink: int
     relative_sink: bool
+    recommit: bool = True
+    """Whether a new prompt committed the frames in sight anew; a recording that does not say so is of when all did."""
     context: str | None = None
     """A digest of the latents that it went on from, where it did."""
     weights: str = ""

@@ -231,8 +231,8 @@ class Session:
     def change(self, *, prompt: str | None = None, plan: str | None = None, seed: int | None = None) -> None:
         """Go on otherwise from the next chunk on; nothing that was made before changes.
 
-        With a new prompt the next chunk also commits the frames in sight anew, as if they had been made under it: else
-        the old one would linger in what they remember.
+        A new prompt holds for what comes; whether the frames in sight are also committed anew, as if they had been made
+        under it, is what the session was opened with (``recommit``).
 
         Raises:
             NearstepError: for what the model cannot do, or while a chunk is being made.
@@ -244,6 +244,7 @@ class Session:
         if not changes.named():
             return state
         conditioning, plan, denoiser = state.conditioning, state.plan, state.denoiser
+        stale, earlier = state.stale, state.earlier
         if changes.plan is not None:
             plan = self._model.live_plan(changes.plan)
         if changes.seed is not None:
@@ -257,6 +258,10 @@ class Session:
                 samples=conditioning.samples,
             )
             denoiser = self._model.denoiser(conditioning)
+            if self._setup.opening.recommit:
+                stale = True
+            elif state.index:  # a picture to go on from was made under none
+                earlier = earlier or state.denoiser
         return replace(
             state,
             conditioning=conditioning,
@@ -265,7 +270,8 @@ class Session:
             plan=plan,
             changes=state.changes.then(changes),
             since=state.since if changes.prompt is changes.plan is None else 0,
-            stale=state.stale or changes.prompt is not None,
+            stale=stale,
+            earlier=earlier,
         )
 
     def warm_up(self) -> None:

@@ -97,7 +97,9 @@ class State:
     clean: tuple[tuple[int, Tensor], ...] = ()
     """Clean frames that later chunks see, with the first one's number: to be committed anew under another prompt."""
     stale: bool = False
-    """Whether what the cache holds is of another prompt, so that the next chunk begins with committing ``clean``."""
+    """Whether the cache is to hold the past under another prompt: the next chunk begins with committing ``clean``."""
+    earlier: CausalDenoiser[KVCache] | None = None
+    """The network under an earlier prompt, where ``before`` is to be committed as what that made."""
 
     def copy(self) -> State:
         """A state of its own; tensors that are never written to are shared."""
@@ -108,8 +110,11 @@ class State:
 
         It costs no memory, and ends when it is branched in its turn.
         """
-        cache = self._committed_anew() if self.stale else self.cache
-        return replace(self, cache=cache.branch(), plan=self.plan.copy(), stale=False)
+        cache, before = (self._committed_anew() if self.stale else self.cache).branch(), self.before
+        if self.earlier is not None and before is not None:
+            self.earlier.commit(before, cache=cache, start=self.start - before.shape[1])
+            before = None
+        return replace(self, cache=cache, before=before, plan=self.plan.copy(), stale=False, earlier=None)
 
     @property
     def direction(self) -> Direction:

@@ -35,7 +35,7 @@ def lessons_of(
 
     Args:
         lessons: those of its recipe.
-        every: steps of which one takes a lesson.
+        every: steps of which one takes a lesson; 1 leaves none to the usual clips.
         chunks: whether its clips are made of chunks.
         batches: whether a lesson says how many clips an update has; phases do else.
 
@@ -44,7 +44,7 @@ def lessons_of(
     """
     if every == 0:
         return ()
-    check_count("lesson_every", every, least=2)
+    check_count("lesson_every", every)
     for lesson in lessons:
         check_count("first_chunk", lesson.first_chunk)
         if lesson.first_chunk is not None and not chunks:
