@@ -169,6 +169,7 @@ def test_what_a_killed_program_left_goes_when_the_next_one_writes_there(tmp_path
     ]
     for path in (left, *others):
         path.write_bytes(b"half")
+    left.with_name(part_name("0123456789abcdef", 10**20, host_number())).write_bytes(b"half")  # nobody's number
     folder = tmp_path / part_name("fedcba9876543210", dead, host_number())
     folder.mkdir()
     write_json(tmp_path / "a.json", {})

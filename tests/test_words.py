@@ -62,6 +62,8 @@ def test_what_is_offered_is_known(word: str) -> None:
 def test_messages_are_short(known: tuple[str, ...]) -> None:
     assert unknown_words(["purpel"], known) == "'purpel': did you mean purple?"
     assert len(unknown_words(["sofa"], known).split()) < 70
+    many = unknown_words([f"sofa{number}" for number in range(3000)], known)
+    assert "; and 2940 more" in many and len(many) < 3000
 
 
 def test_the_place_in_a_file_is_named(tmp_path: Path) -> None:

@@ -140,9 +140,11 @@ def near_word(word: str, known: Collection[str]) -> str | None:
 
 def unknown_words(unknown: Sequence[str], known: Collection[str]) -> str:
     """``'kitten': did you mean cat?``, for each; and what can be shown at all, where one is near nothing."""
-    near = {word: near_word(word, known) for word in dict.fromkeys(unknown)}
+    words = [*dict.fromkeys(unknown)]
+    near = {word: near_word(word, known) for word in words[:_LISTED]}  # each is held against the whole vocabulary
     hints = [f"{word!r}" + (f": did you mean {meant}?" if meant else "") for word, meant in near.items()]
-    named = "; ".join(hints[:_LISTED])
+    more = [f"and {len(words) - _LISTED} more"] if len(words) > _LISTED else []
+    named = "; ".join(hints + more)
     if all(near.values()) or not (listed := _listed(known)):
         return named
     return f"{named}{' ' if named.endswith('?') else '; '}{listed}"

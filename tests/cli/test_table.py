@@ -46,7 +46,7 @@ def test_evaluations_side_by_side(tmp_path: Path, capsys) -> None:
     files = [f"ours={RESULTS}/ablation/asd-0.json", f"theirs={RESULTS}/ablation/self_forcing-0.json"]
     assert main(["table", *files, "--format", "csv", "-o", str(tmp_path / "t.csv")]) == 0
     rows = [*csv.reader((tmp_path / "t.csv").open())]
-    assert [row[:3] for row in rows[1:3]] == [["ours", "4", "44"], ["ours", "2", "26"]]
+    assert [row[:3] for row in rows[1:3]] == [["ours", "4", "44"], ["ours", "4,2x", "28"]]
     capsys.readouterr()
     assert main(["table", *files, "--part", "sure"]) == 0
     assert "| 1 | +" in capsys.readouterr().out

@@ -77,6 +77,13 @@ def test_a_set_may_be_larger_than_memory(tmp_path: Path):
     assert resident() - before < 32e6 < (tmp_path / "00000.safetensors").stat().st_size
 
 
+def test_a_name_that_is_not_utf_8_is_kept_as_json_escapes_it(tmp_path: Path):
+    record = {"caption": "a", "file": "caf\udce9.mp4"}
+    add_shard(tmp_path, INDEX, torch.zeros(1, *INDEX.shape), [record])
+    (line,) = (tmp_path / "00000.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == record
+
+
 def test_a_shard_that_the_index_does_not_list_does_not_exist(tmp_path: Path):
     clips = filled(tmp_path, 4, 2)
     write_index(tmp_path, replace(INDEX, shards=(2,)))

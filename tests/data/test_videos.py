@@ -124,6 +124,16 @@ def test_the_same_rate_keeps_every_frame_even_if_times_are_rounded():
     assert list(at_rate(milliseconds, 12, last=1 / 24)) == list(range(0, 240, 2))
 
 
+def test_one_picture_that_stands_for_years_is_an_hour_of_it():
+    assert list(at_rate([(0.0, 0)], 2, last=2e9)) == [0] * (2 * 1800 + 1)
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".mp4", "b\udce9.mp4"])
+def test_a_name_that_no_file_has_costs_that_video_alone(name: str, tmp_path: Path):
+    with pytest.raises(NearstepError):
+        read_facts(tmp_path / name)
+
+
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 

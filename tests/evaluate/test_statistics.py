@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.evaluate.statistics import counts, mean, mean_rows, paired, rank_correlation, statistic, statistics
+from nearstep.evaluate.statistics import (
+    counts,
+    difference,
+    mean,
+    mean_rows,
+    paired,
+    pooled,
+    rank_correlation,
+    statistic,
+    statistics,
+    student_t,
+)
 from nearstep.rng import generator
 
 
@@ -97,3 +108,35 @@ def test_figures_of_a_set_that_a_resample_lacks_are_left_out_of_its_spread():
     assert found["mean"] == statistic(values[:, None], lambda part: float(part.mean()))
     assert (found["rare"].low, found["rare"].value, found["rare"].high) == (1.0, 1.0, 1.0)
     assert "absent" not in found
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (2.9, 3.2454), (10, 2.2281), (1e6, 1.96)])
+def test_students_t(freedom: float, expected: float):
+    assert student_t(freedom) == pytest.approx(expected, rel=1e-3)
+
+
+def runs(seed: int, *, gain: float = 0.0) -> torch.Tensor:
+    """Three runs that differ by .04 on 100 captions that differ by .2, which all runs share."""
+    shared = 0.2 * normal(100, seed=seed % 1000)
+    return 0.5 + gain + 0.04 * normal(3, 1, seed=10_000 + seed) + shared + 0.1 * normal(3, 100, seed=20_000 + seed)
+
+
+def test_few_runs_hold_the_truth_as_often_as_is_said():
+    single, gained, paired_up = [], [], []
+    for seed in range(400):
+        one, other = runs(seed), runs(seed + 1000, gain=0.1)  # on the same captions
+        single.append((found := pooled(one)).low <= 0.5 <= found.high)
+        gained.append((found := difference(other, one)).low <= 0.1 <= found.high)
+        again = one + 0.05 + 0.1 * normal(3, 100, seed=30_000 + seed)
+        paired_up.append((found := difference(again, one, same_runs=True)).low <= 0.05 <= found.high)
+    for held in (single, gained, paired_up):
+        assert 0.92 <= sum(held) / len(held) <= 0.995
+
+
+def test_plans_of_the_same_runs_are_sharper_than_of_others():
+    one = runs(0)
+    again = one + 0.05 + 0.01 * normal(3, 100, seed=1)
+    sharp, blunt = difference(again, one, same_runs=True), difference(again, one)
+    assert sharp.value == pytest.approx(blunt.value)
+    assert sharp.high - sharp.low < (blunt.high - blunt.low) / 4
+    assert difference(again[:1], one[:1]) == paired(again[0], one[0])

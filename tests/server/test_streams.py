@@ -214,6 +214,10 @@ def test_a_take_is_made_again_under_another_plan(site: Site, tmp_path: Path) -> 
     lines = site.ask("GET", f"/api/takes/{take['id']}/recording.jsonl")[1]
     loaded = site.ask("POST", "/api/recordings", lines)
     assert loaded[0] == 201 and site.ask("POST", "/api/recordings", b"{}")[0] == 400
+    large = re.sub(rb'"(height|width)": \d+', rb'"\1": 4096', lines)  # would take all memory here
+    assert site.ask("POST", "/api/recordings", large)[0] == 400
+    long = lines.replace(b'"negative_prompt": ""', b'"negative_prompt": "%s"' % (b"word " * 1000))
+    assert site.ask("POST", "/api/recordings", long)[0] == 413
 
 
 def test_many_viewers_get_the_same_bytes_and_only_some_may_steer(site: Site) -> None:

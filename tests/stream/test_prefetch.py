@@ -83,3 +83,25 @@ def test_what_is_deferred_is_made_once_and_made_anew_where_it_broke_off(beside: 
             later.result()
         assert [later.result(), later.result()] == [7, 7]
     assert len(calls) == 2
+
+
+def test_who_is_interrupted_while_waiting_may_ask_again() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        go, begun = threading.Event(), threading.Event()
+
+        def slow() -> int:
+            begun.set()
+            go.wait(10)
+            return 7
+
+        deferred = Deferred(slow, pool)
+        begun.wait(10)
+        started = deferred._started
+        assert started is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(started, "result", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                deferred.result()
+        assert not deferred.done
+        go.set()
+        assert deferred.result() == deferred.result() == 7

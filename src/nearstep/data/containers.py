@@ -57,11 +57,11 @@ def open_film(path: Path) -> Iterator[Film]:
     """
     import av
 
-    if not path.is_file():
-        raise NearstepError("there is no such file")
     try:
+        if not path.is_file():
+            raise NearstepError("there is no such file")
         index = _film_in(path)
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             stream = container.streams[index]
             if stream.codec_context is None:
                 raise NearstepError("it cannot be decoded: its codec is not known here")
@@ -79,7 +79,7 @@ def _film_in(path: Path) -> int:
     import av
     from av.stream import Disposition
 
-    with av.open(path) as container:
+    with av.open(path, metadata_errors="replace") as container:  # titles in any encoding
         streams = container.streams.video
         if not streams:
             raise NearstepError("it holds no video stream")

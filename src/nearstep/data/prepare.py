@@ -279,4 +279,4 @@ def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
         return
     lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in sorted(skipped, key=lambda one: one.file)]
     with replacing(path) as part:
-        part.write_text("".join(lines), encoding="utf-8")
+        part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")  # as JSON escapes them

@@ -191,7 +191,7 @@ def add_shard(folder: Path, index: Index, latents: Tensor, records: Sequence[Rec
     if records is not None:
         lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
         with replacing(record_file(folder, number)) as part:
-            part.write_text("".join(lines), encoding="utf-8")
+            part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")  # as JSON escapes them
     latents = latents.to(DTYPES[index.dtype]).cpu().contiguous()
     sums = " ".join(_sum_of(clip) for clip in latents)
     with replacing(shard_file(folder, number)) as part:

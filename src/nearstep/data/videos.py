@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from nearstep.data.captions import caption_beside, table_captions, text_files
-from nearstep.data.containers import Film, open_film, rgb, timed, turn_of
+from nearstep.data.containers import LONGEST_STILL, Film, open_film, rgb, timed, turn_of
 from nearstep.errors import NearstepError
 from nearstep.pictures import Picture, fitted
 from nearstep.ranges import check_count, check_number
@@ -229,8 +229,9 @@ def at_rate(frames: Iterable[tuple[float, Frame]], fps: float, *, last: float) -
     Args:
         frames: (seconds, frame), in order, from second 0 on.
         fps: the rate wanted.
-        last: seconds that the last frame is shown.
+        last: seconds that the last frame is shown; of a picture that stands longer, an hour.
     """
+    last = min(last, LONGEST_STILL)
     taken = 0
     before: tuple[float, Frame] | None = None
     for time, frame in frames:

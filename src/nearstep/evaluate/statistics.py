@@ -1,8 +1,9 @@
-"""How sure a mean is: percentile bootstrap, seeded and vectorised.
+"""How sure a mean is: percentile bootstrap of clips, seeded and vectorised; Student's t where runs differ, too.
 
 Clips are the unit of resampling. Two models or plans judged on the same captions are compared by the differences of
 their clips (:func:`paired`), which is much sharper than comparing two intervals. Several seeds of one recipe are
-pooled: seeds and clips are resampled together, so that both kinds of chance are in the interval.
+pooled: the chance of captions and that of runs are in the interval. Three runs are too few to be resampled (what says
+95 % then holds 81 %), so their part is a standard error with its degrees of freedom, by Welch and Satterthwaite.
 """
 
 from __future__ import annotations
@@ -129,32 +130,52 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def pooled(values: Tensor, *, seed: int = 0) -> Interval:
-    """Mean of [S, N] with its interval: seeds and clips are both resampled, so both kinds of chance are in it."""
-    draw = rng.generator("pooled", seed)
-    return _interval(values.mean(), _resampled(values, counts(values.shape[1], seed=seed, resamples=RESAMPLES), draw))
+    """Mean of [S, N], S runs judged on N captions, with its interval; of one run, by the chance of captions alone."""
+    if len(values) == 1:
+        return mean(values[0], seed=seed)
+    return _by_t(values.mean(), [values], values.mean(dim=0))
 
 
-def difference(first: Tensor, second: Tensor, *, seed: int = 0) -> Interval:
-    """Mean of ``first`` minus mean of ``second``, each [S, N] on the same captions; seeds are resampled apart.
+def difference(first: Tensor, second: Tensor, *, same_runs: bool = False, seed: int = 0) -> Interval:
+    """Mean of ``first`` minus mean of ``second``, each [S, N] on the same captions.
 
-    Clips are paired, which removes that some captions are harder; runs are not, because a seed means nothing across
-    recipes.
+    Clips are paired, which removes that some captions are harder. Runs are where both are of the same ones, as two
+    plans of a recipe; not else, because a seed means nothing across recipes.
+
+    Args:
+        first: [S, N].
+        second: [S, N], of as many runs where they are the same.
+        same_runs: whether row by row both are of one run.
+        seed: of the resamples, where neither has more than one run.
     """
     if first.shape[1] != second.shape[1]:
         raise NearstepError(f"{first.shape[1]} and {second.shape[1]} captions cannot be paired; measure both alike")
-    weights = counts(first.shape[1], seed=seed, resamples=RESAMPLES)
-    draw = rng.generator("pooled difference", seed)
-    a, b = (_resampled(values, weights, draw) for values in (first, second))
-    return _interval(first.mean() - second.mean(), a - b)
+    if same_runs:
+        return pooled(first - second, seed=seed)
+    clips = first.mean(dim=0) - second.mean(dim=0)
+    if len(first) == len(second) == 1:
+        return mean(clips, seed=seed)
+    return _by_t(clips.mean(), [values for values in (first, second) if len(values) > 1], clips)
 
 
-def _resampled(values: Tensor, weights: Tensor, draw: torch.Generator) -> Tensor:
-    # Mean of each resample [R]: clips by their counts [R, N], seeds drawn anew.
-    seeds = torch.randint(len(values), (len(weights), len(values)), generator=draw)
-    by_seed = weights @ values.T / values.shape[1]  # [R, S]
-    return by_seed.gather(1, seeds).mean(dim=1)
+def _by_t(value: Tensor, runs: Sequence[Tensor], clips: Tensor) -> Interval:
+    """Around a mean: the chance of each recipe's runs [S, N], and that of captions, by the mean of each [N]."""
+    # The second holds a part of the first once more (a run's own noise on each clip): a little too wide, if anything.
+    parts = [(values.mean(dim=1), len(values)) for values in runs] + [(clips, len(clips))]
+    squares = [(float(means.var()) / count, count - 1) for means, count in parts if count > 1]
+    variance = sum(square for square, _ in squares)
+    if variance == 0:
+        return Interval(float(value), float(value), float(value))
+    freedom = variance**2 / sum(square**2 / count for square, count in squares)
+    half = student_t(freedom) * variance**0.5
+    return Interval(float(value), float(value) - half, float(value) + half)
 
 
-def _interval(value: Tensor, resampled: Tensor) -> Interval:
-    low, high = tails(resampled[:, None])
-    return Interval(float(value), float(low), float(high))
+def student_t(freedom: float, level: float = LEVEL) -> float:
+    """The t that ``level`` of Student's distribution with so many degrees of freedom (1 or more) lies within."""
+    # t = sqrt(freedom) tan(angle) has a density of cos(angle)^(freedom - 1).
+    angles = torch.linspace(0, min(torch.pi / 2, 40 / freedom**0.5), 200_001, dtype=torch.float64)
+    density = angles.cos().clamp_min(0) ** (freedom - 1)
+    within = torch.cumulative_trapezoid(density, angles)
+    index = int(torch.searchsorted(within, level * within[-1])) + 1
+    return freedom**0.5 * float(angles[index].tan())

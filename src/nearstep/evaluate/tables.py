@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -150,14 +150,15 @@ def _means(found: Sequence[PlanResults], figures: Sequence[str]) -> list[str]:
     return [f"{100 * sum(values) / len(values):.1f}" if values else "-" for values in there.values()]
 
 
-def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> Table:
+def difference_table(pairs: Sequence[tuple[str, Tensor, Tensor]], same_runs: Collection[str] = ()) -> Table:
     """One row a named pair of [S, N]: how far the second lies above the first, and whether that is sure.
 
-    Where one of them has a single seed, the interval holds the chance of clips alone and nothing is sure.
+    Those named in ``same_runs`` are of the same runs, row by row. Where one of a pair has a single seed, the interval
+    holds the chance of the other's seeds and of clips alone, and nothing is sure.
     """
     rows = []
     for name, low, high in pairs:
-        gained = difference(high, low)
+        gained = difference(high, low, same_runs=name in same_runs)
         mark = "yes" if gained.low > 0 else ("reversed" if gained.high < 0 else "no")
         mark = f"{mark}, of one seed" if min(len(low), len(high)) < 2 else mark
         rows.append([name, points(gained), mark])

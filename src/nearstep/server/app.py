@@ -23,8 +23,8 @@ from nearstep.server.jobs import Jobs
 from nearstep.server.kept import CONTEXT, KeptTake, joined
 from nearstep.server.live import attend
 from nearstep.server.metrics import CONTENT_TYPE, Metrics
-from nearstep.server.protocol import PLAN, PROMPT, SEED, Close, checked
-from nearstep.server.refusals import Refusal, absent
+from nearstep.server.protocol import LONGEST_PROMPT, PLAN, PROMPT, SEED, Close, checked
+from nearstep.server.refusals import Refusal, absent, check_size
 from nearstep.server.studio import Ask, Studio
 from nearstep.server.uploads import Uploads, context_of
 from nearstep.stream.recording import Recording
@@ -170,6 +170,11 @@ class Api:
             raise Refusal(
                 413, f"a recording of {len(recording.chunks)} chunks; {self.studio.limits.longest} are allowed"
             )
+        opening = recording.opening
+        check_size(opening.width, opening.height, usual=self._model.width * self._model.height)
+        prompts = [opening.prompt, opening.negative_prompt, *(each.changes.prompt or "" for each in recording.chunks)]
+        if (longest := max(map(len, prompts))) > LONGEST_PROMPT:
+            raise Refusal(413, f"a prompt of {longest} signs in the recording; {LONGEST_PROMPT} are allowed")
         ask = Ask(recording=recording, plan=plan, parent=parent, context=context_of(context))
         return await self._begun(ask, context)
 

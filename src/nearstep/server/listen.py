@@ -90,7 +90,7 @@ def server_of(app: ASGIApp, *, connections: int) -> uvicorn.Server:
         app: what answers.
         connections: that there may be at once; further ones get 503.
     """
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what nobody foresaw, with where it was
     config = uvicorn.Config(
         app,
         loop="asyncio",  # and not another one where a package brings it: what is tested is what serves

@@ -39,6 +39,9 @@ def _short(most: int) -> Kind:
 
 
 PROMPT = _short(LONGEST_PROMPT)
+NEGATIVE = Kind(
+    f"a text of at most {LONGEST_PROMPT} signs", lambda value: TEXT.holds(value) and len(value) <= LONGEST_PROMPT
+)
 PLAN = _short(LONGEST_PLAN)
 SEED = Kind("a whole number from 0 to 2^53 - 1", lambda value: WHOLE.holds(value) and 0 <= value < 2**53)
 """What JavaScript can hold, too."""

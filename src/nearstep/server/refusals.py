@@ -16,6 +16,19 @@ class Refusal(Exception):
         self.status, self.why = status, why
 
 
+def check_size(width: int, height: int, *, usual: int) -> None:
+    """Refuse frames whose making would take this machine's memory from everybody else.
+
+    Args:
+        width: pixels.
+        height: pixels.
+        usual: pixels of the model's own frames.
+    """
+    if width * height > 4 * max(usual, 2**18):
+        why = f"size={width}x{height}: this server makes no frames of more than 4 times its model's pixels"
+        raise Refusal(400, why)
+
+
 def full(what: str, most: int, option: str) -> Refusal:
     """There are as many as the server takes."""
     return Refusal(429, f"there are {most} {what} already; close one, or start the server with more ({option})")

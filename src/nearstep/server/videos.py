@@ -21,8 +21,8 @@ from nearstep.server.answers import json_body
 from nearstep.server.app import ModelFacts
 from nearstep.server.jobs import CANCELLED, DONE, FAILED, MAKING, NAME, OVER, Job, Jobs, new_name
 from nearstep.server.making import Maker
-from nearstep.server.protocol import PLAN, PROMPT, SEED, Json, checked
-from nearstep.server.refusals import Refusal, absent, full
+from nearstep.server.protocol import NEGATIVE, PLAN, PROMPT, SEED, Json, checked
+from nearstep.server.refusals import Refusal, absent, check_size, full
 from nearstep.server.studio import Limits
 from nearstep.server.uploads import Uploads
 from nearstep.server.worker import Worker
@@ -42,7 +42,7 @@ _FIELDS: Mapping[str, Kind] = {
     "plan": optional(PLAN),
     "num_inference_steps": optional(count(1000)),
     "seed": optional(SEED),
-    "negative_prompt": optional(TEXT),
+    "negative_prompt": optional(NEGATIVE),
     "guidance_scale": optional(NUMBER),
 }
 _WHOLE, _REAL = frozenset({"num_inference_steps", "seed"}), frozenset({"guidance_scale"})
@@ -215,8 +215,7 @@ class Videos:
         if not (found := _SIZE.fullmatch(size)):
             raise Refusal(400, f"size={size[:20]}: give WIDTHxHEIGHT, such as {self._facts.width}x{self._facts.height}")
         width, height = int(found[1]), int(found[2])
-        if width * height > 4 * max(self._facts.width * self._facts.height, 2**18):
-            raise Refusal(400, f"size={size}: this server makes no frames of more than 4 times its model's pixels")
+        check_size(width, height, usual=self._facts.width * self._facts.height)
         return {"height": height, "width": width}
 
     def _named(self, request: Request) -> Job:

@@ -31,25 +31,35 @@ class Deferred(Generic[T]):
         self._started: Future[T] | None = beside.submit(self._made) if beside else None
 
     def _made(self) -> T:
-        made = self._make
-        assert made is not None  # it goes only when it has made the value
-        value = made()
-        self._make = None  # and with it all that the value was made of
-        return value
+        if not self._value:
+            make = self._make
+            assert make is not None  # it goes only when the value is kept
+            self._value.append(make())
+            self._make = None  # and with it all that the value was made of
+        return self._value[0]
 
     @property
     def done(self) -> bool:
         """Whether nobody has to wait for it."""
         started = self._started  # and no lock: whoever waits in ``result`` holds it
-        return bool(self._value) or (started is not None and started.done())
+        return bool(self._value) or (started is not None and started.done() and not started.cancelled())
 
     def result(self) -> T:
         """The value, once it is there."""
         with self._lock:
-            if not self._value:
-                started, self._started = self._started, None
-                self._value.append(self._made() if started is None or started.cancel() else started.result())
-            return self._value[0]
+            started = self._started
+            if self._value or started is None or started.cancel():
+                value = self._made()
+            else:
+                try:
+                    value = started.result()
+                except BaseException:
+                    if not started.done():
+                        raise  # whoever waits was interrupted; the making goes on
+                    self._started = None  # it failed: made anew when it is asked for again
+                    raise
+            self._started = None
+            return value
 
 
 class Decoded(NamedTuple):

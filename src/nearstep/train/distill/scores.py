@@ -6,7 +6,8 @@ forcing does. By the chain rule that is distribution matching of the clip all th
 
     KL(student || teacher) = sum over i of E_{y_<i ~ student} KL(student(y_i | y_<i) || teacher(y_i | y_<i))
 
-and a student that is rolled out chunk by chunk takes each term's gradient at the chunk that it is of.
+and a student that is rolled out chunk by chunk takes each term's gradient at the chunk that it is of. What a chunk
+makes of later terms is left out.
 """
 
 from __future__ import annotations
