@@ -234,6 +234,7 @@ REFUSED: dict[str, tuple[State, str]] = {
     "flat pair": ({f"{Q}.lora_A.weight": torch.ones(4), f"{Q}.lora_B.weight": torch.ones(32, 4)}, "no product"),
     "alphas": ({**PAIR, f"{Q}.alpha": torch.ones(3)}, r"an alpha of \[3\]; it is one number"),
     "flat LoKr": ({f"{Q}.lokr_w1": torch.ones(3), f"{Q}.lokr_w2": A}, r"factors of \[3\] and .*; matrices are needed"),
+    "LoHa of two sizes": ({**FACTORS, f"{Q}.hada_w2_a": FACTORS[f"{Q}.hada_w2_a"][:1]}, "which are not alike"),
     "LoHa": ({**FACTORS, f"{Q}.hada_w1_b": torch.ones(5, 32)}, "which have no product"),
     "quantised": ({f"{Q}.lora_A.weight": A.to(torch.int8), f"{Q}.lora_B.weight": B}, "quantised"),
     "NaN": ({f"{Q}.lora_A.weight": A * float("nan"), f"{Q}.lora_B.weight": B}, "NaN or inf"),

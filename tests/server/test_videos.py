@@ -104,6 +104,10 @@ def test_forms_that_are_none_and_names_that_are_none(site: Site) -> None:
     for name in ("video_x", "..%2f..%2fvideos.sqlite", "video_" + "a" * 22):
         for end in ("", "/content"):
             assert site.ask("GET", f"/v1/videos/{name}{end}")[0] == 404
+    for limit in ("%C2%B2", "0" * 9 + "9" * 20, "101"):
+        assert site.ask("GET", f"/v1/videos?limit={limit}")[0] == 400
+    long = json.dumps({"prompt": RED, "negative_prompt": "ball " * 1000}).encode()
+    assert site.ask("POST", "/v1/videos", long)[0] == 400
     assert site.ask("GET", "/v1/videos?limit=0")[0] == 400 and site.ask("GET", "/v1/videos?order=up")[0] == 400
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanClip:
-    """Predict the memory that a clip takes on an accelerator, placed in each of four ways, from shapes alone."""
+    """Predict the memory that a clip takes on an accelerator, placed in each of five ways, from shapes alone."""
 
     memory: Annotated[str, tyro.conf.arg(metavar="GB")] = "24G"
     """Memory of the accelerator, in GiB."""

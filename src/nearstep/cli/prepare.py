@@ -120,7 +120,8 @@ def prepare(options: Prepare) -> None:
     if options.from_teacher:
         _from_prompts(options, ModelConfigs.open(folder, options.network))
     else:
-        networks = folder.networks()
+        if not (networks := folder.networks()):
+            raise NearstepError(f"{options.model} holds no network to prepare clips for; name a whole model")
         _from_videos(options, ModelConfigs.open(folder, "teacher" if "teacher" in networks else networks[0]))
 
 

@@ -218,7 +218,10 @@ def _product(layer: str, parts: dict[str, Tensor], scale_of: Any) -> Change | No
     hadamard = [f"hada_{which}" for which in ("w1_a", "w1_b", "w2_a", "w2_b")]
     if all(name in parts for name in hadamard):
         a, b, c, d = (parts.pop(name).float() for name in hadamard)
-        return Hadamard(first=_matmul(layer, a, b), second=_matmul(layer, c, d), scale=scale_of(rank=b.shape[0]))
+        first, second = _matmul(layer, a, b), _matmul(layer, c, d)
+        if first.shape != second.shape:
+            raise NearstepError(f"{layer} multiplies {[*first.shape]} and {[*second.shape]}, which are not alike")
+        return Hadamard(first=first, second=second, scale=scale_of(rank=b.shape[0]))
     small, large = _factor(layer, parts, "lokr_w1"), _factor(layer, parts, "lokr_w2")
     if small is None or large is None:
         for name, value in (("lokr_w1", small), ("lokr_w2", large)):

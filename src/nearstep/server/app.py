@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -203,7 +204,7 @@ class Readers:
             )
             return JSONResponse({**told, "chunks": []})
         first = request.query_params.get("from", "0")
-        chunks = take.chunks[int(first) if first.isdigit() and len(first) < 8 else 0 :]
+        chunks = take.chunks[int(first) if re.fullmatch("[0-9]{1,7}", first) else 0 :]
         return JSONResponse({**take.facts(steers=not self._watch), "chunks": [asdict(chunk) for chunk in chunks]})
 
     async def video(self, request: Request) -> Response:

@@ -33,5 +33,7 @@ class Events:
             return
         told = {name: value for name, value in facts.items() if name not in self._hidden and value not in (None, "")}
         line = json.dumps({"time": round(time.time(), 3), "event": event, **told})
+        if (file := self._file or sys.stderr) is None:  # closed before we began
+            return
         with suppress(OSError, ValueError):  # nobody reads it any more, which stops no stream
-            (self._file or sys.stderr).write(f"{line}\n")
+            file.write(f"{line}\n")

@@ -5,6 +5,7 @@ They are kept as plain arrays uint8 [T, H, W, 3] (``.npy``), which is what a tak
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,23 +107,27 @@ class Uploads:
         import av
 
         try:
-            with av.open(path) as container:
+            with av.open(path, metadata_errors="replace") as container:
                 if not container.streams.video:
                     raise Refusal(415, "this file has no pictures in it")
-                context = container.streams.video[0].codec_context
-                if context.width * context.height > MOST_CLIP_PIXELS:
-                    raise Refusal(
-                        413, f"frames of {context.width} x {context.height}; {MOST_CLIP_PIXELS} pixels at most"
-                    )
-                for number, _ in enumerate(container.demux(video=0)):
+                for stream in container.streams.video:  # which of them is the film is found later
+                    if (context := stream.codec_context) is None:
+                        raise Refusal(415, "this file is in a codec that is not known here")
+                    if context.width * context.height > MOST_CLIP_PIXELS:
+                        size = f"{context.width} x {context.height}"
+                        raise Refusal(413, f"frames of {size}; {MOST_CLIP_PIXELS} pixels at most")
+                for number, _ in enumerate(container.demux(*container.streams.video)):
                     if number > MOST_CLIP_FRAMES:
                         raise Refusal(413, f"a clip of more than {MOST_CLIP_FRAMES} frames; cut it")
         except (av.FFmpegError, OSError, ValueError) as error:
             raise Refusal(415, f"no picture or clip that can be read ({first_line(error)[:80]})") from error
 
     def _clear_out(self) -> None:
-        there = sorted(self._folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in there[MOST_KEPT:]:
+        found: list[tuple[float, Path]] = []
+        for path in self._folder.glob("*.npy"):
+            with suppress(FileNotFoundError):  # another upload's clearing out was quicker
+                found.append((path.stat().st_mtime, path))
+        for _, path in sorted(found, reverse=True)[MOST_KEPT:]:
             path.unlink(missing_ok=True)
 
 

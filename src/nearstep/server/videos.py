@@ -122,7 +122,7 @@ class Videos:
         """Those that were asked for: ?limit= (20), ?after=ID, ?order=desc."""
         query = request.query_params
         limit = query.get("limit", "20")
-        if not limit.isdigit() or not 1 <= int(limit[:9]) <= 100:
+        if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= 100:
             raise Refusal(400, f"limit={limit[:20]}: give 1 to 100")
         if (order := query.get("order", "desc")) not in ("asc", "desc"):
             raise Refusal(400, f"order={order[:20]}: give asc or desc")
