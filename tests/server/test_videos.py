@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -189,3 +190,16 @@ def test_a_killed_server_keeps_takes_and_goes_on_with_videos(model_folder: Path,
         began = time.monotonic()
         process.wait(20)
         assert time.monotonic() - began < 15
+
+
+def test_where_its_table_cannot_be_used_it_takes_no_more(tiny, tmp_path: Path, monkeypatch) -> None:
+    with running(tiny, tmp_path) as site:
+        site.json("POST", "/v1/videos", {"prompt": RED, "seconds": "1"})
+
+        def locked(_: Jobs) -> None:
+            raise sqlite3.OperationalError("database is locked")
+
+        monkeypatch.setattr(Jobs, "waiting", locked)
+        site.ask("POST", "/v1/videos", {"prompt": RED, "seconds": "1"})
+        eventually(lambda: site.ask("POST", "/v1/videos", {"prompt": RED})[0] == 503)
+        assert b"database is locked" in site.ask("POST", "/v1/videos", {"prompt": RED})[1]

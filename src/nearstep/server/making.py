@@ -71,6 +71,8 @@ class Maker:
         self._writing: Future[None] | None = None
         self._news = True
         """Whether something may wait."""
+        self.ended: str | None = None
+        """Why nothing more is made, if so."""
 
     def video(self, name: str) -> Path:
         """The file of a video."""
@@ -98,7 +100,8 @@ class Maker:
 
     def break_off(self, error: BaseException) -> None:
         """The table itself cannot be used: nothing more is made."""
-        self._told("jobs ended", {"why": _reason(error)})
+        self.ended = _reason(error)
+        self._told("jobs ended", {"why": self.ended})
 
     def remove(self, name: str) -> None:
         """The files of a video go."""

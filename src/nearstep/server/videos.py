@@ -104,6 +104,8 @@ class Videos:
 
     async def create(self, request: Request) -> Response:
         """Ask for a video."""
+        if self._maker.ended is not None:
+            raise Refusal(503, f"no more videos are made ({self._maker.ended[:200]}); start the server anew")
         content, file = await _content(request)
         asked = await self._asked(checked(content, _FIELDS, "the request", frozenset({"prompt"})))
         context = None if file is None else self._uploads.path(await asyncio.to_thread(self._uploads.add, file))
