@@ -118,6 +118,7 @@ def stream_reach(
     newest = (own or max(chunk, trained - first)) if window is None else window
     if newest < chunk:
         raise NearstepError(f"window={newest} is shorter than a chunk of {chunk} frames; give at least {chunk}")
+    newest, first = int(newest), int(first)  # of any library, but as recordings hold them
     return Reach(window=newest, sink=first, relative_sink=not trained_sink if relative_sink is None else relative_sink)
 
 

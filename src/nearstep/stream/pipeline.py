@@ -23,7 +23,7 @@ from nearstep.stream.clips import ClipModel
 from nearstep.stream.names import CALL, naming
 from nearstep.stream.opening import Picture, PixelClip, context_video, digest, encoded, stream_reach
 from nearstep.stream.recording import Opening, Recording
-from nearstep.stream.request import Conditioning, check_room, latent_shape
+from nearstep.stream.request import Conditioning, check_room, latent_shape, whole
 from nearstep.stream.session import Session
 from nearstep.stream.setup import Script, Setup
 
@@ -98,10 +98,10 @@ class CausalVideoPipeline(ClipModel):
             negative_prompt=negative_prompt,
             plan=self.settings.default_plan if plan is None else plan,
             seed=conditioning.seed,
-            sample=sample,
+            sample=whole("sample", sample),
             guidance=conditioning.guidance,
-            height=self.settings.height if height is None else height,
-            width=self.settings.width if width is None else width,
+            height=self.settings.height if height is None else whole("height", height),
+            width=self.settings.width if width is None else whole("width", width),
             window=reach.window,
             sink=reach.sink,
             relative_sink=reach.relative_sink,
