@@ -35,7 +35,7 @@ def test_the_first_versions_files_open_and_make_the_same(playground: CausalVideo
     recording = Recording.load(path)
     assert (recording.opening.relative_sink, recording.opening.context, recording.opening.window) == (False, None, 6)
     assert recording.chunks[2].changes == Changes(prompt=BLUE, plan="2,1x")
-    session = playground.open(RED, "4,1x", seed=5, window=6, sink=2, relative_sink=False)
+    session = playground.open(RED, "4,1x", seed=5, window=6, sink=2, relative_sink=False, recommit=True)
     made = take(session, 2)
     session.change(prompt=BLUE, plan="2,1x")
     made += take(session, 2)
