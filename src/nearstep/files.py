@@ -13,7 +13,7 @@ import secrets
 import shutil
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -123,6 +123,13 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write data as JSON, whole or not at all; errors as for :func:`replacing`."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write an object a line, whole or not at all; names that are not UTF-8 as JSON escapes them."""
+    with replacing(path) as part:
+        lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows]
+        part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def check_writable(path: Path) -> None:

@@ -343,3 +343,14 @@ def test_beyond_this_machine_there_is_a_token() -> None:
         assert len(serving.token) >= 32 and serve.address(serving, 80).endswith(f"#token={serving.token}")
         assert serve.serving_of(serve.Serve(host=host)).token != serving.token
     assert serve.seconds_of("1.5h") == 5400 and serve.seconds_of("10m") == 600 and serve.seconds_of("30") == 30
+
+
+def test_an_error_that_nobody_foresaw_is_logged_with_where_it_was(site: Site, monkeypatch, caplog) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(type(site.studio), "listing", broken)
+    status, content, _ = site.ask("GET", "/api/takes")
+    assert status == 500 and b"the server's log says where" in content
+    eventually(lambda: "nobody foresaw this" in caplog.text)
+    assert "in broken" in caplog.text

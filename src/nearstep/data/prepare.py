@@ -6,7 +6,6 @@ a shard. So neither the number of workers nor a restart changes a bit of the res
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,7 +31,7 @@ from nearstep.data.shards import (
 )
 from nearstep.data.videos import ClipSize, Video
 from nearstep.errors import NearstepError
-from nearstep.files import replacing, sweep
+from nearstep.files import sweep, write_json_lines
 
 SKIPPED = "skipped.jsonl"
 NO_CAPTION = "no caption: neither a text file beside it nor a line in the metadata"
@@ -277,6 +276,4 @@ def _write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     if not skipped:
         path.unlink(missing_ok=True)
         return
-    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in sorted(skipped, key=lambda one: one.file)]
-    with replacing(path) as part:
-        part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")  # as JSON escapes them
+    write_json_lines(path, [asdict(one) for one in sorted(skipped, key=lambda one: one.file)])

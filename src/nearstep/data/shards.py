@@ -10,7 +10,6 @@ where they lie, a clip at a time; a set may be much larger than memory.
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from bisect import bisect_right
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.files import replacing, write_json
+from nearstep.files import replacing, write_json, write_json_lines
 from nearstep.json_files import (
     NUMBER,
     OBJECT,
@@ -189,9 +188,7 @@ def add_shard(folder: Path, index: Index, latents: Tensor, records: Sequence[Rec
         raise NearstepError(f"latents of shape {tuple(latents.shape[1:])} do not belong to {folder}: {index.shape}")
     number = len(index.shards)
     if records is not None:
-        lines = [json.dumps(dict(record), ensure_ascii=False) + "\n" for record in records]
-        with replacing(record_file(folder, number)) as part:
-            part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")  # as JSON escapes them
+        write_json_lines(record_file(folder, number), records)
     latents = latents.to(DTYPES[index.dtype]).cpu().contiguous()
     sums = " ".join(_sum_of(clip) for clip in latents)
     with replacing(shard_file(folder, number)) as part:

@@ -54,10 +54,9 @@ class Deferred(Generic[T]):
                 try:
                     value = started.result()
                 except BaseException:
-                    if not started.done():
-                        raise  # whoever waits was interrupted; the making goes on
-                    self._started = None  # it failed: made anew when it is asked for again
-                    raise
+                    if started.done():  # it failed, and is made anew when it is asked for again
+                        self._started = None
+                    raise  # else who waited was interrupted, and the making goes on
             self._started = None
             return value
 
