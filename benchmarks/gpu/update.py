@@ -59,7 +59,7 @@ def gradients(size: Size, folder: Path, device: torch.device, *, autocast: bool 
     codec, text, clips = _opened(made, device)
     networks = load_networks(made, here, codec)
     update = DistillUpdate(made, networks, text=text, clips=clips, codec=codec, here=here)
-    gamma = networks.adversary.penalty_weight(0, 0.0) if networks.adversary else 0.0
+    gamma = networks.adversary.config.gamma_at(0.0) if networks.adversary else 0.0
     plan, learners = update.plan(0), update.noise("learners", 0, 0)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         batch = update.sample(plan, 0, update.rows, graph=True)

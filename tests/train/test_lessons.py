@@ -21,6 +21,7 @@ from nearstep.nets.transformer import VideoTransformer
 from nearstep.playground import Playground
 from nearstep.playground.world import WorldConfig
 from nearstep.rollout.rollout import generate
+from nearstep.train.distill import update as updates
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.lessons import Lesson, taught
@@ -185,6 +186,41 @@ def test_a_distillation_makes_something_of_every_lesson(folder: Path, kinds: dic
     given = Lesson(latents=kinds["single"], first_chunk=1)
     with pytest.raises(NearstepError, match="first_chunk=1 is all of the lesson's clips"):
         DistillStage(replace(distillation(folder, kinds, tmp_path / "run"), lessons=(given,)))
+
+
+def test_scenes_of_a_lesson_may_begin_with_more_steps(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stories = Lesson(latents=kinds["stories"], first_steps=4)
+    base = replace(distillation(folder, kinds, tmp_path / "run"), chunk_frames=1, step_counts=(1,))
+    stage = DistillStage(replace(base, lessons=(stories,), lesson_every=2))
+    plans = []
+    made = updates.generate
+    monkeypatch.setattr(updates, "generate", lambda net, plan, **more: plans.append(plan) or made(net, plan, **more))
+    for index in range(2):
+        stage.step(index)
+    steps = [[len(schedule) for schedule in plan.schedules] for plan in plans]
+    assert steps == [[1] * 9, [2] * 9, [4, 1, 1, 4, 1, 1, 4, 1, 1], [4, 2, 2, 4, 2, 2, 4, 2, 2]]
+    with pytest.raises(NearstepError, match="first_steps=5; give at most 4"):
+        replace(base, lessons=(replace(stories, first_steps=5),))
+    with pytest.raises(NearstepError, match="first_steps=4: only a distillation rolls clips out"):
+        replace(causal("forcing", folder, kinds, tmp_path / "run"), lessons=(stories,))
+
+
+def test_an_assistant_learns_nothing_of_frames_that_were_given(
+    folder: Path, kinds: dict[str, LatentsConfig], tmp_path: Path
+):
+    onward = Lesson(latents=kinds["usual"], first_chunk=1)
+    base = replace(distillation(folder, kinds, tmp_path / "run"), chunk_frames=1, step_counts=(1,))
+    lesson = DistillStage(replace(base, lessons=(onward,), lesson_every=1)).lessons[0]
+    batch, noise = lesson.sample(lesson.plan(0), 0, lesson.rows), lesson.noise("learners", 0, 0)
+    assert (lesson.kind, batch.given) == (1, 1)
+    assert torch.equal(batch.x_n[:, :1], batch.clips[:, :1])
+    assistant = lesson.networks.assistant
+    lesson.assistant(replace(batch, given=batch.x_n.shape[1]), noise)
+    assert not any(p.grad is not None and bool(p.grad.any()) for p in assistant.parameters())
+    lesson.assistant(batch, noise)
+    assert any(p.grad is not None and bool(p.grad.any()) for p in assistant.parameters())
 
 
 def test_a_clip_of_a_story_is_encoded_with_its_captions(folder: Path, kinds: dict[str, LatentsConfig]):

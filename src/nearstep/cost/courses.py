@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from nearstep.cost.fake_step import Config
 from nearstep.cost.sizes import Sizes
 from nearstep.errors import NearstepError
-from nearstep.train.lessons import batches
+from nearstep.train.distill.config import DistillFields
+from nearstep.train.lessons import Lesson, batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,15 @@ def courses(config: Config, sizes: Sizes) -> Iterator[Course]:
     if left:
         yield Course(config=alone, sizes=usual, share=left)
     _, *own_batches = batches(config.batch, config.lessons)
-    firsts = [lesson.first_chunk for lesson in config.lessons]
-    for (batch, clip, first), alike in Counter(zip(own_batches, sizes.lessons, firsts, strict=True)).items():
-        own = replace(usual, clip=clip, first_chunk=first)
-        yield Course(config=replace(alone, batch=batch), sizes=own, share=alike / (every * count))
+    kinds = zip(own_batches, sizes.lessons, (_rollout(config, lesson) for lesson in config.lessons), strict=True)
+    for (batch, clip, (first, starts, opening)), alike in Counter(kinds).items():
+        own = replace(usual, clip=clip, first_chunk=first, starts=starts)
+        yield Course(config=replace(alone, batch=batch, **dict(opening)), sizes=own, share=alike / (every * count))
+
+
+def _rollout(config: Config, lesson: Lesson) -> tuple[int | None, tuple[int, ...], tuple[tuple[str, int], ...]]:
+    """What a lesson's rollouts differ in: the first chunk, and where scenes begin with steps of their own."""
+    steps = lesson.first_steps or (config.first_steps if isinstance(config, DistillFields) else None)
+    if steps is None:
+        return lesson.first_chunk, (), ()
+    return lesson.first_chunk, lesson.latents.changes, (("first_steps", steps),)

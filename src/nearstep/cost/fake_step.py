@@ -179,9 +179,9 @@ class _PhasedAdversary(Adversary):
         super().__init__(config, heads, backbone)
         self.live = live
 
-    def student_gradient(self, pair: Pair, dmd: Tensor) -> tuple[Tensor, Metrics]:
+    def student_gradient(self, pair: Pair, dmd: Tensor, kind: int = 0) -> tuple[Tensor, Metrics]:
         with self.live.phase("student: adversary"):
-            return super().student_gradient(pair, dmd)
+            return super().student_gradient(pair, dmd, kind)
 
 
 def _distillation(config: DistillFields, sizes: Sizes, count: int, student: int, teacher: int) -> Peaks:

@@ -32,6 +32,8 @@ class Sizes:
     """VideoTransformer's arguments of the teacher, which the assistant shares."""
     clip: tuple[int, int, int, int] = (21, 16, 60, 104)
     """[F, C, H, W] of latents."""
+    starts: tuple[int, ...] = ()
+    """Latent frames where later scenes of a clip begin."""
     first_chunk: int | None = None
     """Latent frames of the first chunk, which a student then takes as it is; None: as all others."""
     lessons: tuple[tuple[int, int, int, int], ...] = ()

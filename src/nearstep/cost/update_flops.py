@@ -26,6 +26,7 @@ from nearstep.train.distill.adversary import AdversaryConfig
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.distill.excerpt import seen_frames
 from nearstep.train.distill.scores import reading, scoring
+from nearstep.train.distill.steps import opening_chunks
 from nearstep.train.objectives.table import objective_called
 from nearstep.train.stages.causal import CausalConfig
 
@@ -171,10 +172,10 @@ def rollout(student: Network, sizes: Sizes, config: DistillFields, steps: int) -
         at_once = block_causal(lengths)
         return student.whole(at_once), student.back(at_once)
     forward, backward = student.keys(), 2 * student.keys()
-    start = 0
+    opening, start = opening_chunks(lengths, sizes.starts), 0
     for index, length in enumerate(lengths):
         chunk = block_causal((length,), student.reach).shifted(start)
-        own = config.first_steps if index == 0 else None
+        own = config.first_steps if index in opening else None
         given = index == 0 and sizes.first_chunk is not None  # it is read, and not made
         forward += (0 if given else own or steps) * student.call(chunk)
         if index + 1 < len(lengths):  # nothing reads the last chunk

@@ -71,7 +71,7 @@ def _asd(**changes: Any) -> Change:
     return lambda base: replace(rival(base, "distill"), adversary=AdversaryConfig(**changes))
 
 
-_TOKENS: dict[str, Any] = {"pool": "mean", "gamma": 0.1}
+_TOKENS: dict[str, Any] = {"pool": "mean", "gamma": 0.01}
 """Heads that judge every token by itself, under a weaker penalty."""
 
 
@@ -130,8 +130,8 @@ CELLS: dict[str, Change] = {
     "asd_share_0.1": _asd(weight=0.1),
     "asd_share_0.5": _asd(weight=0.5),
     "asd_alpha_0.05": _asd(weight=0.05, balance=False),
-    "asd_gamma_0.1": _asd(gamma=0.1),
-    "asd_gamma_10": _asd(gamma=10.0),
+    "asd_gamma_0.01": _asd(gamma=0.01),
+    "asd_gamma_1": _asd(gamma=1.0),
     "asd_psi_3": _asd(shift=3.0),
     "asd_teacher": _asd(backbone="teacher"),
     "asd_pictures": _asd(backbone="pictures", vgg=VGG),

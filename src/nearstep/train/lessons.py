@@ -26,10 +26,13 @@ class Lesson:
     """Latent frames of their first chunk; 1 makes it a picture, from which the clip goes on. None: as all others."""
     batch: int | None = None
     """Clips of an update: more of short ones, such as pictures, cost no more. None: as all others."""
+    first_steps: int | None = None
+    """Steps of a distillation's chunks where a scene begins, the first one and one at each change: those that a plan
+    such as ``4,1x`` gives them. None: as all others."""
 
 
 def lessons_of(
-    lessons: Sequence[Lesson], every: int, *, chunks: bool = True, batches: bool = True
+    lessons: Sequence[Lesson], every: int, *, chunks: bool = True, batches: bool = True, rollouts: bool = False
 ) -> tuple[Lesson, ...]:
     """The lessons that a run has, none where ``every`` is 0.
 
@@ -38,6 +41,7 @@ def lessons_of(
         every: steps of which one takes a lesson; 1 leaves none to the usual clips.
         chunks: whether its clips are made of chunks.
         batches: whether a lesson says how many clips an update has; phases do else.
+        rollouts: whether its clips are rolled out, in steps.
 
     Raises:
         NearstepError: naming the option that fits no such run.
@@ -56,6 +60,9 @@ def lessons_of(
             raise NearstepError(
                 f"batch={lesson.batch}: a teacher's phases say how many clips an update has; leave it out"
             )
+        check_count("first_steps", lesson.first_steps)
+        if lesson.first_steps is not None and not rollouts:
+            raise NearstepError(f"first_steps={lesson.first_steps}: only a distillation rolls clips out; leave it out")
     return tuple(lessons)
 
 

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from nearstep.errors import NearstepError
 from nearstep.flow.plan import make_plan
-from nearstep.train.distill.adversary import AdversaryConfig, GradientBalance, out_of_graph
+from nearstep.train.distill.adversary import AdversaryConfig, out_of_graph
 from nearstep.train.distill.stage import DistillConfig, DistillStage
 from nearstep.train.distill.steps import StepPlan
 from nearstep.train.distill.update import Batch, DistillUpdate
 from nearstep.train.health import read_metrics
+from nearstep.train.lessons import Lesson
 from nearstep.train.loop import LoopConfig
 from nearstep.train.optim import NonFiniteError, OptimConfig
 
@@ -271,14 +272,6 @@ def test_psi_shares_what_it_is_told_to(config: DistillConfig, shared_time: bool,
         assert (float(logged.detach()) == pytest.approx(math.log(2), abs=1e-6)) == (shared_time and shared_noise)
 
 
-def test_rare_penalties_weigh_as_much_as_constant_ones(config: DistillConfig):
-    options = AdversaryConfig(gamma=0.5, penalty_every=3)
-    adversary = update_of(replace(config, adversary=options, ratio=2)).networks.adversary
-    weights = [adversary.penalty_weight(update, progress=0.0) for update in range(6)]
-    assert [weight > 0 for weight in weights] == [True, False, False, True, False, False]
-    assert weights[0] == pytest.approx(3 * options.gamma_at(0.0))
-
-
 def test_what_is_not_finite_stops_before_any_weight_moves(config: DistillConfig):
     stage = DistillStage(config)
     student, assistant = stage.update.networks.student, stage.update.networks.assistant
@@ -316,28 +309,11 @@ def test_out_of_graph_keeps_input_gradients_and_restores(config: DistillConfig):
     assert not layer.bias.requires_grad
 
 
-def test_gamma_falls_to_a_tenth():
-    config = AdversaryConfig(gamma=2.0)
-    assert config.gamma_at(0.0) == 2.0
-    assert config.gamma_at(0.5) == pytest.approx(1.1)
-    assert config.gamma_at(1.0) == pytest.approx(0.2)
-
-
-def test_gamma_is_constant_where_all_of_it_is_left():
-    config = AdversaryConfig(gamma=3.0, gamma_left=1.0)
-    assert [config.gamma_at(progress) for progress in (0.0, 0.3, 1.0)] == pytest.approx([3.0] * 3)
-
-
-def test_balance_takes_effect_with_the_next_update():
-    balance = GradientBalance()
-    assert balance.ratio == 1.0
-    balance.add(torch.full((2, 3), 4.0), torch.full((2, 3), 2.0))
-    assert balance.ratio == 1.0
-    balance.settle()
-    assert balance.ratio == pytest.approx(2.0)
-    again = GradientBalance()
-    again.load_state_dict(balance.state_dict())
-    assert again.ratio == balance.ratio
+def test_lessons_that_are_alike_are_one_kind(config: DistillConfig):
+    assert config.kinds == (None,)
+    pictures, stories = Lesson(latents=config.latents, batch=2), Lesson(latents=config.latents, first_chunk=1)
+    several = replace(config, lessons=(pictures, stories, pictures), lesson_every=1)
+    assert several.kinds == (None, pictures, stories)
 
 
 def test_a_model_that_is_not_there_is_named(config: DistillConfig, tmp_path: Path):

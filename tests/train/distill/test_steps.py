@@ -8,7 +8,7 @@ import torch
 
 from nearstep import rng
 from nearstep.flow.plan import prefix, respaced
-from nearstep.train.distill.steps import schedule_of, step_plan, training_plan
+from nearstep.train.distill.steps import opening_chunks, schedule_of, step_plan, training_plan
 
 OPTIONS = {"seed": 3, "step_counts": (1, 2, 3, 4), "warmup": 20, "adversary_delay": 5}
 
@@ -46,3 +46,9 @@ def test_the_first_chunk_can_have_its_own_list():
     plan = training_plan(1, "prefix", (3, 3, 3), shift=3.0, draw=rng.generator("test"), first=4)
     assert [len(schedule) for schedule in plan.schedules] == [4, 1, 1]
     assert plan.schedules[0] == respaced(4, shift=3.0)
+
+
+def test_each_scene_can_begin_with_its_own_list():
+    plan = training_plan(2, "prefix", (1, 3, 3, 3), shift=3.0, draw=rng.generator("test"), first=4, starts=(4, 9))
+    assert [len(schedule) for schedule in plan.schedules] == [4, 2, 4, 4]
+    assert opening_chunks((1, 3, 3, 3), (4, 9)) == (0, 2, 3)  # a scene that begins within a chunk begins with it

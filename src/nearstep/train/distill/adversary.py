@@ -14,11 +14,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from nearstep import rng
 from nearstep.errors import NearstepError
 from nearstep.flow.path import noised
 from nearstep.flow.plan import GRID
@@ -61,14 +63,15 @@ class AdversaryConfig:
     """With ``balance`` the adversarial gradient's norm at the sample as a share of the DMD gradient's, else alpha."""
     balance: bool = True
     """A fixed alpha weighs more and more, as gamma falls and the heads grow steeper."""
-    gamma: float = 1.0
-    """Weight of R1 and R2 at the start."""
+    gamma: float = 0.1
+    """Weight of R1 and R2 at the start: such that they come to some .1 of the discriminator's loss."""
     gamma_left: float = 0.1
     """The part of gamma that is left in the end, on the way down a half cosine; 1 keeps it (the paper)."""
     penalty: Penalty = "finite difference"
     penalty_every: int = 4
-    """Updates of the discriminator per penalty, whose weight grows by as much: on average the same, and cheaper
-    (StyleGAN2's lazy regularisation)."""
+    """Updates of the discriminator per penalty, on average; its weight grows by as much, so that it costs less and
+    weighs the same (StyleGAN2's lazy regularisation). Which updates have one is drawn: an interval would fall into step
+    with lessons."""
     penalty_step: float = 0.05
     """Step of the finite difference, in units of the noised samples' noise; the narrower the products, the longer."""
     penalty_products: Products = "TF32"
@@ -111,6 +114,17 @@ class AdversaryConfig:
     def gamma_at(self, progress: float) -> float:
         """gamma when ``progress`` in [0, 1] of the run is done."""
         return self.gamma * (self.gamma_left + (1 - self.gamma_left) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def penalty_weight(self, update: int, progress: float, seed: int = 0) -> float:
+        """gamma of the discriminator's update number ``update``: that of ``penalty_every`` updates at once, or 0.
+
+        Args:
+            update: counted from the run's start.
+            progress: in [0, 1], how much of the run is done.
+            seed: the run's.
+        """
+        due = Random(rng.key("penalty", seed, update)).randrange(self.penalty_every) == 0
+        return self.penalty_every * self.gamma_at(progress) if due else 0.0
 
     def __post_init__(self) -> None:
         for name in ("weight", "gamma", "joint_weight"):
@@ -166,11 +180,12 @@ class Adversary:
         config: the adversarial part of the run.
         heads: the discriminators D_n.
         backbone: what they read the features of; it has its place on the device already.
+        kinds: of clips, whose gradients are balanced apart (train/lessons.py).
     """
 
-    def __init__(self, config: AdversaryConfig, heads: Discriminator, backbone: Backbone) -> None:
+    def __init__(self, config: AdversaryConfig, heads: Discriminator, backbone: Backbone, *, kinds: int = 1) -> None:
         self.config, self.heads, self.backbone = config, heads, backbone
-        self.balance = GradientBalance()
+        self.balance = GradientBalance(kinds)
 
     def judges(self, steps: int) -> bool:
         """Whether samples of ``steps`` steps have a reference, and so a D_n."""
@@ -203,12 +218,13 @@ class Adversary:
 
         return d_n
 
-    def student_gradient(self, pair: Pair, dmd: Tensor) -> tuple[Tensor, Metrics]:
+    def student_gradient(self, pair: Pair, dmd: Tensor, kind: int = 0) -> tuple[Tensor, Metrics]:
         """alpha times the gradient of the summed L_ASD at the n-step samples [B, F, C, H, W], and what to log.
 
         Args:
             pair: the samples and their references.
             dmd: distribution matching's gradient at the samples, which alpha is measured by.
+            kind: of these clips.
         """
         of_n, of_next = self._sides(pair)
         less = replace(pair.less, x=pair.less.x.detach().requires_grad_())
@@ -223,8 +239,8 @@ class Adversary:
         gradient = gradient.float()
         # alpha: fixed, or such that the adversary's gradient is ``weight`` times as long as distribution matching's.
         cosine = torch.cosine_similarity(dmd.flatten(1), gradient.flatten(1)).mean()
-        self.balance.add(dmd, gradient)
-        alpha = self.config.weight * (self.balance.ratio if self.config.balance else 1.0)
+        self.balance.add(dmd, gradient, kind)
+        alpha = self.config.weight * (self.balance.ratio(kind) if self.config.balance else 1.0)
         metrics = {"asd": loss.mean(), "asd_norm": gradient.flatten(1).norm(dim=1).mean(), "cosine": cosine}
         return alpha * gradient, {**metrics, "alpha": torch.tensor(alpha)}
 
@@ -260,37 +276,38 @@ class Adversary:
         """Weight of the discriminator's loss, which a joint backbone learns from beside its own."""
         return self.config.joint_weight if self.config.backbone == "joint" else 1.0
 
-    def penalty_weight(self, update: int, progress: float) -> float:
-        """gamma of the discriminator's update number ``update``: that of ``penalty_every`` updates at once, then 0."""
-        every = self.config.penalty_every
-        return every * self.config.gamma_at(progress) if update % every == 0 else 0.0
-
 
 class GradientBalance:
     """Running norms of two gradients at the same samples; ``ratio`` scales the second to the size of the first.
 
-    Norms are gathered over the micro-batches of an update and take effect with the next one, so that accumulation
-    changes nothing. Before the first update the ratio is 1. A resumed run takes the norms up again.
+    Norms are gathered over the micro-batches of an update and take effect with the next one of that kind of clips, so
+    that accumulation changes nothing. Before a kind's first update its ratio is 1. A resumed run takes the norms up
+    again. Of pictures and of long clips the two gradients differ by other factors, so that one ratio for both would
+    give each another share than the one asked for.
+
+    Args:
+        kinds: of clips.
     """
 
-    def __init__(self) -> None:
-        self.norms = torch.zeros(2)
-        self.pending = torch.zeros(2)
+    def __init__(self, kinds: int = 1) -> None:
+        self.norms = torch.zeros(kinds, 2)
+        self.pending = torch.zeros(kinds, 2)
 
-    def add(self, first: Tensor, second: Tensor) -> None:
+    def add(self, first: Tensor, second: Tensor, kind: int = 0) -> None:
         """Gather the squared norms of a micro-batch's gradients [B, ...]."""
-        self.pending += torch.stack([first.detach().square().sum(), second.detach().square().sum()]).float().cpu()
+        squares = torch.stack([first.detach().square().sum(), second.detach().square().sum()])
+        self.pending[kind] += squares.float().cpu()
 
     def settle(self, total: Callable[[Tensor], Tensor] = lambda norms: norms) -> None:
         """End an update; ``total`` adds up what several processes have gathered."""
-        norms, self.pending = total(self.pending).sqrt(), torch.zeros(2)
-        if norms.all():
-            self.norms = norms if not self.norms.all() else _MOMENTUM * self.norms + (1 - _MOMENTUM) * norms
+        norms, self.pending = total(self.pending).sqrt(), torch.zeros_like(self.pending)
+        seen, known = norms.all(dim=1, keepdim=True), self.norms.all(dim=1, keepdim=True)
+        moved = torch.where(known, _MOMENTUM * self.norms + (1 - _MOMENTUM) * norms, norms)
+        self.norms = torch.where(seen, moved, self.norms)
 
-    @property
-    def ratio(self) -> float:
+    def ratio(self, kind: int = 0) -> float:
         """First norm over second."""
-        first, second = self.norms.tolist()
+        first, second = self.norms[kind].tolist()
         return first / second if second else 1.0
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ class DistillFields(LoraFields):
     """Step counts n to draw from; one that is named twice comes up twice as often."""
     schedule: ScheduleKind = "prefix"
     first_steps: int | None = None
-    """Steps of the first chunk, where it has its own list while training."""
+    """Steps of the chunk where a scene begins, where that has its own list while training."""
     sampling: Literal["rollout", "data"] = "rollout"
     """``data``: samples come from one call on noised clips in place of a rollout (CausVid)."""
     dmd_on: Literal["every", "largest"] = "every"
@@ -102,7 +102,7 @@ class DistillFields(LoraFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "lessons", lessons_of(self.lessons, self.lesson_every))
+        object.__setattr__(self, "lessons", lessons_of(self.lessons, self.lesson_every, rollouts=True))
         object.__setattr__(self, "model", located(self.model))
         if self.lora_only and self.lora_rank is None:
             raise NearstepError(f"lora_only={self.lora_only} needs a lora_rank")
@@ -119,7 +119,8 @@ class DistillFields(LoraFields):
         )
         for name in ("warmup", "adversary_delay"):
             check_count(name, getattr(self, name), least=0)
-        check_count("first_steps", self.first_steps)
+        for steps in (self.first_steps, *(lesson.first_steps for lesson in self.lessons)):
+            check_count("first_steps", steps, most=GRID)
         check_count("excerpt_frames", self.excerpt_frames, least=2)
         if not self.step_counts or not set(self.step_counts) <= set(range(1, GRID + 1)):
             raise NearstepError(f"step_counts={self.step_counts}; give step counts from 1 to {GRID}")
@@ -143,6 +144,11 @@ class DistillFields(LoraFields):
                 "the discriminator's penalty needs a teacher in float32; set teacher_dtype=float32, "
                 "or penalty_products=bfloat16"
             )
+
+    @property
+    def kinds(self) -> tuple[Lesson | None, ...]:
+        """The kinds of clips that updates take: the usual ones, then those of lessons, each once."""
+        return tuple(dict.fromkeys((None, *self.lessons)))
 
     @property
     def slices(self) -> bool:

@@ -15,7 +15,7 @@ from nearstep.nets.compiling import compile_blocks
 from nearstep.nets.discriminator import Discriminator, tap_blocks
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.train.adapters import adapt, base, start_from
-from nearstep.train.distill.adversary import Adversary, AdversaryConfig, Backbone
+from nearstep.train.distill.adversary import Adversary, AdversaryConfig
 from nearstep.train.distill.config import DistillFields
 from nearstep.train.distill.pictures import BLOCKS, PICTURE_WIDTHS, PictureBackbone
 from nearstep.train.ema import Ema
@@ -100,21 +100,10 @@ def assembled(
     adversary = None
     if config.adversary:
         read_from = pictures or (teacher if config.adversary.backbone == "teacher" else assistant)
-        adversary = make_adversary(config.adversary, read_from, shape=teacher, seed=config.seed)
+        heads = make_heads(config.adversary, teacher, config.seed)
+        adversary = Adversary(config.adversary, heads, read_from, kinds=len(config.kinds))
         place(adversary.heads, None)
     return Networks(student=student, teacher=teacher, assistant=assistant, ema=ema, adversary=adversary)
-
-
-def make_adversary(config: AdversaryConfig, backbone: Backbone, *, shape: VideoTransformer, seed: int) -> Adversary:
-    """An adversary with fresh heads that fit its backbone.
-
-    Args:
-        config: the adversarial part of the run.
-        backbone: what the heads read the features of.
-        shape: a network as wide and as deep as a denoiser among the backbones; the heads are as wide, too.
-        seed: names the heads' first weights.
-    """
-    return Adversary(config, make_heads(config, shape, seed), backbone)
 
 
 def make_heads(config: AdversaryConfig, shape: VideoTransformer, seed: int) -> Discriminator:

@@ -58,7 +58,13 @@ class DistillStage:
         self.update = make(clips=clips)
         opened = open_lessons(config.lessons, self.codec, clips.shape)
         self.lessons = [
-            make(clips=own, first_chunk=lesson.first_chunk, batch=lesson.batch)
+            make(
+                clips=own,
+                first_chunk=lesson.first_chunk,
+                batch=lesson.batch,
+                kind=config.kinds.index(lesson),
+                first_steps=lesson.first_steps,
+            )
             for lesson, own in zip(config.lessons, opened, strict=True)
         ]
         self.optimizers = _optimizers(config, networks)
@@ -101,7 +107,7 @@ class DistillStage:
         logged, rates = [update.assistant(batch, noise.of(batch.rows)) for batch in batches], {}
         if adversary and batches[0].x_next is not None:
             done = index * self.config.ratio + number
-            gamma = adversary.penalty_weight(done, index / self.config.loop.steps)
+            gamma = adversary.config.penalty_weight(done, index / self.config.loop.steps, self.config.seed)
             logged += [update.discriminator(plan, batch, noise.of(batch.rows), gamma) for batch in batches]
             rates = self._move("discriminator", index)
         return logged, rates | self._move("assistant", index)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -66,8 +68,9 @@ def training_plan(
     shift: float,
     draw: torch.Generator,
     first: int | None = None,
+    starts: Sequence[int] = (),
 ) -> ChunkPlan:
-    """The plan of a training rollout: one schedule for all chunks, or the first chunk on a list of its own.
+    """The plan of a training rollout: one schedule for all chunks, or chunks where scenes begin on a list of their own.
 
     Args:
         steps: n.
@@ -75,10 +78,18 @@ def training_plan(
         lengths: latent frames of each chunk.
         shift: of the schedules.
         draw: for ``subset``.
-        first: steps of the first chunk where it has its own list (first-frame enhancement while training).
+        first: steps of a chunk where a scene begins, where it has its own list (first-frame enhancement in training).
+        starts: frames where the second scene begins, the third and so on; the first one begins with the clip.
     """
     schedule = schedule_of(steps, kind, shift=shift, draw=draw)
     schedules = [schedule] * len(lengths)
     if first is not None:
-        schedules[0] = respaced(first, shift=shift)
+        for chunk in opening_chunks(lengths, starts):
+            schedules[chunk] = respaced(first, shift=shift)
     return ChunkPlan(text=str(steps), lengths=tuple(lengths), schedules=tuple(schedules))
+
+
+def opening_chunks(lengths: Sequence[int], starts: Sequence[int] = ()) -> tuple[int, ...]:
+    """The chunks, of these lengths, in which a scene begins: the first one, and those of the frames ``starts``."""
+    ends = list(accumulate(lengths))
+    return tuple(bisect_right(ends, frame) for frame in (0, *starts))

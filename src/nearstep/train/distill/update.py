@@ -76,6 +76,8 @@ class Batch(Conditions):
     """[B, F, C, H, W] the n-step samples; with a graph until the student has learnt from them."""
     x_next: Tensor | None
     """[B, F, C, H, W] what they are held against, without a graph; None where n has no reference."""
+    given: int = 0
+    """Leading frames of ``x_n`` that are real, and not the student's."""
     replay: Replay | None = None
     """Takes the gradient on, where the graph of ``x_n`` ends at a rollout that had none."""
 
@@ -102,6 +104,8 @@ class DistillUpdate:
         here: this process among those that train together.
         first_chunk: latent frames of the first chunk, which is then taken from the clips and not generated.
         batch: clips of an update, over all processes; None: the run's.
+        kind: number of this kind of clips among the run's.
+        first_steps: steps of the chunk where a scene begins; None: the run's.
     """
 
     def __init__(
@@ -115,10 +119,13 @@ class DistillUpdate:
         here: Ranks,
         first_chunk: int | None = None,
         batch: int | None = None,
+        kind: int = 0,
+        first_steps: int | None = None,
     ) -> None:
         self.config, self.networks, self.text, self.clips, self.here = config, networks, text, clips, here
         self.codec, self.batch = codec, batch or config.batch
-        self.rows, self.first_chunk = here.share(self.batch), first_chunk
+        self.rows, self.first_chunk, self.kind = here.share(self.batch), first_chunk, kind
+        self.first_steps = first_steps or config.first_steps
         self.lengths = chunk_lengths(clips.shape[0], config.chunk_frames, first_chunk)
         if first_chunk == clips.shape[0]:
             raise NearstepError(
@@ -175,6 +182,7 @@ class DistillUpdate:
             rows=rows,
             x_n=excerpt.clip(x_n, self.codec),
             x_next=None if x_next is None else excerpt.clip(x_next, self.codec),
+            given=max(0, (self.first_chunk or 0) - excerpt.first),
             replay=replay,
         )
 
@@ -193,7 +201,7 @@ class DistillUpdate:
         config, student, device = self.config, self.networks.student, self.here.device
         choice = rng.generator("schedule", config.seed, index, steps)
         make = partial(training_plan, kind=config.schedule, lengths=self.lengths, shift=config.shift, draw=choice)
-        plan = make(steps, first=config.first_steps)
+        plan = make(steps, first=self.first_steps, starts=self.clips.starts)
         again = graph and config.replay
         with torch.set_grad_enabled(graph and not again):
             if config.sampling == "data":
@@ -265,7 +273,7 @@ class DistillUpdate:
         adversary, x_next = networks.adversary, batch.x_next
         if adversary and x_next is not None and plan.student_listens:
             asd, logged = adversary.student_gradient(
-                adversary.pair(plan.steps, batch.x_n, x_next, batch.text, noise), total
+                adversary.pair(plan.steps, batch.x_n, x_next, batch.text, noise), total, self.kind
             )
             total, metrics = total.add_(asd), metrics | logged
             del asd  # a clip, before the backward pass that needs the most memory
@@ -283,10 +291,11 @@ class DistillUpdate:
         """Gradients of the assistant from one micro-batch, and what to log.
 
         Flow matching on the student's samples, as the teacher once learnt from clips: so it knows how dense the
-        student's samples are, now.
+        student's samples are, now. Of frames that the samples were given it learns nothing: those are the data's.
         """
         assistant, x = self.networks.assistant, batch.x_n  # [B, F, C, H, W], without a graph by now
         t = noise.chunk_t("assistant", self.config.shift, own_chunks(assistant.config, x.shape[1]))
+        t[:, : batch.given] = 0.0
         losses = flow_matching(denoiser_of(assistant, batch.text, x), x, noise.eps("assistant"), t)
         (losses.sum() / len(self.rows)).backward()
         return {"assistant": losses.mean()}
