@@ -17,6 +17,7 @@ from nearstep.data.prompts import PromptsConfig
 from nearstep.data.shards import FORMAT, INDEX, VERSION
 from nearstep.errors import NearstepError
 from nearstep.train.distill.stage import DistillConfig
+from nearstep.train.lessons import Lesson
 from nearstep.train.loop import LoopConfig
 from nearstep.train.recipe import check_recipe, recipe_of
 
@@ -135,3 +136,28 @@ def test_prompts_may_move_and_not_change(tmp_path: Path):
     there.latents.files[0].write_text("a ball\na cup\n")
     with pytest.raises(NearstepError, match="made from another latents"):
         check_recipe(saved, as_saved(there), SAVED)
+
+
+def test_clips_of_lessons_may_move_and_not_change(tmp_path: Path):
+    base = replace(usual_runs.forcing(), model=tmp_path / "nowhere", latents=prepared(tmp_path / "usual", (4,)))
+    own = prepared(tmp_path / "own", (4, 4))
+    config = replace(base, lessons=(Lesson(latents=own), Lesson(latents=replace(own, clips=6), batch=2)))
+    saved, there = as_saved(config), moved(tmp_path / "own")
+    elsewhere = tuple(replace(each, latents=replace(each.latents, folder=there)) for each in config.lessons)
+    check_recipe(saved, as_saved(replace(config, lessons=elsewhere)), SAVED)
+    other = (elsewhere[0], replace(elsewhere[1], batch=3))
+    with pytest.raises(NearstepError, match="lessons was"):
+        check_recipe(saved, as_saved(replace(config, lessons=other)), SAVED)
+    prepared(there, (4, 3))
+    with pytest.raises(NearstepError, match="made from another lessons: what lies at .*moved own"):
+        check_recipe(saved, as_saved(replace(config, lessons=elsewhere)), SAVED)
+
+
+def test_an_option_that_an_earlier_version_did_not_have_is_one_that_is_not_given(tmp_path: Path):
+    lessons = (Lesson(latents=LatentsConfig(folder=tmp_path / "own", clips=8)),)
+    config = replace(usual_runs.self_forcing(), model=tmp_path / "nowhere", lessons=lessons)
+    saved = as_saved(config)
+    del saved["lessons"][0]["first_steps"], saved["first_steps"]
+    check_recipe(saved, as_saved(config), SAVED)
+    with pytest.raises(NearstepError, match="lessons was"):
+        check_recipe(saved, as_saved(replace(config, lessons=(replace(lessons[0], first_steps=4),))), SAVED)

@@ -92,8 +92,16 @@ def check_recipe(saved: Mapping[str, Any], recipe: Mapping[str, Any], path: Path
 def _options(value: Any, key: str, known: Set[str]) -> Any:
     # What is known by its content is compared without its place.
     if key not in known:
-        return value
-    return {name: inner for name, inner in value.items() if name not in PLACES} if isinstance(value, Mapping) else None
+        return _compared(value, frozenset())
+    return None if isinstance(value, str) else _compared(value, PLACES)
+
+
+def _compared(value: Any, without: Set[str]) -> Any:
+    # An option that is not given is one that an earlier version did not have.
+    if isinstance(value, Mapping):
+        given = {name: inner for name, inner in value.items() if name not in without and inner is not None}
+        return {name: _compared(inner, without) for name, inner in given.items()}
+    return [_compared(inner, without) for inner in value] if isinstance(value, list) else value
 
 
 def _difference(key: str, saved: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
@@ -105,6 +113,8 @@ def _difference(key: str, saved: Mapping[str, Any], recipe: Mapping[str, Any]) -
 
 
 def _place(value: Any) -> str:
+    if isinstance(value, list):
+        return " or ".join(dict.fromkeys(_place(lesson["latents"]) for lesson in value))
     inner = [value[name] for name in ("folder", "files") if name in value] if isinstance(value, Mapping) else [value]
     return str(inner[0]) if inner else "its place"
 
@@ -116,6 +126,8 @@ def _contents(config: Recipe) -> dict[str, str]:
         if isinstance(value, Path):
             check_name(value)
     found = {name: _clips(values.get(name)) for name in ("latents", "pictures")}
+    if lessons := [_clips(lesson.latents) for lesson in values.get("lessons", ())]:
+        found["lessons"] = None if None in lessons else _digest([str(clips) for clips in lessons], [])
     if isinstance(model := values.get("model"), Path):
         parts = dict.fromkeys([values.get("network"), values.get("teacher"), "vae", "text_encoder"])
         found["model"] = _weights([model / part for part in parts if part])
