@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = frozenset(
-    "cluster errors files json_files pictures plots precision programs protocols ranges reach rng shapes version "
+    "cluster errors files json_files lock pictures plots precision programs protocols ranges reach rng shapes version "
     "words".split()
 )
 WORLDS = frozenset({"playground"})

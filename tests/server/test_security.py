@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import random
 import socket
 import struct
@@ -21,6 +22,7 @@ from websockets.sync.client import connect
 from nearstep.cli import serve
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
+from nearstep.lock import SERVING, held
 from nearstep.server import guard, listen
 from nearstep.server.protocol import LONGEST_MESSAGE, MOST_WAITING, Close, read_request, unpacked
 from nearstep.server.studio import Limits
@@ -130,6 +132,13 @@ def test_an_id_is_no_path(site: Site, name: str) -> None:
         status, body, _ = site.ask("GET", path)
         assert status in (404, 405) and b"root:" not in body
         assert site.ask("DELETE", path)[0] in (404, 405)
+
+
+@pytest.mark.parametrize("number", ["9" * 8, "9" * 5000, "-1", "1e3", "%D9%A1", "1.0", "x"])
+def test_a_chunk_that_is_no_number_of_one_is_absent(site: Site, number: str) -> None:
+    take = site.take()
+    for whose in (f"takes/{take['id']}", f"watch/{take['watch']}"):
+        assert site.ask("GET", f"/api/{whose}/chunks/{number}.jpg")[0] == 404
 
 
 def test_headers_keep_markup_and_frames_out(site: Site) -> None:
@@ -321,12 +330,21 @@ def test_prompts_stay_out_of_the_log_and_names_are_counted(tiny, tmp_path: Path,
         (["--sessions", "0"], "--sessions"),
         (["--undo", "-1"], "--undo"),
         (["--host", "203.0.113.7", "--port", "1"], "cannot listen"),
+        (["--host", "local\0host", "--port", "0"], "--host"),
+        (["--host", "x" * 70 + ".example", "--port", "0"], "x"),
         (["no-such-model"], "no-such-model"),
     ],
 )
 def test_wrong_options_end_in_a_line(options: list[str], said: str, tmp_path: Path, capsys) -> None:
     assert main(["serve", *options, "--state", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_two_servers_do_not_share_what_they_keep(tmp_path: Path, capsys) -> None:
+    with held(tmp_path, SERVING):
+        assert main(["serve", "--port", "0", "--state", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"being served in by process {os.getpid()} " in said and "another folder with --state" in said
 
 
 def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys) -> None:

@@ -198,6 +198,35 @@ def test_a_fork_shares_the_past_and_goes_its_own_way(site: Site, tiny: CausalVid
     assert shared[:2] == b"\xff\xd8" and site.ask("GET", f"/api/takes/{fork['take']}/chunks/1.jpg")[1] == shared
 
 
+def test_a_fork_keeps_the_past_that_a_rewind_takes_back_at_once(site: Site) -> None:
+    take = site.take()
+    with site.look(f"takes/{take['id']}") as look:
+        look.chunk(3)
+        look.say("fork", ref="f", chunk=3)  # both wait for the same chunk
+        look.say("rewind", ref="r", chunk=0)
+        fork = look.of("applied", ref="f")
+        assert look.of("applied", ref="r")["chunk"] == 0
+        look.say("pause")
+    pictures = [site.ask("GET", f"/api/takes/{fork['take']}/chunks/{chunk}.jpg") for chunk in range(3)]
+    assert [status for status, *_ in pictures] == [200] * 3
+    with site.look(f"takes/{fork['take']}") as other:
+        assert other.step()["take"]["count"] >= 3
+        other.chunk(3)
+        other.say("pause")
+    assert len(frames(site.ask("GET", f"/api/takes/{fork['take']}/video.mp4")[1])) >= 5 + 3 * 8
+
+
+def test_a_take_at_its_longest_has_ended_and_goes_on_after_a_rewind(tiny: CausalVideoPipeline, tmp_path: Path) -> None:
+    with running(tiny, tmp_path, limits=Limits(longest=2)) as site:
+        take = site.take()
+        with site.look(f"takes/{take['id']}") as look:
+            ended = look.of("state", state="ended")
+            assert (ended["count"], "at most 2 chunks; rewind it" in ended["why"]) == (2, True)
+            look.say("rewind", ref="r", chunk=1)
+            assert look.of("applied", ref="r")["chunk"] == 1
+            assert look.of("state", state="ended")["count"] == 2
+
+
 def test_a_take_is_made_again_under_another_plan(site: Site, tmp_path: Path) -> None:
     take = site.take()
     with site.look(f"takes/{take['id']}") as look:

@@ -21,6 +21,7 @@ from served import BLUE, RED, Site, eventually, running
 from nearstep.errors import NearstepError
 from nearstep.server.jobs import MOST_TRIES, Jobs, new_name
 from nearstep.server.studio import Limits
+from nearstep.stream.pipeline import CausalVideoPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of OpenAI's own service, which ends
 
@@ -48,6 +49,16 @@ def test_a_video_is_asked_for_watched_and_fetched(site: Site) -> None:
     assert videos.download_content(again.id).content == content
     assert [model.id for model in client(site).models.list()] == ["tiny"]
     assert client(site).models.retrieve("tiny").owned_by == "nearstep"
+
+
+def test_a_file_that_somebody_removed_is_said_to_be_gone(tiny: CausalVideoPipeline, tmp_path: Path) -> None:
+    with running(tiny, tmp_path) as site:
+        done = client(site).videos.create_and_poll(prompt=RED, seconds="1")
+        for file in (tmp_path / "videos").iterdir():
+            file.unlink()
+        for variant in ("video", "thumbnail"):
+            status, body, _ = site.ask("GET", f"/v1/videos/{done.id}/content?variant={variant}")
+            assert (status, f"the {variant} of".encode() in body) == (410, True)
 
 
 def test_a_video_goes_on_from_a_picture(site: Site) -> None:

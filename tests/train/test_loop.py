@@ -303,7 +303,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path: Path):
 
 
 def test_a_lock_of_a_dead_process_is_taken_over_and_another_hosts_never(tmp_path: Path):
-    dead = "import os, sys; from pathlib import Path; from nearstep.train.lock import held\n"
+    dead = "import os, sys; from pathlib import Path; from nearstep.lock import held\n"
     dead += "with held(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", dead, tmp_path], check=False)
     assert json.loads((tmp_path / ".lock").read_text())["host"] == socket.gethostname()

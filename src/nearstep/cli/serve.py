@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,13 +20,14 @@ from nearstep.cli.options import (
     FlatCluster,
     FlatLoading,
     ModelArgument,
-    check_paths,
     optional,
     place,
 )
 from nearstep.cli.text import note
 from nearstep.cluster import HERE
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
+from nearstep.lock import SERVING, held
 from nearstep.models.folder import EMBEDDED, ModelFolder, local_folder
 from nearstep.server.names import MOST_REPLICAS
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 NEEDED = ("starlette", "uvicorn", "websockets", "prometheus_client", "python_multipart")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UNITS = {"s": 1, "m": 60, "h": 3600}
+_KEPT = ExitStack()
+"""What a replica holds until its process ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def serve(options: Serve) -> None:
     """Serve until Ctrl-C."""
-    check_paths(options)
     check(options)
     serving = serving_of(options)
     options.loading.check()
@@ -108,7 +111,8 @@ def serve(options: Serve) -> None:
     from nearstep.server.listen import listening
     from nearstep.server.serving import assembled
 
-    with listening(serving.host, serving.port) as listener:  # before minutes of loading
+    # Both before minutes of loading. Of two servers in one folder each would make the other's videos.
+    with listening(serving.host, serving.port) as listener, held(serving.state, SERVING):
         port = listener.getsockname()[1]
         pipe = options.loading.pipeline(model)
         note(place(pipe))
@@ -133,9 +137,10 @@ def serve_replicas(options: Serve, count: int, serving: Serving, model: ModelCon
         port = listener.getsockname()[1]
 
     def build(rank: int) -> Guard:
+        own = replace(serving, replica=rank, state=serving.state / f"replica-{rank}")
+        _KEPT.enter_context(held(own.state, SERVING))
         pipe = options.loading.pipeline(model)
         warm(pipe, compiled=options.loading.compile)
-        own = replace(serving, replica=rank, state=serving.state / f"replica-{rank}")
         return assembled(pipe, name, own, port).app
 
     replicas = Replicas(count=count, cluster=cluster, host=serving.host, port=port, connections=serving.connections)
@@ -208,18 +213,25 @@ def serving_of(options: Serve) -> Serving:
         kept=options.kept,
         jobs=options.jobs,
     )
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser())
     token = options.token or (None if options.host in LOOPBACK else new_token())
     return Serving(
         host=options.host,
         port=options.port,
         token=token,
         hosts=options.allow_host,
-        state=options.state or home / "nearstep" / f"serve-{options.port}",
+        state=options.state or _home() / "nearstep" / f"serve-{options.port}",
         limits=limits,
         undo_depth=options.undo,
         log_prompts=options.log_prompts,
     )
+
+
+def _home() -> Path:
+    """Where this user's programs keep what they know."""
+    try:
+        return path_of(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
+    except NearstepError as error:
+        raise NearstepError(f"{error}; name a folder with --state") from error
 
 
 def address(serving: Serving, port: int) -> str:

@@ -71,7 +71,7 @@ class Api:
                 Route(path, at.facts, methods=["GET"]),
                 Route(f"{path}/video.mp4", at.video),
                 Route(f"{path}/recording.jsonl", at.recording),
-                Route(f"{path}/chunks/{{chunk:int}}.jpg", at.picture),
+                Route(f"{path}/chunks/{{chunk}}.jpg", at.picture),
                 WebSocketRoute(f"{path}/live", at.live),
             ]
         return [
@@ -234,11 +234,12 @@ class Readers:
 
     async def picture(self, request: Request) -> Response:
         """A small picture of a chunk."""
-        content = await _content(self._kept(request).picture(request.path_params["chunk"]).read_bytes)
+        kept, chunk = self._kept(request), request.path_params["chunk"]
+        content = await _content(kept.picture(int(chunk)).read_bytes) if re.fullmatch("[0-9]{1,7}", chunk) else None
         if content is None:
             if "e" in request.query_params:  # of a page that has not heard yet that the chunk was taken back
                 return Response(status_code=204)
-            raise Refusal(404, f"there is no chunk {request.path_params['chunk']}")
+            raise absent("chunk", chunk)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
 
     async def live(self, socket: WebSocket) -> None:

@@ -79,6 +79,9 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         raise NearstepError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
+    except (ValueError, TypeError) as error:  # no name at all: with a NUL, or too long a part
+        opened.close()
+        raise NearstepError(f"--host {host[:60]!r} is no address: {error}; give 127.0.0.1, or 0.0.0.0") from error
     opened.listen(256)
     return opened
 

@@ -127,18 +127,25 @@ class Studio:
         """Something happened in a take."""
         self._told(event, {"take": take.origin.id, **facts})
 
-    def forked(self, take: Take, session: Session, chunk: int) -> Json:
+    def branch(self, take: Take, chunk: int) -> tuple[Origin, KeptTake]:
+        """Name and folder of a fork, with the chunks before this one."""
+        origin = self._origin(take.origin.id)
+        kept = KeptTake(self._folder / origin.id)
+        try:
+            kept.take_over(take.kept, chunk)
+        except OSError:
+            kept.remove()
+            raise
+        return origin, kept
+
+    def forked(self, fork: Take) -> Json:
         """A fork has begun."""
         try:
             self._check_room()
         except Exception as refusal:
             raise NearstepError(str(refusal)) from refusal
-        origin = self._origin(take.origin.id)
-        kept = KeptTake(self._folder / origin.id)
-        kept.take_over(take.kept, chunk)
-        fork = Take(origin, session, kept, self, tuple(take.chunks[:chunk]))
         self._join(fork)
-        return {"take": origin.id, "watch": origin.watch}
+        return {"take": fork.origin.id, "watch": fork.origin.watch}
 
     # --- the takes -------------------------------------------------------------------------------------------------
 

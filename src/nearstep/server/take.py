@@ -69,8 +69,12 @@ class Place(Protocol):
         """Chunks of the longest take."""
         ...
 
-    def forked(self, take: Take, session: Session, chunk: int) -> Json:
-        """A fork of it has begun; what the page is told. Called on the event loop."""
+    def branch(self, take: Take, chunk: int) -> tuple[Origin, KeptTake]:
+        """Name and folder of a fork of it, with the chunks before this one. Called on the encoder's thread."""
+        ...
+
+    def forked(self, fork: Take) -> Json:
+        """A fork has begun; what the page is told. Called on the event loop."""
         ...
 
     def noted(self, event: str, take: Take, facts: Json) -> None:
@@ -155,7 +159,7 @@ class Take:
             if request.type == "fork":
                 chunk = request.fields["chunk"]
                 fork = session.fork(chunk, **changes)
-                self._after(lambda: self._forked(order, fork, chunk))
+                self._place.worker.encoder.submit(self._branch, order, fork, chunk)
                 return
             if request.type == "rewind":
                 session.rewind(request.fields["chunk"])
@@ -178,7 +182,10 @@ class Take:
 
     def _make(self, waiting: int) -> None:
         if self._session.index >= self._place.longest:
-            raise NearstepError(f"a take has at most {self._place.longest} chunks; fork it to go on")
+            self._ended = True
+            why = f"a take has at most {self._place.longest} chunks; rewind it, or fork it at an earlier one, to go on"
+            self._after(lambda: self._end("ended", why))
+            return
         began, keeping = time.perf_counter(), self._keeping
         direction = _direction(self._session)
         chunk = next(self._session, None)
@@ -214,6 +221,17 @@ class Take:
         facts = replace(facts, seconds=round(time.perf_counter() - began, 4))
         message = packed(epoch, chunk.index, *fragment)
         self._tell_loop(lambda: self._arrived(facts, epoch, message))
+
+    def _branch(self, order: _Order, session: Session, chunk: int) -> None:
+        """The past of a fork, before a rewind that was asked for next takes it back."""
+        try:
+            origin, kept = self._place.branch(self, chunk)
+        except (NearstepError, OSError) as error:
+            why = str(error) if isinstance(error, NearstepError) else f"it could not be kept: {error.strerror}"
+            self._place.worker.call(session.close)
+            self._tell_loop(lambda: self._receipt(order, "refused", {"why": why}))
+            return
+        self._tell_loop(lambda: self._forked(order, session, chunk, origin, kept))
 
     def _after(self, action: Callable[[], None]) -> None:
         """On the loop, after the chunks that were made before."""
@@ -326,7 +344,8 @@ class Take:
     def _rewound(self, chunk: int, epoch: int) -> None:
         del self.chunks[chunk:]
         self.epoch = epoch
-        self.state = "playing" if self.state == "ended" else self.state
+        if self.state == "ended":
+            self.state, self.why, self._playing = "playing", "", True
         for viewer in self.viewers:
             viewer.epoch, viewer.shown = epoch, chunk - 1
             viewer.tell({"type": "rewound", "chunk": chunk, "epoch": epoch})
@@ -341,10 +360,12 @@ class Take:
         self._receipt(order, "applied", {"chunk": chunk})
         self._tell_state()
 
-    def _forked(self, order: _Order, session: Session, chunk: int) -> None:
+    def _forked(self, order: _Order, session: Session, chunk: int, origin: Origin, kept: KeptTake) -> None:
+        fork = Take(origin, session, kept, self._place, tuple(self.chunks[:chunk]))
         try:
-            told = self._place.forked(self, session, chunk)
+            told = self._place.forked(fork)
         except NearstepError as error:
+            kept.remove()
             self._place.worker.call(session.close)
             self._receipt(order, "refused", {"why": str(error)})
             return

@@ -160,9 +160,12 @@ class Videos:
             raise Refusal(400, f"variant={variant[:20]}: give video or thumbnail")
         if job.status != DONE:
             raise Refusal(409, f"this video is {job.status}; its file is there when it is {DONE}")
-        path = self._maker.video(job.id)
+        video = self._maker.video(job.id)
+        path = video if variant == "video" else video.with_suffix(".jpg")
+        if not path.is_file():
+            raise Refusal(410, f"the {variant} of {job.id} is no longer in the server's folder; ask for it anew")
         if variant == "thumbnail":
-            return FileResponse(path.with_suffix(".jpg"), media_type="image/jpeg")
+            return FileResponse(path, media_type="image/jpeg")
         return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4")
 
     # --- helpers ---------------------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from torch import Tensor
 from nearstep.errors import NearstepError
 from nearstep.files import check_name, swap_folder, sweep, write_json
 from nearstep.json_files import read_object
+from nearstep.lock import held
 from nearstep.ranges import check_count, check_number
 from nearstep.train import checkpoint
 from nearstep.train.checkpoint import TrainState
-from nearstep.train.lock import held
 from nearstep.train.metrics import Metrics
 from nearstep.train.parallel import Ranks, ranks
 from nearstep.train.progress import Progress, say
