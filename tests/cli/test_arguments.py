@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from nearstep.cli.arguments import parsed
 from nearstep.cli.main import main
+from nearstep.cli.stream import Stream
+from nearstep.errors import NearstepError
 
 LONG = "/" + "a" * 200
 WRONG = (
@@ -63,3 +67,12 @@ def test_help_is_the_parsers(capsys) -> None:
         main(["report", "--help"])
     assert not end.value.code
     assert "Folder of the run" in capsys.readouterr().out
+
+
+def test_a_home_is_found_behind_an_equals_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = parsed(Stream, "nearstep stream", ["x", "-o=~/a.mp4", "--log=~/b.jsonl", "--tiny-decoder=~/c"])
+    assert (asked.output, asked.log) == (tmp_path / "a.mp4", tmp_path / "b.jsonl")
+    assert asked.loading.tiny_decoder == tmp_path / "c"
+    with pytest.raises(NearstepError, match="nobody-at-all"):
+        parsed(Stream, "nearstep stream", ["x", "-o=~nobody-at-all/a.mp4"])

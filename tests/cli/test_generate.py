@@ -239,3 +239,10 @@ def test_info_says_what_a_model_is(model_folder: Path, capsys) -> None:
         parameters = {id(p): p.numel() for p in getattr(pipe, name).parameters()}  # shared ones once
         assert facts["components"][name]["parameters"] == sum(parameters.values())
     assert facts["networks"]["transformer"]["plans"]["4,1x"] == {"steps": 6, "commits": 2, "calls": 8}
+
+
+def test_a_clip_goes_home_behind_an_equals_sign(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "a small red ball slides left", "--model", str(model_folder), "--output=~/a.mp4"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]

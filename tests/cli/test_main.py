@@ -92,13 +92,6 @@ def test_debug_may_stand_anywhere_and_changes_nothing_else(capsys) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_behind_stdout_is_one_line() -> None:
-    command = [sys.executable, "-c", "import sys; from nearstep.cli.main import main; sys.exit(main(['--version']))"]
-    with Path("/dev/full").open("w") as full:
-        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": SOURCE})
-    assert ran.returncode == 1 and "No space left" in ran.stderr and ran.stderr.count("\n") == 1
-
-
 def test_recipes_are_listed_and_their_keys_checked(capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--help"]) == 0
     assert "playground.codec" in capsys.readouterr().out
@@ -162,3 +155,28 @@ def test_a_report_replaces_reports_of_its_run_alone(tmp_path: Path, capsys, monk
     assert main(["report", "two", "--out", "a.html", "--overwrite"]) == 0
     assert Path("a.html").read_text() != before
     assert main(["report", "three"]) == 2 and not Path("three").exists()
+
+
+def started(arguments: str, *, ends: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program with its standard streams as a shell leaves them."""
+    command = f"exec {sys.executable} -m nearstep.cli.main {arguments} {ends}"
+    own = {"PYTHONPATH": SOURCE, **environment}
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, env=own)
+
+
+@pytest.mark.parametrize("ends", [">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(ends: str) -> None:
+    assert started("--version", ends=ends).returncode == 0
+    assert started("nothing", ends=ends).returncode == front.USER_ERROR
+
+
+def test_a_full_disk_behind_standard_output_is_said_in_one_line() -> None:
+    found = started("--version", ends=">/dev/full")
+    assert (found.returncode, found.stderr) == (
+        front.USER_ERROR, "nearstep: cannot write to standard output: No space left on device\n"
+    )  # fmt: skip
+
+
+def test_words_that_an_encoding_lacks_are_escaped() -> None:
+    found = started("h\u00fclfe", PYTHONIOENCODING="ascii")
+    assert found.returncode == front.USER_ERROR and "there is no command 'h\\xfclfe'" in found.stderr

@@ -19,9 +19,10 @@ from nearstep.cli import stream
 from nearstep.cli.main import main
 from nearstep.errors import NearstepError
 from nearstep.nets.tiny_decoder import TinyDecoder
-from nearstep.pictures import fitted
-from nearstep.stream.opening import read_picture, upright
-from nearstep.stream.output import count_frames, growing_mp4, pixels, read_comment
+from nearstep.pictures import fitted, upright
+from nearstep.stream.mp4 import growing_mp4
+from nearstep.stream.opening import read_picture
+from nearstep.stream.output import count_frames, pixels, read_comment
 from nearstep.stream.pipeline import CausalVideoPipeline
 from nearstep.stream.recording import Recording
 from nearstep.stream.session import Session
@@ -109,14 +110,16 @@ def test_final_pixels_that_cannot_be_written_leave_the_preview(
     assert (len(frames(Path("a.mp4"))), len(frames(Path("b.mp4")))) == (21, 5)
 
 
-def test_a_picture_goes_on(model_folder: Path, tmp_path: Path) -> None:
+def test_a_picture_goes_on(model_folder: Path, tmp_path: Path, capsys) -> None:
     picture, video = tmp_path / "a.png", tmp_path / "a.mp4"
     Image.new("RGB", (32, 32), (200, 30, 30)).save(picture)
-    assert (
-        main(["stream", RED, "--image", str(picture), "-o", str(video), "--chunks", "2", "--model", str(model_folder)])
-        == 0
-    )
+    asked = ["stream", RED, "--image", str(picture), "-o", str(video), "--chunks", "2", "--model", str(model_folder)]
+    assert main(asked) == 0
     assert len(frames(video)) == 16
+    capsys.readouterr()
+    assert main(asked) == 0 and "skipped" in capsys.readouterr().err
+    Image.new("RGB", (32, 32), (30, 200, 30)).save(picture)  # another one under the same name
+    assert main(asked) == 2 and "image" in capsys.readouterr().err
 
 
 def test_the_end_of_a_video_goes_on_and_is_made_again(model_folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -207,7 +210,7 @@ def test_a_killed_program_leaves_what_it_had_made(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     program = f"""
 import os, numpy as np
-from nearstep.stream.output import growing_mp4
+from nearstep.stream.mp4 import growing_mp4
 with growing_mp4({str(path)!r}, height=32, width=48, fps=12) as grow:
     for part in range(3):
         grow(np.full((8, 32, 48, 3), 60 * part, np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,6 +131,9 @@ def edit(path: Path, **fields) -> None:
         ("index.json", lambda path: edit(path, version=2), "this nearstep reads version 1"),
         ("index.json", lambda path: edit(path, format="other"), "no index of latents"),
         ("index.json", lambda path: edit(path, dtype="int8"), "is damaged"),
+        ("index.json", lambda path: edit(path, dtype="float32"), "is of float16, not of float32 as index.json says"),
+        ("00001.safetensors", lambda path: (path.unlink(), os.mkfifo(path)), "no regular file"),
+        ("00001.safetensors", lambda path: (path.unlink(), path.mkdir()), "cannot read|no whole shard"),
         ("index.json", lambda path: edit(path, shape=[3, 2, 4, 4]), "as index.json says"),
         ("index.json", lambda path: edit(path, codec="other"), "this model's is a codec"),
         ("index.json", lambda path: edit(path, fps="12"), "its 'fps' is '12', not a finite number above 0"),

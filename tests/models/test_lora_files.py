@@ -145,6 +145,15 @@ def test_the_scale_is_the_one_that_the_file_states(name: str, plain: State, tmp_
     torch.testing.assert_close(change.merged(weight), weight + 12 / (2 if root else 4) * b @ a, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("key", ["(", "*to_q", "^*", "[a-", "(?P<n>a)(?P<n>b)"])
+def test_a_pattern_that_is_no_expression_is_named(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({f"transformer.{Q}.lora_A.weight": A, f"transformer.{Q}.lora_B.weight": B}, file)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "alpha_pattern": {key: 4}}))
+    with pytest.raises(NearstepError, match=r"adapter_model\.safetensors: .* in its alpha_pattern is no expression"):
+        open_lora(LoraFile(path=file))
+
+
 def test_an_alpha_that_wins_says_so(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save_file(SPELLINGS["kohya"][0], tmp_path / "a.safetensors")
     arguments = ["convert", str(model_folder), str(tmp_path / "m"), "--lora", str(tmp_path / "a.safetensors")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,12 @@ def test_files_that_are_none_are_one_line(tmp_path: Path) -> None:
     for name in ("none.pth", "none.safetensors"):
         with pytest.raises(NearstepError, match="cannot read the tiny decoder"):
             TinyDecoder.from_file(tmp_path / name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(NearstepError, match="no regular file"):
+        TinyDecoder.from_file(tmp_path / "a.pth")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -162,6 +162,24 @@ def test_odd_sides_are_refused_for_mp4(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif"])
+def test_frames_larger_than_a_format_holds_are_refused(tmp_path: Path, suffix: str) -> None:
+    side = output.LONGEST_SIDES[suffix] + 2
+    for size in ((2, side), (side, 2)):
+        with pytest.raises(NearstepError, match=rf"{suffix} has sides of at most {side - 2} pixels"):
+            output.write_video(tmp_path / f"clip{suffix}", torch.zeros(1, 3, *size), fps=12)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif"])
+def test_frame_rates_that_no_format_holds_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"clip{suffix}"
+    for fps in (0.0, 1e-300, 1e-9, 0.0099, 1000.1, float("nan"), float("inf")):
+        with pytest.raises(NearstepError, match=r"from 0\.01 to 1000"):
+            output.write_video(path, torch.zeros(2, 3, 16, 16), fps=fps)
+    assert output.write_video(path, torch.rand(2, 3, 16, 16), fps=output.LEAST_FPS).is_file()
+
+
 def test_names_are_the_prompt_or_safe_and_distinct() -> None:
     plain = [
         "a red ball, slowly",

@@ -10,13 +10,15 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from nearstep.errors import NearstepError
+from nearstep.files import path_of
 
 FLAGS = (tyro.conf.FlagCreatePairsOff,)
 """An option that is off by default has no opposite."""
@@ -63,7 +65,20 @@ def parsed(
         # The parser takes a list's option without a value for an empty list: asked for, and not done.
         if option[:2] == "--" and value[:1] == "-" and option[2:].replace("-", "_") in empty:
             raise NearstepError(f"{option} needs 1 value ({prog} --help)")
-    return found
+    return (_found(found[0]), *found[1:]) if others else _found(found)
+
+
+def _found(options: Any) -> Any:
+    """The options with ~ filled in, which no shell does behind a =, and no path that no file system takes."""
+    if isinstance(options, Path):
+        return path_of(options)
+    if isinstance(options, tuple) and options and type(options) is tuple:
+        return tuple(map(_found, options))
+    if not is_dataclass(options) or isinstance(options, type):
+        return options
+    given = {field.name: getattr(options, field.name) for field in fields(options) if field.init}
+    changed = {name: new for name, old in given.items() if (new := _found(old)) != old}
+    return replace(options, **changed) if changed else options
 
 
 def _empty(options: object, prefix: str = "") -> Iterator[str]:

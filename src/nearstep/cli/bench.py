@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, ModelArgument, check_paths, optional
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, ModelArgument, optional
 from nearstep.cli.text import short, table
 from nearstep.errors import NearstepError
 from nearstep.files import check_writable, write_json
@@ -58,7 +58,6 @@ class Bench:
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, measure, print, and write the JSON."""
     options = parsed(Bench, "nearstep bench", arguments)
-    check_paths(options)
     _check(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import AS_IT_IS, FlatLoading, check_paths, optional, place
+from nearstep.cli.options import AS_IT_IS, FlatLoading, optional, place
 from nearstep.cli.text import note, table
 from nearstep.errors import NearstepError
 from nearstep.models.folder import INDEX, local_folder
@@ -52,7 +52,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def calibrate(options: Calibrate) -> None:
     """Measure, show and write."""
-    check_paths(options)
     _check(options)
     model, prompts = options.loading.open(options.model), _prompts(options)
     if not (length := model.transformer.get("chunk_frames")):

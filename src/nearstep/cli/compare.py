@@ -15,7 +15,7 @@ import tyro
 
 from nearstep.cli.arguments import parsed
 from nearstep.cli.made import is_made
-from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, check_paths, optional, place
+from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import check_name
@@ -63,7 +63,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def compare(options: Compare) -> None:
     """Make, write and name every file, after all of what is asked has been checked."""
-    check_paths(options)
     options.loading.check()
     files = _files(options)
     folder = ModelFolder.open(options.model)

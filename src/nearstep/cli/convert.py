@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import LoraAlpha, LoraOption, check_paths, chosen_loras, optional
+from nearstep.cli.options import LoraAlpha, LoraOption, chosen_loras, optional
 from nearstep.cli.text import note
 from nearstep.models.presets import preset_of
 
@@ -71,16 +71,17 @@ def run(arguments: Sequence[str]) -> None:
 
 def convert(options: Convert) -> None:
     """Look at all of what is options, then write."""
-    check_paths(options)
     options, usual = _as_published(options)
     loras = chosen_loras(options.lora, options.lora_alpha)
     import torch
 
     from nearstep.models import convert as work
-    from nearstep.models.card import Card
+    from nearstep.models.card import Card, results_table
     from nearstep.models.layouts import open_layout
     from nearstep.models.student import Causality
 
+    if options.results:
+        results_table(options.results)  # before anything is read that takes minutes
     network, settings = _given(options, _CAUSAL), _given(options, _SETTINGS)
     layout = open_layout(options.source, role=options.role, usual=usual, head_dim=options.head_dim)
     own = layout.transformer.config.get("chunk_frames") if layout.transformer else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import AUTO, NO_CLUSTER, FlatCluster, check_device, check_paths, optional, place
+from nearstep.cli.options import AUTO, NO_CLUSTER, FlatCluster, check_device, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.files import path_of
@@ -72,7 +72,6 @@ _OF_A_MODEL = ("plans", "network", "guidance", "captions", "seed", "device")
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and print the table of the results."""
     asked = parsed(Evaluate, "nearstep evaluate", arguments)
-    check_paths(asked)
     from nearstep.recipes.worlds import find_world
 
     if asked.world == NO_WORLD:

@@ -24,7 +24,6 @@ from nearstep.cli.options import (
     FlatLoading,
     Loading,
     Model,
-    check_paths,
     optional,
     place,
 )
@@ -32,15 +31,15 @@ from nearstep.cli.pipe import check_pipe, is_pipe, standard_output
 from nearstep.cli.text import note
 from nearstep.cluster import Cluster, each
 from nearstep.errors import NearstepError
-from nearstep.files import check_name, sweep
+from nearstep.files import path_of, sweep
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.sampling.target import Target, by_prompt
+from nearstep.stream.mp4 import piped_mp4
 from nearstep.stream.output import (
     ENCODERS,
     check_video_path,
-    piped_mp4,
     pixels,
     safe_name,
     write_sheet,
@@ -112,7 +111,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def generate(options: Generate) -> None:
     """Make what is options, after checking all of it: prompts and outputs first, then sizes and plan, then the work."""
-    check_paths(options)
     prompts = _prompts(options)
     targets = _targets(options, list(prompts))
     _check_paths(options, targets)
@@ -247,14 +245,14 @@ def _targets(options: Generate, prompts: Sequence[str]) -> list[Target]:
     if is_pipe(options.output):
         if len(clips) > 1 or options.format not in (None, "mp4"):
             raise NearstepError("-o - takes one clip, as mp4; name a folder for more, or a file for another format")
-        return [Target(prompt=clips[0][0], index=0, path=Path(options.output))]
+        return [Target(prompt=clips[0][0], index=0, path=path_of(options.output))]
     if _is_folder(options.output):
-        folder, ending = Path(options.output), options.format or "mp4"
+        folder, ending = path_of(options.output), options.format or "mp4"
         files = (folder / _named(prompt, f"-{index}.{ending}") for prompt, index in clips)
         return [Target(prompt=p, index=i, path=file) for (p, i), file in zip(clips, files, strict=True)]
     if len(clips) > 1:
         raise NearstepError(f"{len(clips)} clips do not fit into the file {options.output}; give -o a folder")
-    path = Path(options.output)
+    path = path_of(options.output)
     if options.format and path.suffix.lower() != f".{options.format}":
         raise NearstepError(f"--format {options.format} and -o {path} name two formats; leave one out")
     return [Target(prompt=clips[0][0], index=clips[0][1], path=path)]
@@ -266,8 +264,7 @@ def _named(prompt: str, ending: str) -> str:
 
 def _is_folder(output: str) -> bool:
     """A folder ends in a slash, is there already, or has no suffix."""
-    path = Path(output)
-    check_name(path)
+    path = path_of(output)
     if output.endswith("/") or path.is_dir() or not path.suffix:
         return True
     if path.suffix.lower() not in ENCODERS:

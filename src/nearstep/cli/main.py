@@ -6,6 +6,7 @@ Nothing heavy is imported before a command is known, so that help answers at onc
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -58,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command; None means this is the program itself, with its own arguments and signals.
     """
     if arguments is None:
+        _open_streams()
         signal.signal(signal.SIGTERM, _terminate)
         arguments = sys.argv[1:]
     debug = DEBUG in arguments
     try:
         _dispatch([argument for argument in arguments if argument != DEBUG])
-        sys.stdout.flush()
+        _flush()
     except NearstepError as error:
         print(f"nearstep: {_shortened(str(error), LONGEST_LINE)}", file=sys.stderr)
         return USER_ERROR
@@ -93,6 +95,38 @@ def _unforeseen(error: Exception) -> str:
 def _shortened(text: str, most: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[:most]}..."
+
+
+def _open_streams() -> None:
+    """Standard streams that were closed go nowhere, and what an encoding lacks is escaped.
+
+    A descriptor that is free would be the next file's, and what is written to standard output would end in a video.
+    """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        if free == 1:
+            sys.stdout = os.fdopen(1, "w", closefd=False)
+        elif free == 2:
+            sys.stderr = os.fdopen(2, "w", closefd=False)
+    os.close(free)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write what still waits for standard output.
+
+    Raises:
+        NearstepError: if it cannot be written, such as on a full disk.
+        BrokenPipeError: if nobody reads it any more.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence(sys.stdout)
+        raise NearstepError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _silence(stream: TextIO) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,6 @@ import tyro
 from nearstep.cli.text import note
 from nearstep.cluster import Cluster
 from nearstep.errors import NearstepError
-from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import ModelFolder
 from nearstep.models.lora_choice import LoraFile, loras_of
@@ -253,20 +252,6 @@ class Loading:
 
             compile_blocks(pipe.transformer)
         return pipe
-
-
-def check_paths(options: object) -> None:
-    """Refuse paths among a command's options that no file system takes.
-
-    Raises:
-        NearstepError: naming the first.
-    """
-    for field in fields(options):  # type: ignore[arg-type]
-        value = getattr(options, field.name)
-        if isinstance(value, Path):
-            check_name(value)
-        elif is_dataclass(value):
-            check_paths(value)
 
 
 def check_device(name: str) -> None:

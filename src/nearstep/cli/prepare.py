@@ -24,7 +24,6 @@ from nearstep.cli.options import (
     FlatCluster,
     Model,
     check_device,
-    check_paths,
     optional,
     place,
 )
@@ -106,7 +105,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def prepare(options: Prepare) -> None:
     """Make the latents, after everything that can be checked without weights has been."""
-    check_paths(options)
     from nearstep.stream.request import check_guidance
 
     for name, value, least in (("batch", options.batch, 1), ("workers", options.workers, 0)):

@@ -12,7 +12,7 @@ import tyro
 
 from nearstep.cli.arguments import parsed
 from nearstep.cli.generate import Making, make, ours, planned
-from nearstep.cli.options import NO_CLUSTER, FlatCluster, Loading, check_device, check_paths, optional
+from nearstep.cli.options import NO_CLUSTER, FlatCluster, Loading, check_device, optional
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
 from nearstep.models.folder import EMBEDDED
@@ -89,7 +89,6 @@ class Wanted:
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and make the clips."""
     asked = parsed(Sample, "nearstep sample", arguments)
-    check_paths(asked)
     from nearstep.data.prompts import read_prompts
 
     if not 1 <= asked.samples <= MOST_SAMPLES:

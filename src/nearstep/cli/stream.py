@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -24,7 +25,6 @@ from nearstep.cli.options import (
     FlatFrameSize,
     FlatLoading,
     Model,
-    check_paths,
     optional,
     place,
 )
@@ -36,7 +36,8 @@ from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
 from nearstep.shapes import TEMPORAL_STRIDE
-from nearstep.stream.output import Grow, count_frames, growing_mp4, piped_mp4, pixels
+from nearstep.stream.mp4 import Grow, growing_mp4, piped_mp4
+from nearstep.stream.output import count_frames, pixels
 from nearstep.stream.recording import Recording
 
 if TYPE_CHECKING:
@@ -106,7 +107,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def stream(options: Stream) -> None:
     """Make what is options, after checking all of it."""
-    check_paths(options)
     _check(options)
     options.loading.check()
     folder = ModelFolder.open(options.model)
@@ -166,12 +166,20 @@ def _said(options: Stream, model: ModelConfigs, recording: Recording | None, cou
         "plan": own_plan if options.plan is None else options.plan,
         "chunks": count,
         "changes": [[chunk, prompt] for chunk, prompt in sorted(options.at)],
-        "image": options.image and str(options.image),
-        "video": options.video and str(options.video),
+        "image": _content(options.image),
+        "video": _content(options.video),
         "model": options.model,
         **model.origin,
         **options.loading.departures,
     }
+
+
+def _content(path: Path | None) -> str | None:
+    """A file to go on from, by its name and by what is in it: another one may lie there tomorrow."""
+    if path is None or not path.is_file():
+        return path and path.name
+    with path.open("rb") as file:
+        return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
 
 
 def _of_codec(said: Mapping[str, Any]) -> dict[str, Any]:

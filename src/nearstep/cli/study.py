@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import check_paths, optional
+from nearstep.cli.options import optional
 from nearstep.cli.parts import Parts, run_part
 from nearstep.cli.text import note
 
@@ -49,7 +49,6 @@ class Make:
 
 def _make(arguments: Sequence[str]) -> None:
     asked = parsed(Make, "nearstep study make", arguments)
-    check_paths(asked)
     from nearstep.ranges import check_count
     from nearstep.study.make import QUESTION, make_study
     from nearstep.study.plan import Extent
@@ -96,7 +95,6 @@ class Serve:
 
 def _serve(arguments: Sequence[str]) -> None:
     asked = parsed(Serve, "nearstep study serve", arguments)
-    check_paths(asked)
     from nearstep.cli.serve import LOOPBACK, address, check_listening
 
     check_listening("nearstep study serve", asked.host, asked.port, asked.token)
@@ -131,7 +129,6 @@ class Judge:
 
 def _judge(arguments: Sequence[str]) -> None:
     asked = parsed(Judge, "nearstep study judge", arguments)
-    check_paths(asked)
     from nearstep.recipes.worlds import find_world
     from nearstep.study.judge import JUDGE, judge_study
 
@@ -160,7 +157,6 @@ class Report:
 
 def _report(arguments: Sequence[str]) -> None:
     asked = parsed(Report, "nearstep study report", arguments)
-    check_paths(asked)
     from nearstep.files import check_writable, write_json
     from nearstep.study.report import WANTED, check_picture, report_of, write_picture
 

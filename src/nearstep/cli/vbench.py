@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from nearstep.cli.arguments import parsed
-from nearstep.cli.options import NO_CLUSTER, FlatCluster, check_paths, optional
+from nearstep.cli.options import NO_CLUSTER, FlatCluster, optional
 from nearstep.cli.parts import Parts, run_part
 from nearstep.cli.sample import Sampling, Wanted, sample
 from nearstep.cli.text import note
@@ -106,7 +106,6 @@ class Sample(Sampling):
 
 def _sample(arguments: Sequence[str]) -> None:
     asked = parsed(Sample, "nearstep vbench sample", arguments)
-    check_paths(asked)
     from nearstep.evaluate.vbench.prompts import record
 
     found = asked.prompts.read()
@@ -190,7 +189,6 @@ class Cut:
 
 def _cut(arguments: Sequence[str]) -> None:
     asked = parsed(Cut, "nearstep vbench cut", arguments)
-    check_paths(asked)
     from nearstep.evaluate.vbench.cutting import BY_DIMENSION, cut_all, listed_first
     from nearstep.evaluate.vbench.long import clip_seconds
     from nearstep.evaluate.vbench.prompts import record

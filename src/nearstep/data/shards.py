@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.files import replacing, write_json, write_json_lines
+from nearstep.files import check_regular, replacing, write_json, write_json_lines
 from nearstep.json_files import (
     NUMBER,
     OBJECT,
@@ -45,6 +45,7 @@ from nearstep.json_files import (
 INDEX = "index.json"
 FORMAT, VERSION = "nearstep latents", 1
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_WRITTEN = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}  # as safetensors calls them
 PREPARED = ("videos", "teacher")
 """Kinds of clips whose captions are stored; any other kind is the name of a world, which words them."""
 
@@ -251,8 +252,11 @@ class Shards:
         self._sums: list[list[str]] = []
         for number, held in enumerate(index.shards):
             path = shard_file(folder, number)
-            if (shape := _shape_of(path)) != (held, *index.shape):
+            shape, dtype = _kind_of(path)
+            if shape != (held, *index.shape):
                 raise NearstepError(f"{path} has shape {shape}, not {(held, *index.shape)} as {INDEX} says")
+            if dtype != index.dtype:
+                raise NearstepError(f"{path} is of {dtype}, not of {index.dtype} as {INDEX} says")
             self._sums.append(self._sums_of(path, index.sums[number] if number < len(index.sums) else _FIRST_SUM, held))
 
     def _sums_of(self, path: Path, name: str, held: int) -> list[str]:
@@ -309,11 +313,17 @@ def _record(line: str, where: str) -> Record:
     return record
 
 
-def _shape_of(path: Path) -> tuple[int, ...]:
+def _kind_of(path: Path) -> tuple[tuple[int, ...], str]:
+    """Shape and type of a shard's latents."""
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return tuple(file.get_slice("latents").get_shape())
+            latents = file.get_slice("latents")
+            kind = str(latents.get_dtype())
+            return tuple(latents.get_shape()), _WRITTEN.get(kind, kind)
     except FileNotFoundError as error:
         raise NearstepError(f"{path} is missing; is the latents folder complete?") from error
+    except OSError as error:
+        raise NearstepError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise NearstepError(f"{path} is no whole shard ({error}); make the latents again") from error

@@ -77,7 +77,7 @@ def model_card(card: Card, *, config: Mapping[str, Any], plan: str | None, libra
     if card.recipe:
         parts.append(f"## Recipe\n\n```json\n{json.dumps(dict(card.recipe), indent=2, default=str)}\n```")
     if card.results:
-        parts.append(f"## Results\n\n{_results(card.results)}")
+        parts.append(f"## Results\n\n{results_table(card.results)}")
     terms = f" Made from {card.base_model}, whose terms hold too." if card.base_model else ""
     parts.append(f"## Licence\n\nThe weights: {card.licence}.{terms}")
     return "\n\n".join(parts) + "\n"
@@ -122,8 +122,12 @@ def _code(config: Mapping[str, Any], plan: str | None, library: str) -> str:
     )
 
 
-def _results(file: Path) -> str:
-    """The plans of a results file as a table."""
+def results_table(file: Path) -> str:
+    """The plans of a results file as a table.
+
+    Raises:
+        NearstepError: if it holds no results.
+    """
     content = read_object(file, "name a file of nearstep evaluate")
     check_fields(content, {"plans": map_of(OBJECT)}, file)
     value = object_of({"value": NUMBER})

@@ -78,9 +78,14 @@ class Scaling:
 
     def _patterned(self, spellings: Sequence[str], otherwise: float | None) -> float | None:
         for key, alpha in self.patterns.items():
-            if any(re.fullmatch(rf"(?:.*\.)?(?:{key.removeprefix('^')})", name) for name in spellings):
+            if any(re.fullmatch(_pattern(key), name) for name in spellings):
                 return alpha
         return otherwise
+
+
+def _pattern(key: str) -> str:
+    """peft's key of a pattern as an expression of whole names."""
+    return rf"(?:.*\.)?(?:{key.removeprefix('^')})"
 
 
 def open_lora(file: LoraFile) -> dict[str, Change]:
@@ -291,6 +296,11 @@ def _scaling(file: LoraFile) -> Scaling:
     stated = {key.removeprefix("transformer."): value for key, value in stated.items()}
     patterns = stated.get("alpha_pattern")
     patterns = patterns if isinstance(patterns, dict) else {}
+    for key in patterns:
+        try:
+            re.compile(_pattern(key))
+        except (re.error, RecursionError) as error:
+            raise NearstepError(f"{file.path}: {key[:60]!r} in its alpha_pattern is no expression: {error}") from error
     return Scaling(
         asked=file.alpha,
         alpha=_first(stated, _ALPHAS, file.path),

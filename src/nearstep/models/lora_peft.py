@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nearstep.errors import NearstepError, first_line
+from nearstep.files import path_of
 from nearstep.models.lora import Changes
 from nearstep.models.lora_choice import NAMES, LoraFile
 from nearstep.models.lora_files import changes_in, lowrank_in, open_lora
@@ -34,7 +35,7 @@ def peft_adapter(
 
 
 def _file(source: str | Path, options: Mapping[str, Any]) -> LoraFile:
-    path, inside = Path(source).expanduser(), options.get("subfolder") or ""
+    path, inside = path_of(source), options.get("subfolder") or ""
     name = options.get("weight_name")
     if path.is_file():
         return LoraFile.of(path)

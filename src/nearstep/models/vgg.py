@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nearstep.errors import NearstepError
+from nearstep.files import check_regular
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of each block; a pooling lies between two."""
@@ -95,6 +96,7 @@ def content_of(file: Path, ending: str) -> io.BytesIO:
     Raises:
         NearstepError: if it cannot be read, or a wheel holds no such file.
     """
+    check_regular(file)
     try:
         if not zipfile.is_zipfile(file) or file.suffix == ".pth":
             return io.BytesIO(file.read_bytes())

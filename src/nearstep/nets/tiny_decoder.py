@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
 from nearstep.errors import NearstepError
+from nearstep.files import check_regular
 from nearstep.shapes import TEMPORAL_STRIDE
 
 WIDTHS = (256, 128, 64, 64)
@@ -177,6 +178,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    check_regular(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from nearstep.errors import NearstepError
-from nearstep.stream.output import piped_mp4
+from nearstep.stream.mp4 import piped_mp4
 
 SMALL = 256
 """Pixels of a longer side below which a video is of a small world."""

@@ -16,7 +16,8 @@ from nearstep.server.jobs import CANCELLED, DONE, FAILED, Job, Jobs
 from nearstep.server.protocol import Json
 from nearstep.server.uploads import context_of
 from nearstep.server.worker import Worker
-from nearstep.stream.output import Grow, growing_mp4, pixels
+from nearstep.stream.mp4 import Grow, growing_mp4
+from nearstep.stream.output import pixels
 from nearstep.stream.session import Session
 
 if TYPE_CHECKING:

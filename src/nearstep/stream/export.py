@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from nearstep.errors import NearstepError
+from nearstep.pictures import array_of, tensor_of
 from nearstep.stream.output import write_video
 from nearstep.stream.results import ChunkVideo, VideoOutput
 
@@ -58,9 +59,9 @@ def clip_of(frames: Frames) -> Tensor:
         if isinstance(frames[0], ChunkVideo):
             return torch.cat([clip_of(chunk) for chunk in frames])
         return _joined(frames)
-    clip = torch.from_numpy(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
-    if not isinstance(clip, Tensor):
+    if not isinstance(frames, np.ndarray | Tensor):
         raise NearstepError(f"a clip is an array, a tensor or pictures, not {type(frames).__name__}")
+    clip = tensor_of(frames)
     if clip.ndim == 5:
         return clip_of(_only(frames))
     given = tuple(clip.shape)
@@ -68,7 +69,7 @@ def clip_of(frames: Frames) -> Tensor:
         clip = clip.movedim(-1, 1)
     if clip.ndim != 4 or clip.shape[1] != 3 or not clip.numel():
         raise NearstepError(f"no clip has the shape {given}; use [T, H, W, 3], or tensors [T, 3, H, W]")
-    clip = clip.float() / 255 if clip.dtype == torch.uint8 else clip.detach().float()
+    clip = clip.float() / 255 if clip.dtype == torch.uint8 else clip
     if clip.isfinite().all() and not 0 <= clip.min() <= clip.max() <= 1:
         raise NearstepError("a clip is bytes, or numbers from 0 to 1; these go beyond (of output_type='latent'?)")
     return clip
@@ -76,7 +77,7 @@ def clip_of(frames: Frames) -> Tensor:
 
 def _joined(frames: Sequence[Any]) -> Tensor:
     """Single frames: pictures, arrays [H, W, 3] or tensors [3, H, W]."""
-    parts = [np.asarray(frame.convert("RGB")) if isinstance(frame, Image.Image) else frame for frame in frames]
+    parts = [array_of(frame) if isinstance(frame, Image.Image) else frame for frame in frames]
     if strange := [part for part in parts if not isinstance(part, Tensor | np.ndarray)]:
         raise NearstepError(f"a frame is a picture, an array or a tensor, not {type(strange[0]).__name__}")
     if len({(type(part), part.dtype, tuple(part.shape)) for part in parts}) > 1:

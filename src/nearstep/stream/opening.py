@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from nearstep.errors import NearstepError
-from nearstep.files import check_name
+from nearstep.files import path_of
 from nearstep.models.configs import Configs
 from nearstep.nets.codec import VideoCodec
-from nearstep.pictures import fitted
+from nearstep.pictures import UNREADABLE, array_of, fitted, tensor_of, upright
 from nearstep.ranges import check_count
 from nearstep.reach import Reach
 from nearstep.shapes import TEMPORAL_STRIDE, latent_frames
@@ -26,8 +26,6 @@ Picture = Image.Image | np.ndarray | Tensor | str | Path
 """A file, a PIL image, an array [H, W, 3] (uint8, or floating in [0, 1]), or a tensor [3, H, W] in [0, 1]."""
 PixelClip = np.ndarray | Tensor | Sequence[Image.Image]
 """An array [T, H, W, 3], a tensor [T, 3, H, W] or PIL images, T = 4n + 1."""
-
-_BYTES_OF_16_BITS = 65535 / 255
 
 
 def context_video(image: Picture | None, video: PixelClip | None, *, height: int, width: int) -> Tensor | None:
@@ -59,24 +57,14 @@ def read_picture(path: str | Path) -> Image.Image:
     Raises:
         NearstepError: naming the file that is none, or cannot be read.
     """
-    path = Path(path)
-    check_name(path)
+    path = path_of(path)
     if not path.is_file():
         raise NearstepError(f"cannot read the picture {path}: there is no such file")
     try:
         with Image.open(path) as image:
             return upright(image)
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise NearstepError(f"cannot read the picture {path}: {error}") from error
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """A picture as RGB with 8 bits, turned as its EXIF orientation says; greys of 16 bits are scaled, not cut off."""
-    turned = ImageOps.exif_transpose(image)
-    if turned.mode.startswith("I"):
-        grey = np.asarray(turned).astype(np.float64)
-        turned = Image.fromarray(np.clip(grey / _BYTES_OF_16_BITS, 0, 255).round().astype(np.uint8))
-    return turned.convert("RGB")
 
 
 def _opened(picture: Picture) -> Picture:
@@ -90,7 +78,7 @@ def _opened(picture: Picture) -> Picture:
 def _sized(picture: Picture, height: int, width: int) -> Picture:
     if not isinstance(picture, Image.Image) or picture.size == (width, height):
         return picture
-    return Image.fromarray(fitted(np.asarray(upright(picture)), height=height, width=width))
+    return Image.fromarray(fitted(array_of(picture), height=height, width=width))
 
 
 def stream_reach(
@@ -131,7 +119,7 @@ def _single(pictures: Any) -> list[Any]:
     """Frames as arrays or tensors, all of one kind and size."""
     if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes) or not pictures:
         raise NearstepError(f"a video is an array, a tensor or a list of pictures, not {pictures!r:.60}")
-    images = [np.asarray(upright(part)) if isinstance(part, Image.Image) else part for part in pictures]
+    images = [array_of(part) if isinstance(part, Image.Image) else part for part in pictures]
     if strange := [part for part in images if not isinstance(part, np.ndarray | Tensor)]:
         raise NearstepError(f"a frame is a picture, an array or a tensor, not {strange[0]!r:.60}")
     if len({(type(part), str(part.dtype), tuple(part.shape)) for part in images}) > 1:
@@ -147,11 +135,7 @@ def _frames(pictures: Any) -> Tensor:
         images = _single(pictures)
         parts = torch.stack(images) if isinstance(images[0], Tensor) else np.stack(images)
     given = tuple(parts.shape)
-    if isinstance(parts, np.ndarray):
-        if parts.dtype.kind not in "uif":
-            raise NearstepError(f"an image or video of {parts.dtype} was given; use bytes, or numbers from 0 to 1")
-        parts = torch.from_numpy(np.ascontiguousarray(np.moveaxis(parts, -1, 1) if parts.ndim == 4 else parts))
-    frames = parts
+    frames = tensor_of(np.moveaxis(parts, -1, 1) if isinstance(parts, np.ndarray) and parts.ndim == 4 else parts)
     if frames.ndim != 4 or frames.shape[1] != 3 or not frames.numel():
         raise NearstepError(
             f"an image or video of shape {given} was given; use arrays [T, H, W, 3], tensors [T, 3, H, W]"
@@ -160,7 +144,7 @@ def _frames(pictures: Any) -> Tensor:
         return frames  # a quarter of the memory; encode makes numbers of a few at a time
     if not 0 <= frames.min() <= frames.max() <= 1:
         raise NearstepError("pictures are bytes, or numbers from 0 to 1; these go beyond")
-    return frames.float()
+    return frames
 
 
 def encoded(frames: Tensor, codec: VideoCodec, device: torch.device) -> Tensor:

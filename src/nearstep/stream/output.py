@@ -5,40 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from fractions import Fraction
-from io import BytesIO
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from nearstep.errors import NearstepError
-from nearstep.files import NAME_BYTES, check_writable, new_part, path_of, replacing
+from nearstep.files import NAME_BYTES, check_writable, path_of, replacing
 from nearstep.json_files import parsed_object
 from nearstep.ranges import check_count
+from nearstep.stream.mp4 import LONGEST_SIDE, WHOLE, Pixels, mp4_writer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-H264_OPTIONS = {"crf": "16", "preset": "medium"}  # visually lossless; the clips are small
 WEBP_QUALITY = 90
-MOST_FPS = 1000
+LEAST_FPS, MOST_FPS = 0.01, 1000  # a gif holds a frame for 655 s at most
+LONGEST_SIDES = {".mp4": LONGEST_SIDE, ".webp": 16_383, ".gif": 65_535}  # in pixels
 SHEET_COLUMNS = 9  # frames shown of a clip
 SHEET_TILE = 96  # smaller frames are enlarged by a whole factor to about this many pixels
 BESIDE_TILE = 192  # of a clip beside others in a video
 SHEET_GAP, SHEET_TEXT, SHEET_PAPER, SHEET_INK = 4, 14, (250, 250, 250), (30, 30, 30)
 _DIGITS = 8  # of the digest in the name of a prompt that is no name itself
 _SHORTENED = re.compile(rf"~[0-9a-f]{{{_DIGITS}}}$")
-
-Pixels = np.ndarray
-"""A clip as uint8 ``[T, H, W, 3]``."""
-Grow = Callable[[Pixels], None]
-"""Takes the next frames of a video."""
 
 
 def pixels(video: Tensor) -> Pixels:
@@ -71,6 +64,7 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
     if not hasattr(video, "detach"):
         raise NearstepError("write_video takes a tensor [T, 3, H, W]; export_to_video(frames, path, fps) takes all")
     encode, clip, comment = _encoder(path), pixels(video), _comment(metadata)
+    _check_sides(path.suffix, *clip.shape[1:3])
     with replacing(path) as part:
         encode(part, clip, fps, comment)
     return path
@@ -103,10 +97,16 @@ def check_fps(fps: float) -> None:
     """Refuse a frame rate that no file can have.
 
     Raises:
-        NearstepError: unless it is above 0 and no more than MOST_FPS.
+        NearstepError: unless it is from LEAST_FPS to MOST_FPS.
     """
-    if isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps <= MOST_FPS:
-        raise NearstepError(f"fps={fps!r:.60}: frames a second, above 0 and at most {MOST_FPS}")
+    if isinstance(fps, bool) or not isinstance(fps, Real) or not LEAST_FPS <= fps <= MOST_FPS:
+        raise NearstepError(f"fps={fps!r:.60}: frames a second, from {LEAST_FPS} to {MOST_FPS}")
+
+
+def _check_sides(suffix: str, height: int, width: int) -> None:
+    most = LONGEST_SIDES.get(suffix.lower(), max(height, width))
+    if max(height, width) > most:
+        raise NearstepError(f"{suffix} has sides of at most {most} pixels, not {width}x{height}; write .png")
 
 
 def count_frames(path: Path) -> int:
@@ -220,128 +220,10 @@ def _sheet(clips: Sequence[Pixels], labels: Sequence[str], columns: int) -> Imag
     return sheet
 
 
-@contextmanager
-def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
-    """A video that can be watched while it is made; call what it gives with each part.
-
-    With the first part it is at ``path``, in place of what was there, and it can be read up to the newest part whatever
-    ends the program; what was made stays when something goes wrong.
-
-    Args:
-        path: where to, ending in .mp4.
-        height: pixels, even.
-        width: pixels, even.
-        fps: pixel frames per second.
-        comment: kept in the file.
-
-    Raises:
-        NearstepError: if it cannot be written; it says whether a part is there.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise NearstepError(f"cannot write {path}: a video that grows as it is made ends in .mp4")
-    part, there = new_part(path), False
-    try:
-        with _writer(part, height, width, fps, comment, FRAGMENTS) as write:
-
-            def grow(clip: Pixels) -> None:
-                nonlocal there
-                write(clip)
-                if not there:
-                    part.replace(path.resolve())
-                    there = True
-
-            yield grow
-    except OSError as error:
-        left = "what was made before is in it" if there else "nothing was left behind"
-        raise NearstepError(f"cannot write {path}: {error.strerror}; {left}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def piped_mp4(file: BinaryIO | BytesIO, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
-    """A video for who reads it while it is made, such as a player behind a pipe; as :func:`growing_mp4`.
-
-    Raises:
-        NearstepError: if it cannot be written.
-        BrokenPipeError: if nobody reads it any more.
-    """
-    try:
-        with _writer(file, height, width, fps, comment, FRAGMENTS) as write:
-            yield write
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise NearstepError(f"cannot write the video: {error.strerror}") from error
-
-
 def _mp4(path: Path, clip: Pixels, fps: float, comment: str) -> None:
     _, height, width, _ = clip.shape
-    with _writer(path, height, width, fps, comment, WHOLE) as grow:
+    with mp4_writer(path, height, width, fps, comment, WHOLE) as grow:
         grow(clip)
-
-
-class _Layout(NamedTuple):
-    """How an mp4 is laid out."""
-
-    container: dict[str, str]
-    encoder: dict[str, str]
-
-
-class _Colours(NamedTuple):
-    """How pictures become luma and chroma."""
-
-    name: str
-    """As FFmpeg's scaler calls it."""
-    matrix: int
-    """ITU-T H.273's number."""
-
-
-BT601, BT709 = _Colours("ITU601", 6), _Colours("ITU709", 1)
-HD_LINES = 720
-"""From here on players take BT.709 where a file does not say; it says so."""
-_VIDEO_RANGE = 1  # 16 to 235
-
-
-# faststart puts the index first, so that a page can play the file while it loads.
-WHOLE = _Layout({"movflags": "faststart"}, {"x264-params": "mbtree=0"})
-"""x264's macroblock tree reads memory that it never wrote (its code for AVX-512 does): now and then the same frames
-became other bytes, and other frames when decoded. Without it, as in fragments, the same frames are the same file."""
-# No index but one for each frame, and no frame that waits for later ones: what was written can be read.
-FRAGMENTS = _Layout(
-    {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}, {"tune": "zerolatency"}
-)
-
-
-@contextmanager
-def _writer(
-    file: Path | BinaryIO | BytesIO, height: int, width: int, fps: float, comment: str, layout: _Layout
-) -> Iterator[Grow]:
-    import av  # a tenth of a second that only this format needs
-
-    if height % 2 or width % 2:
-        raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
-    with av.open(file, "w", format="mp4", options=layout.container) as container:
-        container.metadata["comment"] = comment
-        options = {**H264_OPTIONS, **layout.encoder}
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        colours = BT709 if height >= HD_LINES else BT601
-        context = stream.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = colours.matrix, BT709.matrix, BT709.matrix
-        context.color_range = _VIDEO_RANGE
-
-        def grow(clip: Pixels) -> None:
-            for picture in clip:
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace=colours.name, dst_color_range=_VIDEO_RANGE)
-                container.mux(stream.encode(frame))
-
-        try:
-            yield grow
-        finally:  # what was made is finished, whatever ends it
-            container.mux(stream.encode())
 
 
 def _gif(path: Path, clip: Pixels, fps: float, comment: str) -> None:

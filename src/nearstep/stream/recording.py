@@ -141,9 +141,9 @@ class Recording:
 
     def save(self, path: str | Path) -> Path:
         """Write it, whole or not at all."""
-        with replacing(Path(path)) as part:
+        with replacing(target := path_of(path)) as part:
             part.write_text("".join(f"{line}\n" for line in self.lines()), encoding="utf-8")
-        return Path(path)
+        return target
 
     def append_last(self, path: Path) -> None:
         """Write the line of the newest chunk behind those that are there: whole, or not at all."""
@@ -162,9 +162,9 @@ class Recording:
         Raises:
             NearstepError: naming the first line that is no part of a recording.
         """
-        check_regular(path_of(path))
+        check_regular(path := path_of(path))
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise NearstepError(f"cannot read the recording {path}: {error}") from error
         return cls.of_text(text, path)
