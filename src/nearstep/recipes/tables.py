@@ -66,6 +66,8 @@ LADDER: tuple[tuple[str, Place, Place], ...] = (
     ("both over FFE at 2 steps", ("self_forcing", "4,2x"), ("asd", "4,2x")),
     ("ASD over Self Forcing retrained at 2", ("self_forcing_2", "2"), ("asd", "2")),
     ("ASD at 4 steps", ("self_forcing", "4"), ("asd", "4")),
+    ("the paper's adversary at 1 step, fresh samples in both", ("self_forcing_fresh", "1"), ("asd_paper", "1")),
+    ("the same with FFE", ("self_forcing_fresh", "4,1x"), ("asd_paper", "4,1x")),
     ("ASD over One-Forcing at 1 step", ("one_forcing", "1"), ("asd", "1")),
     ("the same with FFE", ("one_forcing", "4,1x"), ("asd", "4,1x")),
 )
