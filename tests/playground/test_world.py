@@ -9,9 +9,18 @@ import pytest
 import torch
 
 from nearstep.errors import NearstepError
-from nearstep.playground.paths import DIRECTIONS, MOTIONS, RATES, SPEEDS, WAYS, draw_track, positions
+from nearstep.playground.paths import DIRECTIONS, MOTIONS, RATES, SPEEDS, WAYS, draw_track, positions, start_of
 from nearstep.playground.places import PLACES, backdrop, ground
-from nearstep.playground.relations import OPPOSITES, OVERLAPS, RELATIONS, SIDES, covered, holds
+from nearstep.playground.relations import (
+    OPPOSITES,
+    OVERLAPS,
+    RELATIONS,
+    SIDES,
+    covered,
+    holds,
+    surely_broken,
+    undisturbed,
+)
 from nearstep.playground.sprites import THINGS
 from nearstep.playground.world import WorldConfig, render, sample_scenes
 
@@ -161,3 +170,28 @@ def test_the_front_thing_covers_the_other():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(NearstepError, match=next(iter(wrong))):
         WorldConfig(**wrong)
+
+
+@pytest.mark.parametrize(("motion", "way", "speed"), CASES)
+def test_where_a_path_starts_is_told_without_a_tensor(motion: str, way: str | None, speed: str | None):
+    draw = random.Random(3)
+    for _ in range(8):
+        track = draw_track(draw, motion=motion, direction=way, speed=speed, side=0.3, frames=WORLD.frames)
+        torch.testing.assert_close(torch.tensor(start_of(track)), positions(track, 1)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("relation", [None, *OVERLAPS[:1], *SIDES])
+def test_what_one_frame_rules_out_no_clip_shows(relation: str | None):
+    draw, seen = random.Random(5), [0, 0, 0]
+    for _ in range(2_000):
+        side, other = draw.uniform(0.1, 0.5), draw.uniform(0.1, 0.5)
+        first, second = ((draw.random(), draw.random()) for _ in range(2))
+        paths = [torch.tensor([centre]) for centre in (first, second)]
+        if relation in OVERLAPS:  # a frame alone may be one in which they do not meet
+            shown = bool(covered(*paths, side, other).max() <= 0.6 * other**2)
+        else:
+            shown = holds(relation, *paths, side, other) if relation else undisturbed(*paths, side, other)
+        broken = surely_broken(relation, first, second, side, other)
+        assert not (broken and shown)
+        seen[broken + 2 * shown] += 1
+    assert seen[1] > 50 and seen[2] > 50 and seen[0] < 20  # what is left open is what is close

@@ -214,6 +214,17 @@ def positions(track: Track, frames: int, first: int = 0) -> Float[Tensor, "frame
     return place.to(torch.float32)
 
 
+def start_of(track: Track) -> tuple[float, float]:
+    """Centre of the thing at frame 0, to within rounding, without a tensor."""
+    (x, y), angle = track.anchor, track.phase
+    if track.motion == "orbit":
+        return x + track.reach * math.cos(angle), y + track.reach * math.sin(angle)
+    if track.motion == "swing":
+        angle = SWING_ANGLE * math.sin(angle)
+        return x + track.reach * math.sin(angle), y + track.reach * math.cos(angle)
+    return x, y
+
+
 def _free(track: Track, time: Tensor) -> Tensor:
     """[T, 2] centres at times [T, 1] if there were no walls."""
     heading = torch.tensor(track.heading, dtype=torch.float64)

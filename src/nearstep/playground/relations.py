@@ -40,6 +40,8 @@ _STEEP = 1.2
 """Distance along the axis of a side, in distances across it."""
 _CLEAR = 0.4
 """Distance along the axis of a side, in the sum of both extents."""
+_CLOSE = 1e-4
+"""More than rounding makes of any of these, as parts of the frame's side or area."""
 
 
 def covered(first: Tensor, second: Tensor, side: float, other: float) -> Tensor:
@@ -79,3 +81,21 @@ def holds(relation: str, first: Tensor, second: Tensor, side: float, other: floa
 def undisturbed(first: Tensor, second: Tensor, side: float, other: float) -> bool:
     """Whether the two hardly cover each other, so that both can be told without their order."""
     return bool(covered(first, second, side, other).max() <= _APART * min(side, other) ** 2)
+
+
+def surely_broken(
+    relation: str | None, first: tuple[float, float], second: tuple[float, float], side: float, other: float
+) -> bool:
+    """Whether one frame alone, with the things at these centres, rules the relation out: most pairs of paths fail so.
+
+    What is close is left to :func:`holds` and :func:`undisturbed`, which decide. None: that they are apart.
+    """
+    if relation in SIDES:
+        axis, sign = SIDES[relation]
+        along, across = sign * (second[axis] - first[axis]), abs(second[1 - axis] - first[1 - axis])
+        return along < max(_STEEP * across, _CLEAR * (side + other)) - _CLOSE
+    spans = [
+        min(a + side / 2, b + other / 2) - max(a - side / 2, b - other / 2) for a, b in zip(first, second, strict=True)
+    ]
+    most = _APART * min(side, other) ** 2 if relation is None else _HIDDEN * other**2
+    return max(spans[0], 0.0) * max(spans[1], 0.0) > most + _CLOSE

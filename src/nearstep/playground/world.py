@@ -19,9 +19,9 @@ from torch import Tensor
 
 from nearstep import rng
 from nearstep.errors import NearstepError
-from nearstep.playground.paths import MOTIONS, SPEEDS, WAYS, Track, draw_track, positions
+from nearstep.playground.paths import MOTIONS, SPEEDS, WAYS, Track, draw_track, positions, start_of
 from nearstep.playground.places import PLACES, backdrop
-from nearstep.playground.relations import RELATIONS, holds, undisturbed
+from nearstep.playground.relations import RELATIONS, holds, surely_broken, undisturbed
 from nearstep.playground.sprites import THINGS, Layer, place_things
 
 SIZES: dict[str, float] = {"small": 0.3, "medium": 0.375, "large": 0.468}
@@ -180,6 +180,8 @@ def allows(config: WorldConfig, relation: str | None, first: Actor, second: Acto
     """Whether the paths of two things show the relation of the first to the second; None: that they are apart."""
     if relation == "behind":
         relation, (first, second) = "in front of", (second, first)
+    if surely_broken(relation, start_of(first.track), start_of(second.track), first.side, second.side):
+        return False
     one, two = (positions(actor.track, config.frames) for actor in (first, second))
     if relation is None:
         return undisturbed(one, two, first.side, second.side)
