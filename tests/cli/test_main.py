@@ -91,7 +91,6 @@ def test_debug_may_stand_anywhere_and_changes_nothing_else(capsys) -> None:
         assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_recipes_are_listed_and_their_keys_checked(capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "--help"]) == 0
     assert "playground.codec" in capsys.readouterr().out
@@ -170,6 +169,7 @@ def test_closed_streams_are_no_error(ends: str) -> None:
     assert started("nothing", ends=ends).returncode == front.USER_ERROR
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_behind_standard_output_is_said_in_one_line() -> None:
     found = started("--version", ends=">/dev/full")
     assert (found.returncode, found.stderr) == (

@@ -18,7 +18,6 @@ from nearstep.cli.made import is_made
 from nearstep.cli.options import AS_IT_IS, OWN_SIZE, FlatClipSize, FlatLoading, Model, optional, place
 from nearstep.cli.text import note
 from nearstep.errors import NearstepError
-from nearstep.files import check_name
 from nearstep.models.configs import ModelConfigs
 from nearstep.models.folder import EMBEDDED, ModelFolder
 from nearstep.models.prompts import check_prompt, check_prompts
@@ -113,7 +112,6 @@ def _files(options: Compare) -> dict[str, Path]:
         raise NearstepError('give a prompt and a plan: nearstep compare "a red apple slides left" --plans 4 1')
     for prompt in options.prompts:
         check_prompt(prompt)
-    check_name(options.output)
     if options.output.suffix and not options.output.is_dir():
         raise NearstepError(f"-o {options.output}: files go into a folder, whose name has no suffix")
     for name, given in (("prompt", options.prompts), ("plan", options.plans)):

@@ -36,7 +36,6 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the arguments, write the page and say where it is."""
     asked = parsed(Report, "nearstep report", arguments)
     target = asked.run / "report.html" if asked.out is None else asked.out
-    check_name(asked.run)
     check_name(target)
     if not asked.overwrite and target.is_file() and not _shows(target, asked.run):
         raise NearstepError(f"{target} is there and is no report of {asked.run}; --overwrite replaces it")

@@ -361,9 +361,8 @@ class Take:
         self._tell_state()
 
     def _forked(self, order: _Order, session: Session, chunk: int, origin: Origin, kept: KeptTake) -> None:
-        fork = Take(origin, session, kept, self._place, tuple(self.chunks[:chunk]))
         try:
-            told = self._place.forked(fork)
+            told = self._place.forked(Take(origin, session, kept, self._place, tuple(self.chunks[:chunk])))
         except NearstepError as error:
             kept.remove()
             self._place.worker.call(session.close)

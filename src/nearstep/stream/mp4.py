@@ -55,6 +55,16 @@ FRAGMENTS = Layout(
 )
 
 
+def check_sides(suffix: str, most: int, height: int, width: int) -> None:
+    """Refuse frames that a format cannot hold.
+
+    Raises:
+        NearstepError: for a side of more than ``most`` pixels.
+    """
+    if max(height, width) > most:
+        raise NearstepError(f"{suffix} has sides of at most {most} pixels, not {width}x{height}; write .png")
+
+
 @contextmanager
 def growing_mp4(path: str | Path, *, height: int, width: int, fps: float, comment: str = "") -> Iterator[Grow]:
     """A video that can be watched while it is made; call what it gives with each part.
@@ -132,8 +142,7 @@ def mp4_writer(
 
     if height % 2 or width % 2:
         raise NearstepError(f"mp4 (h264, yuv420p) needs even sides, not {width}x{height}; write .webp or .gif")
-    if max(height, width) > LONGEST_SIDE:
-        raise NearstepError(f".mp4 has sides of at most {LONGEST_SIDE} pixels, not {width}x{height}; write .png")
+    check_sides(".mp4", LONGEST_SIDE, height, width)
     with av.open(file, "w", format="mp4", options=layout.container) as container:
         container.metadata["comment"] = comment
         options = {**H264_OPTIONS, **layout.encoder}

@@ -18,7 +18,7 @@ from nearstep.errors import NearstepError
 from nearstep.files import NAME_BYTES, check_writable, path_of, replacing
 from nearstep.json_files import parsed_object
 from nearstep.ranges import check_count
-from nearstep.stream.mp4 import LONGEST_SIDE, WHOLE, Pixels, mp4_writer
+from nearstep.stream.mp4 import LONGEST_SIDE, WHOLE, Pixels, check_sides, mp4_writer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,8 @@ def write_video(path: str | Path, video: Tensor, *, fps: float, metadata: Mappin
     if not hasattr(video, "detach"):
         raise NearstepError("write_video takes a tensor [T, 3, H, W]; export_to_video(frames, path, fps) takes all")
     encode, clip, comment = _encoder(path), pixels(video), _comment(metadata)
-    _check_sides(path.suffix, *clip.shape[1:3])
+    if most := LONGEST_SIDES.get(path.suffix.lower()):
+        check_sides(path.suffix, most, *clip.shape[1:3])
     with replacing(path) as part:
         encode(part, clip, fps, comment)
     return path
@@ -101,12 +102,6 @@ def check_fps(fps: float) -> None:
     """
     if isinstance(fps, bool) or not isinstance(fps, Real) or not LEAST_FPS <= fps <= MOST_FPS:
         raise NearstepError(f"fps={fps!r:.60}: frames a second, from {LEAST_FPS} to {MOST_FPS}")
-
-
-def _check_sides(suffix: str, height: int, width: int) -> None:
-    most = LONGEST_SIDES.get(suffix.lower(), max(height, width))
-    if max(height, width) > most:
-        raise NearstepError(f"{suffix} has sides of at most {most} pixels, not {width}x{height}; write .png")
 
 
 def count_frames(path: Path) -> int:
