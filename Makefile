@@ -36,7 +36,7 @@ demo: $(SMALL)
 	$(BIN)/nearstep compare $(DEMO) --seed 7 -o demo/
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout=1800

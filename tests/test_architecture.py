@@ -16,8 +16,8 @@ SOURCE = ROOT / "src" / "nearstep"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 LEAVES = frozenset(
-    "cluster errors files json_files lock pictures plots precision programs protocols ranges reach rng shapes version "
-    "words".split()
+    "cluster contents errors files json_files lock pictures plots precision programs protocols ranges reach rng shapes "
+    "version words".split()
 )
 WORLDS = frozenset({"playground"})
 LIBRARY = (

@@ -16,9 +16,12 @@ from untrained import write_untrained
 
 from nearstep.errors import NearstepError
 from nearstep.evaluate.distances import CAPTIONS_SEED
+from nearstep.models.folder import ModelFolder
+from nearstep.nets.codec import VideoCodec
 from nearstep.nets.transformer import VideoTransformer
 from nearstep.playground import PLAYGROUND
 from nearstep.playground.world import sample_scenes
+from nearstep.rollout.rollout import generate
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 
@@ -175,6 +178,25 @@ def test_adaptive_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert low["clips"] == fixed["1"]["clips"] and low["beside"]["fewer_steps"] == 0
     assert high["steps"] > 18 and high["by_chunk"][0] == 3
     assert "0.999  steps" in capsys.readouterr().out
+
+
+def test_first_frames_are_its_own_or_real_ones(tmp_path: Path, capsys, monkeypatch) -> None:
+    first_frames, out, made = loaded("first_frames"), tmp_path / "first.json", []
+    monkeypatch.setattr(
+        first_frames, "generate", lambda *all_, **named: made.append(generate(*all_, **named)) or made[-1]
+    )
+    found = first_frames.main(first_frames.Options(plans=("1",), captions=6, device="cpu", out=out))
+    assert json.loads(out.read_text())["plans"] == found and "| 1 | all, 6 | real |" in capsys.readouterr().out
+    kinds = found["1"]
+    assert kinds["one thing"]["real"]["clips"] + kinds["two things"]["real"]["clips"] == 6
+    for of in kinds.values():
+        added = of["real"]["total"]["value"] - of["its own"]["total"]["value"]
+        assert of["gain"]["value"] == pytest.approx(added, abs=1e-9)
+    codec = VideoCodec.from_pretrained(ModelFolder.open("playground").path / "vae").float()
+    clips = codec.encode(PLAYGROUND.clips(CAPTIONS_SEED, range(6)))
+    own, real = made
+    assert torch.allclose(real[:, 0], clips[:, 0], atol=1e-4) and not torch.allclose(own[:, 0], clips[:, 0], atol=0.1)
+    assert not torch.allclose(real[:, 1], clips[:, 1], atol=0.1)
 
 
 def test_the_penalty_is_measured_in_every_type(tmp_path: Path, capsys) -> None:

@@ -115,6 +115,18 @@ def test_results_of_other_settings_are_not_mixed(measured):
         run(Renderer(), ("4",), out, seed=4)
 
 
+def test_results_of_a_model_whose_files_changed_are_not_gone_on_with(tmp_path):
+    out = tmp_path / "results.json"
+    found = run(Renderer(Shades()), ("4",), out, name="runs/model", content="a")
+    assert run(Renderer(Shades()), ("4",), out, name="runs/model", content="a") == found
+    with pytest.raises(NearstepError, match="what runs/model was before its files changed; name another file"):
+        run(Renderer(Shades()), ("4", "1"), out, name="runs/model", content="b")
+    del found["settings"]["content"]
+    out.write_text(json.dumps(found))
+    with pytest.raises(NearstepError, match="runs/model and does not say what its files held; name another file"):
+        run(Renderer(Shades()), ("4",), out, name="runs/model", content="a")
+
+
 def test_the_batch_size_changes_nothing(measured, tmp_path):
     _, results, _ = measured
     other = run(Renderer(), ("1",), tmp_path / "other.json", batch=7)["plans"]["1"]

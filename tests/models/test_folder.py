@@ -107,6 +107,34 @@ def test_what_a_folder_says(model_folder: Path) -> None:
     assert sum(info.bytes for info in header.values()) == sum(4 * t.numel() for t in stored.values())
 
 
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "weights": lambda m: edit_weights(m / "transformer" / WEIGHTS),
+    "the codec": lambda m: edit_weights(m / "vae" / WEIGHTS),
+    "the tokenizer": lambda m: edit(m / "tokenizer/tokenizer_config.json", model_max_length=9),
+    "the scheduler": lambda m: edit(m / "scheduler/scheduler_config.json", shift=4.0),
+    "its own guidance": lambda m: edit(m / "model_index.json", nearstep={"guidance_scale": 3.0, "fps": 12}),
+}
+
+
+def edit_weights(path: Path) -> None:
+    tensors = load_file(path)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_content_is_what_clips_depend_on(model_folder: Path, tmp_path: Path, change: Callable[[Path], object]) -> None:
+    moved = Path(shutil.copytree(model_folder, tmp_path / "moved"))
+    stated = json.loads((moved / "model_index.json").read_text())["nearstep"]
+    edit(moved / "model_index.json", nearstep=stated | {"agreement": [[0.9]]})
+    edit_weights(moved / "teacher" / WEIGHTS)
+    (moved / "README.md").write_text("a card")
+    name = ModelFolder.open(model_folder).content("transformer")
+    assert ModelFolder.open(moved).content("transformer") == name
+    assert ModelFolder.open(moved).content("teacher") != ModelFolder.open(model_folder).content("teacher")
+    change(moved)
+    assert ModelFolder.open(moved).content("transformer") != name
+
+
 def test_shards_are_followed(model_folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model_folder, tmp_path / "model"))
     pipe = CausalVideoPipeline.from_pretrained(copy)

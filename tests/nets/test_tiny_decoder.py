@@ -135,6 +135,10 @@ def test_files_that_are_none_are_one_line(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(NearstepError, match="no .safetensors or .pth file of tensors"):
             TinyDecoder.from_file(tmp_path / name)
+    for number, content in enumerate([{1: torch.ones(2)}, {"decoder.1.weight": 3}, [("decoder.1.weight", None)]]):
+        torch.save(content, tmp_path / f"{number}.pth")
+        with pytest.raises(NearstepError, match="holds other things than tensors by name"):
+            TinyDecoder.from_file(tmp_path / f"{number}.pth")
     for name in ("none.pth", "none.safetensors"):
         with pytest.raises(NearstepError, match="cannot read the tiny decoder"):
             TinyDecoder.from_file(tmp_path / name)

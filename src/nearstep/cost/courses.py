@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nearstep.cost.fake_step import Config
 from nearstep.cost.sizes import Sizes
@@ -40,15 +41,27 @@ def courses(config: Config, sizes: Sizes) -> Iterator[Course]:
     if left:
         yield Course(config=alone, sizes=usual, share=left)
     _, *own_batches = batches(config.batch, config.lessons)
-    kinds = zip(own_batches, sizes.lessons, (_rollout(config, lesson) for lesson in config.lessons), strict=True)
-    for (batch, clip, (first, starts, opening)), alike in Counter(kinds).items():
-        own = replace(usual, clip=clip, first_chunk=first, starts=starts)
-        yield Course(config=replace(alone, batch=batch, **dict(opening)), sizes=own, share=alike / (every * count))
+    parts = zip(config.lessons, own_batches, sizes.lessons, strict=True)
+    for kind, alike in Counter(_kind(config, *part) for part in parts).items():
+        own = replace(usual, clip=kind.clip, first_chunk=kind.first_chunk, starts=kind.starts)
+        taking = replace(alone, batch=kind.batch)
+        if isinstance(taking, DistillFields):
+            taking = replace(taking, first_steps=kind.first_steps)
+        yield Course(config=taking, sizes=own, share=alike / (every * count))
 
 
-def _rollout(config: Config, lesson: Lesson) -> tuple[int | None, tuple[int, ...], tuple[tuple[str, int], ...]]:
-    """What a lesson's rollouts differ in: the first chunk, and where scenes begin with steps of their own."""
+class _Kind(NamedTuple):
+    """What the cost of a lesson's update depends on."""
+
+    batch: int
+    clip: tuple[int, int, int, int]
+    first_chunk: int | None
+    starts: tuple[int, ...]
+    """Where scenes begin that have steps of their own."""
+    first_steps: int | None
+
+
+def _kind(config: Config, lesson: Lesson, batch: int, clip: tuple[int, int, int, int]) -> _Kind:
     steps = lesson.first_steps or (config.first_steps if isinstance(config, DistillFields) else None)
-    if steps is None:
-        return lesson.first_chunk, (), ()
-    return lesson.first_chunk, lesson.latents.changes, (("first_steps", steps),)
+    starts = () if steps is None else lesson.latents.changes
+    return _Kind(batch=batch, clip=clip, first_chunk=lesson.first_chunk, starts=starts, first_steps=steps)

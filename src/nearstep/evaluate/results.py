@@ -41,6 +41,8 @@ SUMS: tuple[Head, ...] = ("total", "quality", "semantic", "correct")
 
 EvaluationSettings = dict[str, str | int]
 """What was measured; only results of the same settings stand in one file."""
+CONTENT = "content"
+"""Of the settings: what the model's files held, which a path does not say."""
 
 
 class Bounds(TypedDict):
@@ -165,8 +167,14 @@ def open_results(out: Path, settings: EvaluationSettings) -> Results:
     if not out.exists():
         return {"settings": settings, "plans": {}}
     results = read_results(out)
-    if results["settings"] != settings:
-        raise NearstepError(f"{out} holds results of {results['settings']}, not {settings}; name another file")
+    found, asked = ({**given} for given in (results["settings"], settings))
+    was, now = found.pop(CONTENT, None), asked.pop(CONTENT, None)
+    if found != asked:
+        raise NearstepError(f"{out} holds results of {found}, not {asked}; name another file")
+    if was != now:
+        name = found["name"]
+        told = f"what {name} was before its files changed" if was else f"{name} and does not say what its files held"
+        raise NearstepError(f"{out} holds results of {told}; name another file, or remove it")
     return results
 
 

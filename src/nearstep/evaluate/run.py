@@ -19,7 +19,15 @@ from tqdm import tqdm
 
 from nearstep.cluster import Cluster, each
 from nearstep.evaluate.distances import CAPTIONS_SEED, Distances, Looks, looks_of
-from nearstep.evaluate.results import PlanResults, Results, open_results, plan_results, write_results
+from nearstep.evaluate.results import (
+    CONTENT,
+    EvaluationSettings,
+    PlanResults,
+    Results,
+    open_results,
+    plan_results,
+    write_results,
+)
 from nearstep.evaluate.tables import table
 from nearstep.files import check_writable
 from nearstep.protocols import Verdict, World
@@ -81,6 +89,7 @@ def evaluate(
         plans,
         calls=player.calls,
         name=name,
+        content=player.content,
         captions=captions,
         seed=seed,
         batch=batch,
@@ -115,6 +124,13 @@ class _Player:
         video = self.pipe(prompts, plan, seed=seed, samples=samples, guidance_scale=self.guidance, output_type="pt")[0]
         return torch.as_tensor(video).cpu()  # where the judge is
 
+    @property
+    def content(self) -> str:
+        """Names the files that it reads."""
+        from nearstep.models.folder import ModelFolder
+
+        return ModelFolder.open(self.model).content(self.transformer)
+
     def calls(self, plan: str) -> int:
         from nearstep.models.configs import ModelConfigs
         from nearstep.stream.request import plan_clip
@@ -130,6 +146,7 @@ def measure(
     calls: Callable[[str], int],
     out: Path,
     name: str = "",
+    content: str | None = None,
     captions: int = 512,
     seed: int = 0,
     batch: int = 16,
@@ -145,6 +162,7 @@ def measure(
         calls: plan string -> network calls of one clip, commits included.
         out: JSON file; goes on where it stopped.
         name: names the model in reports.
+        content: names what it is made of, so that another model of the same name is not taken for it.
         captions: held-out captions, one clip each.
         seed: names the noise.
         batch: clips made at once.
@@ -154,7 +172,10 @@ def measure(
     Returns:
         What the file holds.
     """
-    settings = {"name": name, "captions": captions, "captions_seed": CAPTIONS_SEED, "seed": seed, "world": world.name}
+    settings: EvaluationSettings = {
+        **{"name": name, "captions": captions, "captions_seed": CAPTIONS_SEED, "seed": seed, "world": world.name},
+        **({} if content is None else {CONTENT: content}),
+    }
     results = open_results(out, settings)
     wanted = {plan: calls(plan) for plan in plans}  # a plan that does not parse is found before any work
     missing = [plan for plan in wanted if plan not in results["plans"]]

@@ -72,7 +72,7 @@ class PictureDistance:
         content = content_of(Path(heads), _HEADS)
         try:
             held = torch.load(content, map_location="cpu", weights_only=True)
-            found = [held[f"lin{block}.model.1.weight"] for block in range(len(WIDTHS))]
+            found = [held[f"lin{block}.model.1.weight"].reshape(1, width, 1, 1) for block, width in enumerate(WIDTHS)]
         except Exception as error:
             raise NearstepError(f"{heads} holds no heads of lpips: {error}; give its wheel or vgg.pth") from error
         return cls(Vgg16.open(weights), found)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib import resources
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+from nearstep.contents import content_name
 from nearstep.errors import NearstepError, hint
 from nearstep.files import check_regular, path_of
 from nearstep.json_files import parsed, read_object, shown
@@ -186,6 +187,16 @@ class ModelFolder:
         """Sub-folders that hold a video transformer, ``transformer`` first."""
         names = [entry.parent.name for entry in self.path.glob(f"*/{CONFIG}") if _is_network(read_json(entry))]
         return sorted(names, key=lambda name: (name != "transformer", name))
+
+    def content(self, network: str) -> str:
+        """Names what its clips depend on: the files of ``network`` and of the parts around it, and the settings.
+
+        Not ``agreement``, which streams alone go by.
+        """
+        parts = [self.path / part for part in (network, *_PARTS, "tokenizer")]
+        files = [file for part in parts if part.is_dir() for file in sorted(part.iterdir()) if file.is_file()]
+        names = [str(file.relative_to(self.path)) for file in files]
+        return content_name([repr(replace(self.settings, agreement=())), *names], files)
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component, ``scheduler`` included."""

@@ -54,8 +54,9 @@ class Vgg16(nn.Module):
         layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
         with torch.no_grad():
             for layer, (kernel, bias) in zip(layers, _read(Path(file)), strict=True):
-                if kernel.shape != layer.weight.shape:
-                    raise NearstepError(f"{file}: a kernel of {tuple(kernel.shape)} is not VGG16's; {_WHERE}")
+                if kernel.shape != layer.weight.shape or bias.shape != kernel.shape[:1]:
+                    found = f"a kernel of {tuple(kernel.shape)} with a bias of {tuple(bias.shape)}"
+                    raise NearstepError(f"{file}: {found} is not VGG16's; {_WHERE}")
                 layer.weight.copy_(kernel)
                 layer.bias.copy_(bias)  # pyright: ignore[reportOptionalMemberAccess]
         return network.eval()

@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from nearstep.contents import content_name
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
 from nearstep.nets.devices import device_of
 from nearstep.nets.text import PromptEncoder, Tokens, cleaned, text_length, tokens
 
 _FEATURES, _DIGEST = "features", "digest"
-_BLOCK, _BLOCKS = 4096, 64  # bytes of a sample of a weight file, and how many
 
 
 class CachedPromptEncoder:
@@ -118,31 +118,18 @@ class CachedPromptEncoder:
 def encoder_name(text_encoder: Path, tokenizer: Path, dtype: torch.dtype | None) -> str:
     """Names what a text encoder computes: its configuration, its weights, its tokenizer and the type it runs in.
 
-    Of a weight file (11 GB) its size, its header and 64 blocks spread evenly over it count, not every byte: training
-    moves all weights, so that much tells two encoders apart.
-
     Args:
         text_encoder: the component's folder.
         tokenizer: the tokenizer's.
         dtype: what the weights are loaded as; None: as stored.
     """
-    digest = hashlib.sha256(repr(dtype).encode())
-    for folder in (text_encoder, tokenizer):
-        for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".model")):
-            digest.update(f"{file.name} {file.stat().st_size}".encode())
-            digest.update(_sample(file) if file.suffix == ".safetensors" else file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _sample(file: Path) -> bytes:
-    """The header's length and blocks spread over a file, its first and last bytes among them."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        blocks = []
-        for index in range(_BLOCKS):
-            stream.seek(max(0, size - _BLOCK) * index // (_BLOCKS - 1))
-            blocks.append(stream.read(_BLOCK))
-    return b"".join(blocks)
+    files = [
+        file
+        for folder in (text_encoder, tokenizer)
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".json", ".safetensors", ".model")
+    ]
+    return content_name([repr(dtype), *(file.name for file in files)], files)
 
 
 def check_cache_folder(folder: Path, *, parents: bool = False) -> None:

@@ -182,8 +182,11 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        held = dict(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise NearstepError(f"cannot read the tiny decoder {path}: {error.strerror or 'no such file'}") from error
     except Exception as error:  # of an unpickler, anything
         raise NearstepError(f"{path} is no .safetensors or .pth file of tensors: fetch it again") from error
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in held.items()):
+        raise NearstepError(f"{path} holds other things than tensors by name: fetch it again")
+    return held

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nearstep.data.latents import LatentsConfig
+from nearstep.flow.plan import GRID
 from nearstep.models.folder import EMBEDDED, ModelFolder, Settings
 from nearstep.playground import PLAYGROUND
 from nearstep.protocols import World
@@ -235,7 +236,8 @@ def distill() -> DistillConfig:
     """Adversarial self-distillation: one student for 1 to 4 steps, for clips and for streams."""
     base = rival(self_forcing(), "distill")
     clips, onward = Lesson(latents=_FEW_LATENTS), Lesson(latents=_FEW_LATENTS, first_chunk=1)  # from a picture
-    lessons = _among_pictures(base.lessons[0], (clips, *_streams(base.batch), onward))
+    streams = _streams(base.batch, first_steps=GRID)  # a scene's first frame is what the rest of it rests on
+    lessons = _among_pictures(base.lessons[0], (clips, *streams, onward))
     return replace(base, loop=replace(base.loop, steps=600), lessons=lessons, lesson_every=1)
 
 
@@ -264,16 +266,17 @@ def one_forcing() -> DistillConfig:
     return rival(self_forcing(), "one_forcing")
 
 
-def _streams(batch: int) -> tuple[Lesson, ...]:
+def _streams(batch: int, first_steps: int | None = None) -> tuple[Lesson, ...]:
     """What streams are asked for beside clips; of those that are twice as long an update takes half as many."""
     early, late = _STORIES
     half = batch // 2
-    return (
+    lessons = (
         Lesson(latents=early),
         Lesson(latents=_LONG, batch=half),
         Lesson(latents=late),
         Lesson(latents=_LONG_STORIES, batch=half),
     )
+    return tuple(replace(lesson, first_steps=first_steps) for lesson in lessons)
 
 
 def _among_pictures(pictures: Lesson, lessons: tuple[Lesson, ...]) -> tuple[Lesson, ...]:

@@ -7,11 +7,11 @@ numbers may not. A folder that a run reads is known by what is in it, not by its
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from nearstep.contents import content_name
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig, read_prompts
 from nearstep.data.shards import PREPARED, read_index, shard_file
@@ -25,7 +25,6 @@ PLACES = frozenset({"folder", "files"})
 """Options of clips and prompts that say where they lie."""
 CONTENT = "content"
 """What lies there, beside the options."""
-_BLOCK, _BLOCKS = 4096, 64
 
 
 @runtime_checkable
@@ -127,7 +126,7 @@ def _contents(config: Recipe) -> dict[str, str]:
             check_name(value)
     found = {name: _clips(values.get(name)) for name in ("latents", "pictures")}
     if lessons := [_clips(lesson.latents) for lesson in values.get("lessons", ())]:
-        found["lessons"] = None if None in lessons else _digest([str(clips) for clips in lessons], [])
+        found["lessons"] = None if None in lessons else content_name([str(clips) for clips in lessons], [])
     if isinstance(model := values.get("model"), Path):
         parts = dict.fromkeys([values.get("network"), values.get("teacher"), "vae", "text_encoder"])
         found["model"] = _weights([model / part for part in parts if part])
@@ -142,12 +141,12 @@ def _contents(config: Recipe) -> dict[str, str]:
 
 def _weights(folders: Iterable[Path]) -> str | None:
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.safetensors"))]
-    return _digest([f"{file.parent.name}/{file.name}" for file in files], files) if files else None
+    return content_name([f"{file.parent.name}/{file.name}" for file in files], files) if files else None
 
 
 def _clips(latents: Any) -> str | None:
     if isinstance(latents, PromptsConfig):
-        return _digest([repr(read_prompts(latents.files).texts)], [])
+        return content_name([repr(read_prompts(latents.files).texts)], [])
     if not isinstance(latents, LatentsConfig):
         return None
     index = read_index(latents.folder)
@@ -158,19 +157,7 @@ def _clips(latents: Any) -> str | None:
         if latents.clips is None or count < latents.clips:  # a folder may grow behind those in use
             used.append(shard_file(latents.folder, number))
             count += held
-    return _digest([index.codec, repr(index.shape)], [file for file in used if file.is_file()])
-
-
-def _digest(names: Iterable[str], files: Iterable[Path]) -> str:
-    digest = hashlib.sha256(repr(list(names)).encode())
-    for file in files:
-        size = file.stat().st_size
-        digest.update(str(size).encode())
-        with file.open("rb") as stream:
-            for block in range(_BLOCKS):  # blocks spread over the file: training moves all weights, so they tell
-                stream.seek(max(0, size - _BLOCK) * block // (_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK))
-    return digest.hexdigest()[:16]
+    return content_name([index.codec, repr(index.shape)], [file for file in used if file.is_file()])
 
 
 def _plain(value: Any) -> Any:
