@@ -20,6 +20,7 @@ install_import_hook("nearstep", "beartype.beartype(conf=beartype.BeartypeConf(is
 
 
 torch.set_num_threads(1)  # pytest-xdist has one worker per core
+os.fsync = lambda file: None  # no test cuts the power, and the suite would wait minutes for its disk
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")

@@ -32,6 +32,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert all(name in out for name in front.COMMANDS)
 
 
+def test_a_voting_page_is_served_without_what_models_need() -> None:
+    serves = "nearstep.server.listen, nearstep.server.voting, nearstep.cli.serve, nearstep.cli.study"
+    assert fresh(f"import sys, {serves}; print({{'diffusers', 'transformers', 'av'}} & set(sys.modules))") == "set()\n"
+
+
 def test_public_names_are_lazy_and_exist() -> None:
     names = fresh("import sys, nearstep; assert 'torch' not in sys.modules; print(*nearstep.__all__)").split()
     assert all(callable(getattr(nearstep, name)) for name in names)

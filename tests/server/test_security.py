@@ -355,10 +355,11 @@ def test_what_is_missing_says_how_to_install_it(monkeypatch, capsys) -> None:
 
 def test_beyond_this_machine_there_is_a_token() -> None:
     local = serve.serving_of(serve.Serve(host="127.0.0.1"))
-    assert local.token is None and serve.address(local, 80) == "http://127.0.0.1:80/"
+    assert local.token is None and serve.address("127.0.0.1", 80, None) == "http://127.0.0.1:80/"
     for host in ("0.0.0.0", "::", "192.0.2.1", "studio.example"):
         serving = serve.serving_of(serve.Serve(host=host))
-        assert len(serving.token) >= 32 and serve.address(serving, 80).endswith(f"#token={serving.token}")
+        assert len(serving.token) >= 32
+        assert serve.address(host, 80, serving.token).endswith(f":80/#token={serving.token}")
         assert serve.serving_of(serve.Serve(host=host)).token != serving.token
     assert serve.seconds_of("1.5h") == 5400 and serve.seconds_of("10m") == 600 and serve.seconds_of("30") == 30
 

@@ -118,7 +118,7 @@ def serve(options: Serve) -> None:
         note(place(pipe))
         warm(pipe, compiled=options.loading.compile)
         server = assembled(pipe, name, serving, port)
-        note(f"serving {name} at {address(serving, port)} (Ctrl-C ends)")
+        note(f"serving {name} at {address(serving.host, port, serving.token)} (Ctrl-C ends)")
         server.run(listener)
 
 
@@ -145,7 +145,7 @@ def serve_replicas(options: Serve, count: int, serving: Serving, model: ModelCon
 
     replicas = Replicas(count=count, cluster=cluster, host=serving.host, port=port, connections=serving.connections)
     with replicas.deployed(build):
-        note(f"serving {name} at {address(serving, port)} by {count} replicas (Ctrl-C ends)")
+        note(f"serving {name} at {address(serving.host, port, serving.token)} by {count} replicas (Ctrl-C ends)")
         wait()
 
 
@@ -202,7 +202,8 @@ def seconds_of(text: str) -> float:
 
 def serving_of(options: Serve) -> Serving:
     """How the server is to be; a token is made where others reach it."""
-    from nearstep.server.serving import Serving, new_token
+    from nearstep.server.guard import new_token
+    from nearstep.server.serving import Serving
     from nearstep.server.studio import Limits
 
     limits = Limits(
@@ -234,11 +235,11 @@ def _home() -> Path:
         raise NearstepError(f"{error}; name a folder with --state") from error
 
 
-def address(serving: Serving, port: int) -> str:
+def address(host: str, port: int, token: str | None) -> str:
     """Where the page is; what stands behind # is not sent, so no log on the way holds the token."""
-    host = "127.0.0.1" if serving.host == "0.0.0.0" else "::1" if serving.host == "::" else serving.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}/" + (f"#token={serving.token}" if serving.token else "")
+    return f"http://{shown}:{port}/" + (f"#token={token}" if token else "")
 
 
 def warm(pipe: CausalVideoPipeline, *, compiled: bool) -> None:

@@ -98,8 +98,8 @@ def _serve(arguments: Sequence[str]) -> None:
     from nearstep.cli.serve import LOOPBACK, address, check_listening
 
     check_listening("nearstep study serve", asked.host, asked.port, asked.token)
+    from nearstep.server.guard import door_of, new_token
     from nearstep.server.listen import listening, server_of
-    from nearstep.server.serving import Serving, new_token
     from nearstep.server.voting import voting_app
     from nearstep.study.plan import VOTES
     from nearstep.study.public import Public
@@ -107,11 +107,10 @@ def _serve(arguments: Sequence[str]) -> None:
 
     public, votes = Public.open(asked.study), VoteFile(asked.study / VOTES)
     token = asked.token or (None if asked.host in LOOPBACK else new_token())
-    serving = Serving(host=asked.host, port=asked.port, token=token, hosts=asked.allow_host, state=asked.study)
     with listening(asked.host, asked.port) as listener:
         port = listener.getsockname()[1]
-        app = voting_app(public, votes, serving.door(port))
-        note(f"{len(public.trials)} trials for each rater at {address(serving, port)} (Ctrl-C ends)")
+        app = voting_app(public, votes, door_of(asked.host, port, token, asked.allow_host))
+        note(f"{len(public.trials)} trials for each rater at {address(asked.host, port, token)} (Ctrl-C ends)")
         server_of(app, connections=1024).run(sockets=[listener])
 
 
@@ -130,7 +129,8 @@ class Judge:
 def _judge(arguments: Sequence[str]) -> None:
     asked = parsed(Judge, "nearstep study judge", arguments)
     from nearstep.recipes.worlds import find_world
-    from nearstep.study.judge import JUDGE, judge_study
+    from nearstep.study.judge import judge_study
+    from nearstep.study.votes import JUDGE
 
     count = judge_study(asked.study, find_world(asked.world), margin=asked.margin)
     note(f"{count} votes by {JUDGE}; nearstep study report {asked.study}")

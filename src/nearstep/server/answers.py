@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,6 +13,9 @@ from nearstep.json_files import TEXT, parsed_object
 from nearstep.server.guard import Door, error_response
 from nearstep.server.protocol import Json, checked
 from nearstep.server.refusals import Refusal
+
+STATIC = Path(__file__).parent / "static"
+"""Files of the pages."""
 
 
 async def json_body(request: Request, kinds: str = "a JSON object") -> Json:

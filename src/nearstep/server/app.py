@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 from nearstep.json_files import TEXT, optional
-from nearstep.server.answers import HANDLERS, entered, json_body
+from nearstep.server.answers import HANDLERS, STATIC, entered, json_body
 from nearstep.server.guard import Door, Guard
 from nearstep.server.jobs import Jobs
 from nearstep.server.kept import CONTEXT, KeptTake, joined
@@ -30,7 +30,6 @@ from nearstep.server.studio import Ask, Studio
 from nearstep.server.uploads import Uploads, context_of
 from nearstep.stream.recording import Recording
 
-STATIC = Path(__file__).parent / "static"
 LONGEST_RECORDING = 16 * 2**20
 UPLOAD_PATHS = ("/api/uploads", "/api/recordings", "/v1/videos")
 _OPENING = {"prompt": PROMPT, "plan": optional(PLAN), "seed": optional(SEED), "upload": optional(TEXT)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -58,6 +59,25 @@ class Door:
     def opens(self, given: str | None) -> bool:
         """Whether this is the token."""
         return self.token is None or (given is not None and hmac.compare_digest(given.encode(), self.token.encode()))
+
+
+def new_token() -> str:
+    """A token that nobody can guess."""
+    return secrets.token_urlsafe(24)
+
+
+def door_of(host: str, port: int, token: str | None, names: Collection[str] = ()) -> Door:
+    """Who is let in where a server listens.
+
+    Args:
+        host: what it listens at.
+        port: the same.
+        token: what lets in; None: nothing is asked for.
+        names: further ones that it is reached under, such as a proxy's.
+    """
+    anywhere = host in ("0.0.0.0", "::", "")
+    hosts = LOCAL | {name.lower() for name in names} | (set() if anywhere else {host.lower()})
+    return Door(hosts=frozenset(hosts), addresses=anywhere, token=token, port=port)
 
 
 class Guard:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import secrets
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +13,7 @@ import uvicorn
 from nearstep.data.videos import ClipSize
 from nearstep.nets.prompts import words_of
 from nearstep.server.app import Api, ModelFacts, make_app
-from nearstep.server.guard import LOCAL, Door, Guard
+from nearstep.server.guard import Door, Guard, door_of
 from nearstep.server.jobs import Jobs
 from nearstep.server.listen import server_of
 from nearstep.server.logs import Events
@@ -68,9 +67,7 @@ class Serving:
 
     def door(self, port: int) -> Door:
         """Who is let in at this port."""
-        anywhere = self.host in ("0.0.0.0", "::", "")
-        names = LOCAL | {name.lower() for name in self.hosts} | (set() if anywhere else {self.host.lower()})
-        return Door(hosts=frozenset(names), addresses=anywhere, token=self.token, port=port, uploads=LARGEST)
+        return replace(door_of(self.host, port, self.token, self.hosts), uploads=LARGEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +112,6 @@ def assembled(pipe: CausalVideoPipeline, name: str, serving: Serving, port: int)
     jobs.begin_again()
     worker.join(maker)
     return Server(app=app, studio=studio, uvicorn=server_of(app, connections=serving.connections))
-
-
-def new_token() -> str:
-    """A token that nobody can guess."""
-    return secrets.token_urlsafe(24)
 
 
 def model_facts(pipe: CausalVideoPipeline, name: str) -> ModelFacts:

@@ -16,14 +16,12 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from nearstep.json_files import TEXT, one_of
-from nearstep.server.answers import HANDLERS, entered, json_body
-from nearstep.server.app import STATIC
+from nearstep.server.answers import HANDLERS, STATIC, entered, json_body
 from nearstep.server.guard import Door, Guard
 from nearstep.server.protocol import Json, checked
 from nearstep.server.refusals import Refusal, absent
-from nearstep.study.judge import JUDGE
 from nearstep.study.public import Public, ShownTrial
-from nearstep.study.votes import CHOICES, SECONDS, Vote, VoteFile, rater_name
+from nearstep.study.votes import CHOICES, JUDGE, SECONDS, Vote, VoteFile, rater_name
 
 MOST_RATERS = 10_000
 _AHEAD = 2

@@ -14,11 +14,8 @@ from nearstep.protocols import World
 from nearstep.ranges import check_number
 from nearstep.study.plan import VOTES
 from nearstep.study.public import Public, ShownTrial
-from nearstep.study.votes import Vote, VoteFile
+from nearstep.study.votes import JUDGE, Vote, VoteFile
 from nearstep.words import unknown_words
-
-JUDGE = "judge"
-"""The name under which it votes; nobody else may have it."""
 
 
 def judge_study(study: Path, world: World, *, margin: float = 0.0, told: Callable[[int], None] = lambda _: None) -> int:

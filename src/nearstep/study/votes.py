@@ -21,6 +21,8 @@ from nearstep.json_files import TEXT, check_fields, one_of, parsed, within
 
 CHOICES = ("left", "right", "tie")
 LONGEST_NAME = 60
+JUDGE = "judge"
+"""The name under which a world's judge votes; nobody else may have it."""
 DAY = 86_400.0
 SECONDS = within(-1.0, DAY)
 _FIELDS = {"trial": TEXT, "rater": TEXT, "choice": one_of(*CHOICES), "seconds": SECONDS, "time": within(0, 1e11)}
