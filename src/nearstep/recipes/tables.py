@@ -70,6 +70,10 @@ LADDER: tuple[tuple[str, Place, Place], ...] = (
     ("the same with FFE", ("self_forcing_fresh", "4,1x"), ("asd_paper", "4,1x")),
     ("ASD over One-Forcing at 1 step", ("one_forcing", "1"), ("asd", "1")),
     ("the same with FFE", ("one_forcing", "4,1x"), ("asd", "4,1x")),
+    ("ASD in the second half alone, over 1.45 times the updates", ("self_forcing_longer", "1"), ("asd_late", "1")),
+    ("the same with FFE", ("self_forcing_longer", "4,1x"), ("asd_late", "4,1x")),
+    ("ASD in the second half alone over all along", ("asd", "1"), ("asd_late", "1")),
+    ("ASD with FFE, first chunks of four steps in training", ("asd", "4,1x"), ("asd_first_4", "4,1x")),
 )
 """What is compared: name, (cell, plan) below, (cell, plan) above."""
 
