@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _BLOCK, _BLOCKS = 4096, 64  # bytes of a sample of a file, and how many
+_LARGE = 64 * 2**20
 
 
 def content_name(facts: Iterable[str], files: Iterable[Path]) -> str:
     """Sixteen digits that are others for other facts and for files that hold something else, whatever they are called.
 
-    Of a safetensors file (11 GB) its size and 64 blocks spread evenly over it count, its first and last bytes among
-    them, and not every byte: training moves all weights, so that much tells two apart. Any other file counts whole.
+    Of weights (11 GB) the size and 64 blocks spread evenly over them count, first and last bytes among them, and not
+    every byte: training moves all weights, so that much tells two apart. Any other file counts whole, up to 64 MiB.
 
     Args:
         facts: what is to be named beside the files.
@@ -21,13 +22,14 @@ def content_name(facts: Iterable[str], files: Iterable[Path]) -> str:
     """
     digest = hashlib.sha256(repr(list(facts)).encode())
     for file in files:
-        digest.update(str(file.stat().st_size).encode())
-        digest.update(_sample(file) if file.suffix == ".safetensors" else file.read_bytes())
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        digest.update(_sample(file, size) if file.suffix == ".safetensors" or size > _LARGE else file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _sample(file: Path) -> bytes:
-    last = max(0, file.stat().st_size - _BLOCK)
+def _sample(file: Path, size: int) -> bytes:
+    last = max(0, size - _BLOCK)
     with file.open("rb") as stream:
         blocks = []
         for block in range(_BLOCKS):

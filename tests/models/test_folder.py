@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nearstep import CausalVideoPipeline, NearstepError
+from nearstep.contents import content_name
 from nearstep.models.folder import ModelFolder, Settings, read_header
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -133,6 +134,16 @@ def test_content_is_what_clips_depend_on(model_folder: Path, tmp_path: Path, cha
     assert ModelFolder.open(moved).content("teacher") != ModelFolder.open(model_folder).content("teacher")
     change(moved)
     assert ModelFolder.open(moved).content("transformer") != name
+
+
+def test_large_files_are_known_by_samples_of_them(tmp_path: Path) -> None:
+    """Not read whole: of a file of 200 MiB of holes, its size, and what lies where it is looked at."""
+    for name, size, written in (("a", 200, b""), ("b", 200, b""), ("c", 201, b""), ("d", 200, b"weights")):
+        with (tmp_path / f"{name}.bin").open("wb") as file:
+            file.write(written)
+            file.truncate(size * 2**20)
+    names = [content_name([], [tmp_path / f"{name}.bin"]) for name in "abcd"]
+    assert names[0] == names[1] and len(set(names)) == 3
 
 
 def test_shards_are_followed(model_folder: Path, tmp_path: Path) -> None:

@@ -152,6 +152,16 @@ def test_results_of_other_captions_are_refused_before_anything_runs(config: Abla
         config.run()
 
 
+def test_a_plan_of_a_run_that_is_gone_is_refused_before_it_is_trained_again(
+    config: AblationConfig, measured: list[str]
+):
+    replace(config, seeds=(1,)).run()
+    elsewhere = replace(config, runs=config.runs.with_name("others"), plans=(*PLANS, "2"))
+    with pytest.raises(NearstepError, match="asd-1.json holds results of a run that is not in .*others/, so plan 2"):
+        elsewhere.run()
+    assert len(measured) == 1 and not elsewhere.runs.exists()
+
+
 def test_a_device_that_is_not_here_is_refused_before_anything_runs(config: AblationConfig) -> None:
     with pytest.raises(NearstepError, match="device 'warp' is not here"):
         replace(config, device="warp").run()

@@ -225,7 +225,8 @@ class AblationConfig:
         """(cell, seed) of what is still to run or to measure: networks as they are, then seed by seed.
 
         Raises:
-            NearstepError: if a file has results of other captions or of another world.
+            NearstepError: if a file has results of other captions or of another world, or lacks a plan of a run that
+                is gone.
         """
         asked = [(cell, 0) for cell in self.cells if cell in NETWORKS]
         asked += [(cell, seed) for seed in self.seeds for cell in self.cells if cell in CELLS]
@@ -243,11 +244,21 @@ class AblationConfig:
                     "or name another folder with --out"
                 )
         plans = NETWORKS[item[0]]["plans"] if item[0] in NETWORKS else self.plans
-        return set(plans) <= found["plans"].keys()
+        missing = sorted(set(plans) - found["plans"].keys())
+        if missing and item[0] in CELLS and not (self._folder(item) / MODEL).is_dir():
+            raise NearstepError(
+                f"{result} holds results of a run that is not in {self.runs}/, so plan {', '.join(missing)} cannot be "
+                "added; ask for the plans that it holds, or name another folder with --out"
+            )
+        return not missing
 
     def _result(self, item: tuple[str, int]) -> Path:
         cell, seed = item
         return self.out / f"{cell}-{seed}.json"
+
+    def _folder(self, item: tuple[str, int]) -> Path:
+        cell, seed = item
+        return self.runs / f"{cell}-{seed}"
 
     @property
     def _measured_on(self) -> dict[str, Any]:
@@ -267,7 +278,7 @@ class AblationConfig:
 
     @property
     def _student(self) -> Path | None:
-        runs = (self.runs / f"{cell}-{seed}" / MODEL for seed in self.seeds for cell in self.cells if cell in CELLS)
+        runs = (self._folder((cell, seed)) / MODEL for seed in self.seeds for cell in self.cells if cell in CELLS)
         own = self.model if self.model == Path(EMBEDDED) else None  # elsewhere ``transformer`` may be a many-step one
         return next((folder for folder in runs if folder.is_dir()), own)
 
@@ -295,7 +306,7 @@ class AblationConfig:
             compile=self.compile,
         )
         recipe = CELLS[cell](usual)
-        loop = replace(recipe.loop, folder=self.runs / f"{cell}-{seed}")
+        loop = replace(recipe.loop, folder=self._folder((cell, seed)))
         student = replace(recipe, loop=loop).run()
         if (done := int(read_metrics(loop.folder / "metrics.jsonl")[-1]["step"])) < loop.steps:
             raise NearstepError(
