@@ -22,7 +22,9 @@ from torch import Tensor
 from nearstep import CausalVideoPipeline
 from nearstep.evaluate.distances import CAPTIONS_SEED
 from nearstep.evaluate.results import Bounds, bounds
-from nearstep.evaluate.statistics import mean, paired
+from nearstep.evaluate.statistics import Interval, mean, paired
+from nearstep.evaluate.table import Table
+from nearstep.evaluate.tables import points
 from nearstep.files import write_json
 from nearstep.playground import PLAYGROUND
 from nearstep.playground.judge.judge import Verdict
@@ -106,25 +108,15 @@ def _totals(verdicts: Sequence[Verdict]) -> Tensor:
     return torch.tensor([one.total for one in verdicts], dtype=torch.float64)
 
 
-def lines(plan: str, found: dict[str, Any]) -> list[str]:
-    """Rows of the table."""
+def rows(plan: str, found: dict[str, Any]) -> list[list[str]]:
+    """Of the table."""
     told = []
     for kind, of in found.items():
         for start in (OWN, REAL):
-            one = of[start]
-            total = _percent(one["total"]) + (f" ({_percent(of['gain'], sign='+')})" if start == REAL else "")
+            one, gained = of[start], points(Interval(**of["gain"])) if start == REAL else ""
             parts = [f"{one['parts'][name]:.2f}" if name in one["parts"] else "-" for name in SHOWN]
-            told.append(_row([plan, f"{kind}, {one['clips']}", start, total, *parts]))
+            told.append([plan, f"{kind}, {one['clips']}", start, points(Interval(**one["total"])), gained, *parts])
     return told
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _percent(one: Bounds, sign: str = "") -> str:
-    value, low, high = (100 * one[name] for name in ("value", "low", "high"))
-    return f"{value:{sign}.1f} [{low:.1f}, {high:.1f}]"
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -132,8 +124,7 @@ def main(options: Options) -> dict[str, Any]:
     pipe = CausalVideoPipeline.from_pretrained(
         options.model, transformer=options.network, torch_dtype="float32", device=options.device
     )
-    head = ["plan", "clips", "first frames", "total", *SHOWN]
-    print(f"{_row(head)}\n{_row(['---'] * len(head))}", flush=True)
+    heads = ["plan", "clips", "first frames", "total", "real ones add", *SHOWN]
     results: dict[str, Any] = {}
     for plan in options.plans:
         own, real = (judged(pipe, plan, options, real=start == REAL) for start in (OWN, REAL))
@@ -142,7 +133,7 @@ def main(options: Options) -> dict[str, Any]:
             for name, kind in KINDS.items()
             if any(map(kind, own))
         }
-        print("\n".join(lines(plan, results[plan])), flush=True)
+        print(Table(heads, rows(plan, results[plan])), flush=True)
     if options.out:
         write_json(options.out, {"captions": options.captions, "plans": results}, indent=1)
     return results

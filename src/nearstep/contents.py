@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _BLOCK, _BLOCKS = 4096, 64  # bytes of a sample of a file, and how many
@@ -26,6 +26,11 @@ def content_name(facts: Iterable[str], files: Iterable[Path]) -> str:
         digest.update(str(size).encode())
         digest.update(_sample(file, size) if file.suffix == ".safetensors" or size > _LARGE else file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def parts_name(facts: Iterable[str], files: Sequence[Path]) -> str:
+    """The same, of files that are known by their own names and their folders', too, as the parts of a model are."""
+    return content_name([*facts, *(f"{file.parent.name}/{file.name}" for file in files)], files)
 
 
 def _sample(file: Path, size: int) -> bytes:

@@ -202,7 +202,6 @@ def seconds_of(text: str) -> float:
 
 def serving_of(options: Serve) -> Serving:
     """How the server is to be; a token is made where others reach it."""
-    from nearstep.server.guard import new_token
     from nearstep.server.serving import Serving
     from nearstep.server.studio import Limits
 
@@ -214,11 +213,10 @@ def serving_of(options: Serve) -> Serving:
         kept=options.kept,
         jobs=options.jobs,
     )
-    token = options.token or (None if options.host in LOOPBACK else new_token())
     return Serving(
         host=options.host,
         port=options.port,
-        token=token,
+        token=token_of(options.host, options.token),
         hosts=options.allow_host,
         state=options.state or _home() / "nearstep" / f"serve-{options.port}",
         limits=limits,
@@ -233,6 +231,13 @@ def _home() -> Path:
         return path_of(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
     except NearstepError as error:
         raise NearstepError(f"{error}; name a folder with --state") from error
+
+
+def token_of(host: str, given: str | None) -> str | None:
+    """The token that a server asks for; where others reach it and none is given, one is made."""
+    from nearstep.server.guard import new_token
+
+    return given or (None if host in LOOPBACK else new_token())
 
 
 def address(host: str, port: int, token: str | None) -> str:

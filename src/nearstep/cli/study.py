@@ -95,10 +95,10 @@ class Serve:
 
 def _serve(arguments: Sequence[str]) -> None:
     asked = parsed(Serve, "nearstep study serve", arguments)
-    from nearstep.cli.serve import LOOPBACK, address, check_listening
+    from nearstep.cli.serve import address, check_listening, token_of
 
     check_listening("nearstep study serve", asked.host, asked.port, asked.token)
-    from nearstep.server.guard import door_of, new_token
+    from nearstep.server.guard import door_of
     from nearstep.server.listen import listening, server_of
     from nearstep.server.voting import voting_app
     from nearstep.study.plan import VOTES
@@ -106,7 +106,7 @@ def _serve(arguments: Sequence[str]) -> None:
     from nearstep.study.votes import VoteFile
 
     public, votes = Public.open(asked.study), VoteFile(asked.study / VOTES)
-    token = asked.token or (None if asked.host in LOOPBACK else new_token())
+    token = token_of(asked.host, asked.token)
     with listening(asked.host, asked.port) as listener:
         port = listener.getsockname()[1]
         app = voting_app(public, votes, door_of(asked.host, port, token, asked.allow_host))

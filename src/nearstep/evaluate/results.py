@@ -167,12 +167,10 @@ def open_results(out: Path, settings: EvaluationSettings) -> Results:
     if not out.exists():
         return {"settings": settings, "plans": {}}
     results = read_results(out)
-    found, asked = ({**given} for given in (results["settings"], settings))
-    was, now = found.pop(CONTENT, None), asked.pop(CONTENT, None)
-    if found != asked:
-        raise NearstepError(f"{out} holds results of {found}, not {asked}; name another file")
-    if was != now:
-        name = found["name"]
+    found, name = results["settings"], settings["name"]
+    if {**found, CONTENT: ""} != {**settings, CONTENT: ""}:
+        raise NearstepError(f"{out} holds results of {found}, not {settings}; name another file")
+    if (was := found.get(CONTENT)) != settings.get(CONTENT):
         told = f"what {name} was before its files changed" if was else f"{name} and does not say what its files held"
         raise NearstepError(f"{out} holds results of {told}; name another file, or remove it")
     return results

@@ -172,10 +172,10 @@ def measure(
     Returns:
         What the file holds.
     """
-    settings: EvaluationSettings = {
-        **{"name": name, "captions": captions, "captions_seed": CAPTIONS_SEED, "seed": seed, "world": world.name},
-        **({} if content is None else {CONTENT: content}),
-    }
+    settings: EvaluationSettings = {"name": name, "captions": captions, "captions_seed": CAPTIONS_SEED, "seed": seed}
+    settings["world"] = world.name
+    if content is not None:
+        settings[CONTENT] = content
     results = open_results(out, settings)
     wanted = {plan: calls(plan) for plan in plans}  # a plan that does not parse is found before any work
     missing = [plan for plan in wanted if plan not in results["plans"]]

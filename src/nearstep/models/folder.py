@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from nearstep.contents import content_name
+from nearstep.contents import parts_name
 from nearstep.errors import NearstepError, hint
 from nearstep.files import check_regular, path_of
 from nearstep.json_files import parsed, read_object, shown
@@ -195,8 +195,7 @@ class ModelFolder:
         """
         parts = [self.path / part for part in (network, *_PARTS, "tokenizer")]
         files = [file for part in parts if part.is_dir() for file in sorted(part.iterdir()) if file.is_file()]
-        names = [str(file.relative_to(self.path)) for file in files]
-        return content_name([repr(replace(self.settings, agreement=())), *names], files)
+        return parts_name([repr(replace(self.settings, agreement=()))], files)
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component, ``scheduler`` included."""

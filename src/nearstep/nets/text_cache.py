@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from nearstep.contents import content_name
+from nearstep.contents import parts_name
 from nearstep.errors import NearstepError
 from nearstep.files import replacing
 from nearstep.nets.devices import device_of
@@ -129,7 +129,7 @@ def encoder_name(text_encoder: Path, tokenizer: Path, dtype: torch.dtype | None)
         for file in sorted(folder.iterdir())
         if file.suffix in (".json", ".safetensors", ".model")
     ]
-    return content_name([repr(dtype), *(file.name for file in files)], files)
+    return parts_name([repr(dtype)], files)
 
 
 def check_cache_folder(folder: Path, *, parents: bool = False) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from nearstep.contents import content_name
+from nearstep.contents import content_name, parts_name
 from nearstep.data.latents import LatentsConfig
 from nearstep.data.prompts import PromptsConfig, read_prompts
 from nearstep.data.shards import PREPARED, read_index, shard_file
@@ -141,7 +141,7 @@ def _contents(config: Recipe) -> dict[str, str]:
 
 def _weights(folders: Iterable[Path]) -> str | None:
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.safetensors"))]
-    return content_name([f"{file.parent.name}/{file.name}" for file in files], files) if files else None
+    return parts_name([], files) if files else None
 
 
 def _clips(latents: Any) -> str | None:
